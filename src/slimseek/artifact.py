@@ -1,0 +1,169 @@
+"""The artifact: a compressed model on disk. ``manifest.json``, ``weights.safetensors``, the model's small files,
+and the report. Integers are packed at their bit width. No pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from slimseek import folder as folders
+from slimseek import integers
+from slimseek.errors import ArtifactError, UsageError
+from slimseek.schema import (
+    ActivationQuant,
+    Array,
+    Comparison,
+    FileEntry,
+    Layer,
+    Model,
+    ModelSpec,
+    QuantizedTensor,
+    QuantSpec,
+    Recipe,
+    StepRecord,
+    Tensor,
+    Value,
+)
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+MODEL_FILES = "model"
+REPORT = "report.json"
+
+
+class PackedTensor(Value, frozen=True):
+    """How a quantized tensor lies in ``weights.safetensors``: NAME, NAME.scale and, if asymmetric, NAME.zero_point."""
+
+    shape: tuple[int, ...]
+    spec: QuantSpec
+
+
+class Artifact(Value, frozen=True):
+    """The manifest.
+
+    Attributes:
+        spec: what the model takes and gives.
+        layers: its layers.
+        quant: how each quantized tensor is packed.
+        activations: rounding of layer inputs.
+        recipe: what made it.
+        records: what each step did.
+        collection: path of the collection it was judged by.
+        files: every other file of the folder with its hash.
+        versions: libraries it was made with.
+    """
+
+    format_version: int
+    spec: ModelSpec
+    layers: tuple[Layer, ...]
+    quant: dict[str, PackedTensor]
+    activations: dict[str, ActivationQuant]
+    recipe: Recipe | None
+    records: tuple[StepRecord, ...]
+    collection: str
+    files: tuple[FileEntry, ...]
+    versions: dict[str, str]
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether the folder holds an artifact's manifest."""
+    return (path / MANIFEST).is_file()
+
+
+def write(
+    model: Model,
+    folder: Path,
+    *,
+    recipe: Recipe | None = None,
+    comparison: Comparison | None = None,
+    collection: str = "",
+    versions: Mapping[str, str] | None = None,
+) -> Artifact:
+    """Write the artifact into an existing empty folder (see :func:`slimseek.folder.writing`)."""
+    stored: dict[str, Array] = {}
+    quant = {}
+    for name, tensor in model.tensors.items():
+        stored |= _pack(name, tensor)
+        if isinstance(tensor, QuantizedTensor):
+            quant[name] = PackedTensor(shape=tensor.shape, spec=tensor.spec)
+    save_file({name: np.ascontiguousarray(array) for name, array in stored.items()}, folder / WEIGHTS)
+    for path, content in model.files.items():
+        target = folder / MODEL_FILES / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    if comparison is not None:
+        folders.write_json(folder / REPORT, comparison)
+    artifact = Artifact(
+        format_version=FORMAT_VERSION,
+        spec=model.spec,
+        layers=model.layers,
+        quant=quant,
+        activations=dict(model.activations),
+        recipe=recipe,
+        records=() if comparison is None else comparison.records,
+        collection=collection,
+        files=folders.entries(folder, leave_out=MANIFEST),
+        versions=dict(versions or {}),
+    )
+    folders.write_json(folder / MANIFEST, artifact)
+    return artifact
+
+
+def read(path: Path) -> tuple[Artifact, Model]:
+    """Open an artifact, hashes checked.
+
+    Raises:
+        ArtifactError: it is not an artifact, truncated, changed, or from a newer version.
+    """
+    artifact = folders.read_manifest(path / MANIFEST, Artifact, FORMAT_VERSION)
+    folders.check(path, artifact.files)
+    try:
+        stored = load_file(path / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path / WEIGHTS} cannot be read: {error}") from error
+    parts = {f"{name}.{part}" for name in artifact.quant for part in ("scale", "zero_point")}
+    tensors = {name: _unpack(name, stored, artifact.quant.get(name), path) for name in stored if name not in parts}
+    prefix = f"{MODEL_FILES}/"
+    files = {
+        entry.path.removeprefix(prefix): (path / entry.path).read_bytes()
+        for entry in artifact.files
+        if entry.path.startswith(prefix)
+    }
+    model = Model(
+        spec=artifact.spec,
+        files=files,
+        tensors=tensors,
+        layers=artifact.layers,
+        activations=artifact.activations,
+    )
+    return artifact, model
+
+
+def _pack(name: str, tensor: Tensor) -> dict[str, Array]:
+    if not isinstance(tensor, QuantizedTensor):
+        return {name: tensor}
+    bits = tensor.spec.bits
+    stored = {name: integers.pack(tensor.integers, bits), f"{name}.scale": tensor.scale}
+    if tensor.zero_point is not None:
+        stored[f"{name}.zero_point"] = integers.pack(tensor.zero_point, bits)
+    return stored
+
+
+def _unpack(name: str, stored: Mapping[str, Array], packed: PackedTensor | None, path: Path) -> Tensor:
+    if packed is None:
+        return stored[name]
+    spec = packed.spec
+    try:
+        scale = stored[f"{name}.scale"]
+        zero_point = None
+        if not spec.symmetric:
+            zero_point = integers.unpack(stored[f"{name}.zero_point"], spec.bits, scale.shape, signed=False)
+        values = integers.unpack(stored[name], spec.bits, packed.shape, signed=spec.symmetric)
+    except (KeyError, UsageError) as error:
+        raise ArtifactError(f"{path}: the tensor {name} is not whole ({error})") from error
+    return QuantizedTensor(spec=spec, integers=values, scale=scale, zero_point=zero_point)

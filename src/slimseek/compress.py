@@ -1,0 +1,210 @@
+"""Stage 5: the step machine. Copy once, run the steps in order, record each, stop at a failed gate and keep the last
+good model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from slimseek import integers
+from slimseek.choose import REFERENCE_LENGTH, encoder, family
+from slimseek.errors import SlimseekError
+from slimseek.evaluate import Quality, compare, invariance, quality, quality_gate
+from slimseek.progress import say
+from slimseek.recipe import build
+from slimseek.schema import (
+    Change,
+    GateResult,
+    Model,
+    QuantizedTensor,
+    Recipe,
+    Samples,
+    SearchSet,
+    Step,
+    StepRecord,
+)
+
+INVARIANCE_TEXTS = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judge:
+    """What a step is judged by: development queries, scored by the original model once.
+
+    Attributes:
+        search_set: development queries and the documents they search.
+        original: what the original model scores there.
+        threads: threads of the reference implementation.
+    """
+
+    search_set: SearchSet
+    original: Quality
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compressed:
+    """The last good model, what each step did, and the gate that stopped the recipe, if one did."""
+
+    model: Model
+    records: tuple[StepRecord, ...]
+    failed: GateResult | None
+
+
+def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = None) -> Compressed:
+    """Run a recipe on a model; the given model is not changed.
+
+    Args:
+        model: the original.
+        recipe: checked steps and gates.
+        samples: texts for calibration and counting.
+        judge: measures quality after every step; ``None`` checks finiteness and invariance only.
+
+    Raises:
+        UsageError: a step refuses the model or its parameters; NoEffect when it would change nothing.
+    """
+    records: list[StepRecord] = []
+    steps = [(step, build(step)) for step in recipe.steps]
+    for given, step in steps:
+        say(f"step {len(records) + 1} of {len(steps)}: {given.method} {_words(given.parameters)}")
+        start = time.perf_counter()
+        changed = step.apply(model, samples)
+        seconds = time.perf_counter() - start
+        last = len(records) + 1 == len(steps)
+        change, gates = _judge(changed, samples, recipe, judge, check_quality=judge is not None or last)
+        records.append(_record(given.method, step, model, changed, seconds, change, gates))
+        failed = next((gate for gate in gates if gate.status == "failed"), None)
+        if failed is not None:
+            say(f"{given.method}: the gate {failed.gate} failed ({failed.detail}); the model before it is kept")
+            return Compressed(model=model, records=tuple(records), failed=failed)
+        model = changed
+    return Compressed(model=model, records=tuple(records), failed=None)
+
+
+def weight_error(before: Model, after: Model) -> tuple[float | None, float | None, float | None]:
+    """Quantization error (quantized - original) of the weights that changed and kept their shape.
+
+    Returns:
+        Mean and largest absolute difference, and the signal to quantization noise ratio in decibels:
+        10 log10(sum of w^2 / sum of (quantized - w)^2); ``None`` where nothing is comparable.
+    """
+    count, total, largest, signal, noise = 0, 0.0, 0.0, 0.0, 0.0
+    for name in _changed_tensors(before, after):
+        old, new = before.tensors.get(name), after.tensors.get(name)
+        if old is None or new is None or old.shape != new.shape:
+            continue
+        original = integers.dequantize(old).astype(np.float64)
+        difference = integers.dequantize(new).astype(np.float64) - original
+        count += difference.size
+        total += float(np.abs(difference).sum())
+        largest = max(largest, float(np.abs(difference).max()))
+        signal += float((original**2).sum())
+        noise += float((difference**2).sum())
+    if not count:
+        return None, None, None
+    return total / count, largest, float(10 * np.log10(signal / noise)) if noise and signal else None
+
+
+def weight_bytes(model: Model) -> int:
+    """Bytes of all tensors as they are stored."""
+    return sum(integers.stored_bytes(tensor) for tensor in model.tensors.values())
+
+
+def bytes_by_part(model: Model) -> dict[str, int]:
+    """Stored bytes by part of the model: token table, other tables, attention, feed-forward, and the rest."""
+    parts: dict[str, int] = {}
+    for name, tensor in model.tensors.items():
+        part = _part(name, model)
+        parts[part] = parts.get(part, 0) + integers.stored_bytes(tensor)
+    return parts
+
+
+def _judge(
+    model: Model, samples: Samples, recipe: Recipe, judge: Judge | None, check_quality: bool
+) -> tuple[Change | None, tuple[GateResult, ...]]:
+    threads = judge.threads if judge is not None else 1
+    subject = encoder(model, "after this step", threads)
+    try:
+        gates = [_finite(model), invariance(subject, samples.calibration[:INVARIANCE_TEXTS])]
+        if judge is None or not check_quality:
+            return None, tuple(gates)
+        after = quality(subject, judge.search_set, [recipe.gates.metric])
+    except SlimseekError as error:
+        return None, (GateResult(gate="finite", status="failed", detail=str(error)),)
+    change = compare(judge.original.get(recipe.gates.metric), after.get(recipe.gates.metric), recipe.gates.max_loss)
+    return change, (*gates, quality_gate(change, recipe.gates.max_loss))
+
+
+def _finite(model: Model) -> GateResult:
+    bad = [
+        name
+        for name, tensor in model.tensors.items()
+        if not np.isfinite(tensor.scale if isinstance(tensor, QuantizedTensor) else tensor).all()
+    ]
+    detail = f"NaN or infinite: {', '.join(bad[:3])}" if bad else "every weight and output is finite, no zero vector"
+    return GateResult(gate="finite", status="failed" if bad else "passed", detail=detail)
+
+
+def _record(
+    method: str,
+    step: Step,
+    before: Model,
+    after: Model,
+    seconds: float,
+    change: Change | None,
+    gates: tuple[GateResult, ...],
+) -> StepRecord:
+    mean, largest, sqnr = weight_error(before, after)
+    bytes_before, bytes_after = weight_bytes(before), weight_bytes(after)
+    activations = tuple(name for name, how in after.activations.items() if before.activations.get(name) != how)
+    files = tuple(name for name, content in after.files.items() if before.files.get(name) != content)
+    return StepRecord(
+        step=method,
+        parameters=msgspec.to_builtins(step),
+        changed=(*_changed_tensors(before, after), *(f"input of {name}" for name in activations), *files),
+        parameters_before=before.parameters,
+        parameters_after=after.parameters,
+        bytes_before=bytes_before,
+        bytes_after=bytes_after,
+        macs_before=family(before).macs(before, REFERENCE_LENGTH),
+        macs_after=family(after).macs(after, REFERENCE_LENGTH),
+        seconds=seconds,
+        compression_ratio=bytes_after / bytes_before,
+        error_mean=mean,
+        error_max=largest,
+        sqnr_db=sqnr,
+        quality=change,
+        gates=gates,
+        notes=step.notes(before, after),
+    )
+
+
+def _changed_tensors(before: Model, after: Model) -> tuple[str, ...]:
+    names = {**before.tensors, **after.tensors}
+    return tuple(name for name in names if before.tensors.get(name) is not after.tensors.get(name))
+
+
+def _part(name: str, model: Model) -> str:
+    layer = next((layer for layer in model.layers if layer.weight == name), None)
+    if name == model.spec.preprocess.token_table:
+        return "token table"
+    if layer is not None and layer.kind == "embedding":
+        return "other tables"
+    if layer is not None and "attention" in name:
+        return "attention"
+    if layer is not None:
+        return "feed-forward" if layer.kind == "linear" else "convolutions"
+    return "biases and norms"
+
+
+def _words(parameters: dict[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in parameters.items())
+
+
+def all_passed(gates: Sequence[GateResult]) -> bool:
+    """Whether no gate failed; an undecided one is not a failure."""
+    return all(gate.status != "failed" for gate in gates)

@@ -1,0 +1,1 @@
+"""Readers of collections, one layout a file."""

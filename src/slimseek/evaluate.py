@@ -1,0 +1,313 @@
+"""Stage 4: what the search user feels (quality, with intervals) and what the operator pays (bytes, time, memory)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from slimseek import plugins, timing
+from slimseek.encoder import Encoder
+from slimseek.errors import UsageError
+from slimseek.progress import track
+from slimseek.schema import Array, Change, GateResult, GateStatus, Measurement, Metric, QueryExample, Report, SearchSet
+
+METRICS = ("ndcg@10", "recall@100", "mrr@10", "map")
+RESAMPLES = 10_000
+DEPTH = 100
+LEAST_COSINE = 0.999
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quality:
+    """One encoder on one search set.
+
+    Attributes:
+        measurements: a value for each metric, with interval and per-query values.
+        ranking: query id to document ids, best first, ``DEPTH`` deep.
+        documents: the document vectors, float32 [documents, dim].
+        queries: the query vectors, float32 [queries, dim].
+    """
+
+    measurements: tuple[Measurement, ...]
+    ranking: dict[str, list[str]]
+    documents: Array
+    queries: Array
+
+    def get(self, metric: str) -> Measurement:
+        """The measurement of a metric."""
+        return next(measurement for measurement in self.measurements if measurement.name == metric)
+
+
+def metric(name: str) -> tuple[Metric, int | None]:
+    """A metric and its cutoff from a name such as ``ndcg@10`` or ``map``.
+
+    Raises:
+        UsageError: no such metric, or a cutoff that is not a whole number from 1 to 1000.
+    """
+    plugin, _, cutoff = name.partition("@")
+    if cutoff and not (cutoff.isdecimal() and 1 <= int(cutoff) <= 1000):
+        raise UsageError(f"metric {name!r}: the number after @ must be from 1 to 1000")
+    return plugins.load("metrics", plugin)(), int(cutoff) if cutoff else None
+
+
+def quality(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str] = METRICS) -> Quality:
+    """Encode everything, search exactly, score every query."""
+    for name in metrics:
+        metric(name)
+    with track(f"encode {len(search_set.corpus):,} documents, {encoder.name}", len(search_set.corpus)) as advance:
+        documents = encoder.documents(list(search_set.corpus.values()), advance)
+    queries = encoder.queries(list(search_set.queries.values()))
+    ranking = rank(queries, documents, search_set)
+    measurements = tuple(measure(name, search_set, ranking) for name in metrics)
+    return Quality(measurements=measurements, ranking=ranking, documents=documents, queries=queries)
+
+
+def rank(queries: Array, documents: Array, search_set: SearchSet) -> dict[str, list[str]]:
+    """Query id to document ids, best first, by exact inner products; ties by the documents' order."""
+    index = plugins.load("indexes", "exact")()
+    index.build(documents)
+    hits = index.query(queries, min(DEPTH, len(documents)))
+    ids = list(search_set.corpus)
+    return {
+        query: [ids[hit] for hit in row if hit >= 0] for query, row in zip(search_set.queries, hits.ids, strict=True)
+    }
+
+
+def measure(name: str, search_set: SearchSet, ranking: Mapping[str, Sequence[str]]) -> Measurement:
+    """One metric over the queries of the set, with a 95 % bootstrap interval of its mean."""
+    plugin, cutoff = metric(name)
+    scores = plugin.per_query(search_set.qrels, ranking, cutoff)
+    values = np.array([scores[query] for query in search_set.queries if query in scores])
+    if not values.size:
+        raise UsageError(f"{search_set.name}: no query has a relevant document")
+    return Measurement(
+        name=name,
+        value=float(values.mean()),
+        higher_is_better=plugin.higher_is_better,
+        n=values.size,
+        interval=_interval(values),
+        per_query=tuple(values.tolist()),
+    )
+
+
+def compare(before: Measurement, after: Measurement, max_loss: float | None = None) -> Change:
+    """The paired relative change of a metric: (after - before) / before, resampling queries (10,000 times).
+
+    Args:
+        before: of the original; ``after`` is of the same queries in the same order.
+        after: of the compressed model.
+        max_loss: the loss that one wants to exclude, to say how many queries that takes.
+    """
+    assert before.per_query is not None
+    assert after.per_query is not None
+    assert len(before.per_query) == len(after.per_query), "both sides must have scored the same queries"
+    first, second = np.array(before.per_query), np.array(after.per_query)
+    relative = float(_relative(first, second))
+    interval, lower = (relative, relative), relative
+    if len(first) > 1 and not np.array_equal(first, second):
+        drawn = stats.bootstrap(
+            (first, second), _relative, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=500,
+            method="percentile", rng=np.random.default_rng(0),
+        ).bootstrap_distribution  # fmt: skip
+        low, lower, high = np.percentile(drawn, [2.5, 5.0, 97.5])
+        interval = (float(low), float(high))
+    return Change(
+        metric=before.name,
+        before=before.value,
+        after=after.value,
+        relative=relative,
+        interval=interval,
+        lower_bound=float(lower),
+        n=len(first),
+        n_needed=None if max_loss is None else _n_needed(first, second, relative, float(lower), max_loss),
+    )
+
+
+def quality_gate(change: Change, max_loss: float) -> GateResult:
+    """Passed when the one-sided 95 % bound of the change lies above -max_loss; undecided when only the mean does."""
+    asked = f"loss of {change.metric} at most {max_loss:.1%}"
+    measured = f"{change.relative:+.2%}, one-sided 95 % bound {change.lower_bound:+.2%}, n = {change.n}"
+    status: GateStatus
+    if change.lower_bound >= -max_loss:
+        status, more = "passed", ""
+    elif change.relative >= -max_loss:
+        status = "undecided"
+        more = f"; proving it would take about {change.n_needed:,} queries" if change.n_needed else ""
+    else:
+        status, more = "failed", ""
+    return GateResult(
+        gate="quality", status=status, detail=f"{asked}: {measured}{more}", value=change.relative, limit=-max_loss
+    )
+
+
+def invariance(encoder: Encoder, texts: Sequence[str]) -> GateResult:
+    """Whether a text's vector is the same alone and among others: least cosine, and the ten nearest of the texts."""
+    together = encoder.documents(texts)
+    alone = np.concatenate([encoder.documents([text]) for text in texts])
+    least = float(cosines(alone, together).min())
+    same = neighbours_shared(alone, together)
+    return GateResult(
+        gate="invariance",
+        status="passed" if least >= LEAST_COSINE else "failed",
+        detail=f"{len(texts)} texts alone and in one batch: least cosine {least:.6f}, top-10 overlap {same:.3f}",
+        value=least,
+        limit=LEAST_COSINE,
+    )
+
+
+def cosines(first: Array, second: Array) -> Array:
+    """Cosine of each pair of rows, float64 [n]."""
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    result: Array = (first * second).sum(1) / (np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))
+    return result
+
+
+def neighbours_shared(first: Array, second: Array, depth: int = 10) -> float:
+    """Mean share of each item's ``depth`` nearest items (itself included) that two sets of vectors agree on, 0 to 1."""
+    count = min(depth, len(first))
+    nearest = [np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")[:, :count] for vectors in (first, second)]
+    return float(np.mean([len(set(a) & set(b)) / count for a, b in zip(*nearest, strict=True)]))
+
+
+def overlap(first: Mapping[str, Sequence[str]], second: Mapping[str, Sequence[str]], depth: int = 10) -> float:
+    """Mean share of the first ``depth`` documents that two rankings have in common, 0 to 1."""
+    shares = [
+        len(set(first[query][:depth]) & set(second[query][:depth])) / max(1, min(depth, len(first[query])))
+        for query in first
+    ]
+    return float(np.mean(shares))
+
+
+def cost(
+    subjects: Mapping[str, tuple[Encoder, str]], queries: Sequence[str], documents: Sequence[str], *, rounds: int = 5
+) -> dict[str, tuple[Measurement, ...]]:
+    """Time, memory and bytes of several encoders, measured in turns in one run.
+
+    Latency is of one query from text to vector, tokenizer included. Throughput is of documents in batches. Cold start
+    and memory are of a fresh process, where the subject has a path to open.
+
+    Args:
+        subjects: name to encoder and the MODEL it opens from (``""`` if it has none).
+        queries: texts for the single queries, used in turn.
+        documents: texts for the batches.
+        rounds: turns of each subject.
+    """
+    calls = 40
+    with track("time single queries and batches", 2) as advance:
+        single = timing.interleaved(
+            {name: lambda number, e=encoder: e.queries([queries[number % len(queries)]])  # type: ignore[misc]
+             for name, (encoder, _) in subjects.items()}, rounds=rounds, calls=calls, warm_up=3,
+        )  # fmt: skip
+        advance(1)
+        batch = timing.interleaved(
+            {name: lambda number, e=encoder: e.documents(documents)  # type: ignore[misc]
+             for name, (encoder, _) in subjects.items()}, rounds=3, calls=1, warm_up=1,
+        )  # fmt: skip
+        advance(1)
+    return {
+        name: (
+            *_bytes(encoder),
+            *_latencies(single[name]),
+            Measurement(name="throughput", value=len(documents) / float(np.median(batch[name])), unit="texts/s", n=3),
+            *_fresh(source, encoder.threads),
+        )
+        for name, (encoder, source) in subjects.items()
+    }
+
+
+def report(subject: str, threads: int, *groups: Sequence[Measurement]) -> Report:
+    """Figures of one subject with the machine."""
+    measurements = tuple(measurement for group in groups for measurement in group)
+    return Report(subject=subject, environment=timing.environment(threads), measurements=measurements)
+
+
+def examples(
+    search_set: SearchSet, before: Quality, after: Quality, metric: str, count: int = 5
+) -> tuple[QueryExample, ...]:
+    """The queries whose score changed most, with the first three results of each side."""
+    first, second = before.get(metric).per_query, after.get(metric).per_query
+    assert first is not None
+    assert second is not None
+    changes = np.abs(np.array(second) - np.array(first))
+    chosen = [int(position) for position in np.argsort(-changes, kind="stable")[:count] if changes[position] > 0]
+    ids = list(search_set.queries)
+
+    def top(ranking: Mapping[str, Sequence[str]], query: str) -> tuple[tuple[str, bool], ...]:
+        judged = search_set.qrels[query]
+        return tuple(
+            (search_set.corpus[document][:120], judged.get(document, 0) > 0) for document in ranking[query][:3]
+        )
+
+    return tuple(
+        QueryExample(
+            query=search_set.queries[ids[position]],
+            before=top(before.ranking, ids[position]),
+            after=top(after.ranking, ids[position]),
+            score_before=first[position],
+            score_after=second[position],
+        )
+        for position in chosen
+    )
+
+
+def _relative(before: Array, after: Array, axis: int = -1) -> Array | float:
+    mean = np.mean(before, axis=axis)
+    change = np.mean(after, axis=axis) - mean
+    relative = np.divide(change, mean, out=np.where(change < 0, -1.0, np.where(change > 0, 1.0, 0.0)), where=mean != 0)
+    return float(relative) if np.ndim(relative) == 0 else relative
+
+
+def _interval(values: Array) -> tuple[float, float]:
+    if values.size < 2 or np.ptp(values) == 0:
+        return float(values.mean()), float(values.mean())
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, batch=500, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _n_needed(before: Array, after: Array, relative: float, lower: float, max_loss: float) -> int | None:
+    """Queries for the one-sided bound to reach -max_loss, if mean and spread stayed as they are."""
+    margin = relative + max_loss
+    if lower >= -max_loss or margin <= 0 or before.mean() == 0:
+        return None
+    spread = float(np.std((after - (1 + relative) * before) / before.mean(), ddof=1))
+    return int(np.ceil((stats.norm.ppf(0.95) * spread / margin) ** 2))
+
+
+def _bytes(encoder: Encoder) -> tuple[Measurement, ...]:
+    shipped = encoder.shipped
+    return tuple(
+        Measurement(name=name, value=float(value), unit="B", higher_is_better=False, n=1)
+        for name, value in (
+            ("size", sum(shipped.values())),
+            ("size_weights", shipped["weights"]),
+            ("size_rest", shipped["rest"]),
+        )
+    )
+
+
+def _latencies(seconds: Array) -> tuple[Measurement, ...]:
+    return tuple(
+        Measurement(
+            name=f"latency_p{percent}",
+            value=float(np.percentile(seconds, percent)) * 1000,
+            unit="ms",
+            higher_is_better=False,
+            n=len(seconds),
+        )
+        for percent in (50, 95, 99)
+    )
+
+
+def _fresh(source: str, threads: int) -> tuple[Measurement, ...]:
+    if not source:
+        return ()
+    start = timing.fresh_start(source, threads)
+    return (
+        Measurement(name="cold_start", value=start.seconds, unit="s", higher_is_better=False, n=1),
+        Measurement(name="peak_memory", value=float(start.peak_memory_bytes), unit="B", higher_is_better=False, n=1),
+    )

@@ -1,0 +1,178 @@
+"""Folders as a discipline: written under a temporary name and renamed, every file hashed, hashes checked at opening.
+
+An artifact, a deployed package and a saved index are all such folders; they differ in their manifest alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from slimseek.errors import ArtifactError, UsageError
+from slimseek.schema import FileEntry, Value
+
+M = TypeVar("M", bound=Value)
+
+
+@contextmanager
+def writing(out: Path, *, inputs: tuple[Path, ...] = (), force: bool = False) -> Iterator[Path]:
+    """A fresh folder beside ``out``, moved to ``out`` when the block ends well and deleted when it does not.
+
+    Args:
+        out: the folder to make; it must not exist, or be empty, unless ``force``, which replaces a folder that
+            slimseek wrote.
+        inputs: folders that are being read, none of which may be ``out`` or lie in it.
+        force: replace what an earlier run wrote there.
+
+    Raises:
+        UsageError: ``out`` is taken, is an input, or cannot be written (no permission, disk full).
+    """
+    out = Path(os.path.abspath(out))
+    _check_target(out, inputs, force)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UsageError(f"cannot write to {out.parent}: {error.strerror}") from error
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        _replace(temporary, out)
+    except OSError as error:
+        if error.filename is None or Path(str(error.filename)).is_relative_to(temporary) or error.errno == 28:
+            raise UsageError(f"cannot write {out}: {error.strerror}; nothing was written") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_target(out: Path, inputs: tuple[Path, ...], force: bool) -> None:
+    for given in inputs:
+        source = given.resolve()
+        target = out.resolve()
+        if target == source or source.is_relative_to(target) or target.is_relative_to(source):
+            raise UsageError(f"the output folder {out} is, holds or lies in the input {given}; choose another --out")
+    if out.is_file():
+        raise UsageError(f"the output folder {out} is a file; choose another --out")
+    if out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise UsageError(
+                f"the output folder {out} is not empty; choose another --out, or add --force to replace it"
+            )
+        if not any((out / name).is_file() for name in ("manifest.json", "package.json", "index.json", "modules.json")):
+            raise UsageError(f"--force replaces only folders that slimseek wrote, and {out} is not one")
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    """Rename over ``out``; an old folder is moved aside first, so that a reader sees the old or the new one."""
+    if not out.exists():
+        temporary.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    out.rename(old / "folder")
+    try:
+        temporary.rename(out)
+    except OSError:
+        (old / "folder").rename(out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def entries(folder: Path, *, leave_out: str) -> tuple[FileEntry, ...]:
+    """Size and sha256 of every file of the folder, but for the manifest itself."""
+    return tuple(
+        FileEntry(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() != leave_out
+    )
+
+
+def check(folder: Path, files: tuple[FileEntry, ...]) -> None:
+    """Compare every listed file with its size and hash.
+
+    Raises:
+        ArtifactError: a file is missing, cut, changed, or its path leaves the folder.
+    """
+    for entry in files:
+        path = folder / entry.path
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ArtifactError(f"{folder}: the file list names {entry.path!r}, which lies outside the folder")
+        if not path.is_file():
+            raise ArtifactError(f"{folder}: {entry.path} is missing; copy the whole folder again")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise ArtifactError(
+                f"{folder}: {entry.path} has {size} bytes instead of {entry.bytes}; it was cut or changed"
+            )
+        if sha256(path) != entry.sha256:
+            raise ArtifactError(f"{folder}: {entry.path} was changed after it was written (sha256 differs)")
+
+
+def read_manifest(path: Path, kind: type[M], newest: int) -> M:
+    """Read a manifest of a known type and version.
+
+    Raises:
+        ArtifactError: it is absent, not valid, or of a newer format.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from error
+    try:
+        version = msgspec.json.decode(content, type=dict).get("format_version")
+    except msgspec.DecodeError as error:
+        raise ArtifactError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(version, int) or version > newest:
+        raise ArtifactError(f"{path} has format version {version!r}; this slimseek reads up to {newest}: upgrade it")
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{path} is not valid: {error}") from error
+
+
+def read_json(path: Path, kind: type[M]) -> M:
+    """Read a JSON file of a known type; ArtifactError if it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ArtifactError(f"{path} is not valid: {error}") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write one file under a temporary name and rename it.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,116 @@
+"""A graph of neighbours (HNSW) by usearch: a small part of the documents is scored, for large collections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import usearch.index
+
+from slimseek.errors import ArtifactError, UsageError
+from slimseek.indexes import _vectors
+from slimseek.schema import Array, Hits, Index, Precision
+
+GRAPH = "graph.usearch"
+RANGES = "ranges.npy"
+KINDS = {"f32": "f32", "f16": "f16", "int8": "i8"}
+
+
+class USearch(Index):
+    """Approximate: what the graph finds is scored again as in ``exact``, so that scores and ties agree with it.
+
+    With ``int8`` all dimensions share one step, because the graph compares documents with each other by their codes;
+    usearch's own rounding to int8 would scale every vector to length one.
+
+    Args:
+        precision: how vectors are kept in the graph.
+        connectivity: neighbours of a node; more is larger, slower and more accurate.
+        expansion_add: candidates looked at when a node is added.
+        expansion_search: candidates looked at by a query; more is slower and more accurate.
+    """
+
+    def __init__(
+        self,
+        *,
+        precision: Precision = "f32",
+        connectivity: int = 16,
+        expansion_add: int = 128,
+        expansion_search: int = 128,
+    ) -> None:
+        """An empty index; a setting out of range raises UsageError."""
+        self.precision = _vectors.checked_precision(precision)
+        if min(connectivity, expansion_add, expansion_search) < 2:
+            raise UsageError("connectivity, expansion_add and expansion_search must each be at least 2")
+        self._connectivity = connectivity
+        self._expansion_add = expansion_add
+        self._expansion_search = expansion_search
+
+    def build(self, vectors: Array, threads: int = 1) -> None:
+        """Take float32 [n, dim] vectors, n at least 1.
+
+        With one thread the graph is the same each time; with more, the order of insertion and so the graph may vary.
+
+        Raises:
+            UsageError: no vectors, another shape, or a value that cannot be kept.
+        """
+        vectors = _vectors.checked(vectors)
+        if not len(vectors):
+            raise UsageError("there are no vectors to index")
+        self._ranges = _vectors.ranges_of(vectors, shared_step=True) if self.precision == "int8" else None
+        self._graph = usearch.index.Index(
+            ndim=vectors.shape[1],
+            metric="ip",
+            dtype=KINDS[self.precision],
+            connectivity=self._connectivity,
+            expansion_add=self._expansion_add,
+            expansion_search=self._expansion_search,
+        )
+        rows = _vectors.stored(vectors, self.precision, self._ranges)
+        self._graph.add(np.arange(len(rows), dtype=np.uint64), rows, threads=threads)
+
+    def query(self, vectors: Array, k: int) -> Hits:
+        """The ``k`` best found for each of float32 [q, dim] vectors; id -1 and score -inf fill up."""
+        queries = _vectors.checked(vectors, self._graph.ndim)
+        return _vectors.rank(queries, self._candidates(queries, k), self._vectors_of, k)
+
+    def save(self, folder: Path) -> None:
+        """Write ``graph.usearch`` and, for int8, ``ranges.npy``."""
+        self._graph.save(str(folder / GRAPH))
+        if self._ranges is not None:
+            np.save(folder / RANGES, self._ranges, allow_pickle=False)
+
+    def load(self, folder: Path) -> None:
+        """Map the graph from disk; a file that is cut or of another precision raises ArtifactError."""
+        path = folder / GRAPH
+        try:
+            graph = usearch.index.Index.restore(str(path), view=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{path} cannot be read: {error}") from error
+        if graph is None or graph.dtype.name.lower() != KINDS[self.precision]:
+            raise ArtifactError(f"{path} is not a graph of {self.precision} vectors")
+        graph.expansion_search = self._expansion_search
+        self._graph = graph
+        self._ranges = _vectors.load_array(folder / RANGES, np.float32) if self.precision == "int8" else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the graph, its vectors, and ranges."""
+        return int(self._graph.serialized_length) + (0 if self._ranges is None else int(self._ranges.nbytes))
+
+    def _vectors_of(self, ids: Array) -> Array:
+        return _vectors.restored(np.vstack(self._graph.get(ids.astype(np.uint64))), self._ranges)
+
+    def _candidates(self, queries: Array, k: int) -> Iterator[Array]:
+        """For each query the ids that the graph finds: as many as it looks at anyway, so that ties are seen."""
+        count = min(len(self._graph), max(k, self._expansion_search))
+        for query in queries:
+            found = self._graph.search(self._walkable(query), count, threads=1)
+            yield found.keys.astype(np.int64)
+
+    def _walkable(self, query: Array) -> Array:
+        """A query [dim] in the type of the graph; its own scale does not change the order of documents."""
+        if self.precision != "int8":
+            return query
+        largest = np.abs(query).max() or 1
+        return np.rint(query / largest * _vectors.TOP_CODE).astype(np.int8)

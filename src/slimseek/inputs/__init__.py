@@ -1,0 +1,1 @@
+"""Raw items to named arrays: the same code at training and at serving."""

@@ -1,0 +1,66 @@
+"""Texts to token ids, through the model's own tokenizer.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from slimseek.errors import UsageError
+from slimseek.schema import Array, Batch, ModelSpec
+
+TOKENIZER = "tokenizer.json"
+
+
+class TextInput:
+    """Tokenizes as the model wants it.
+
+    Padding that the file asks for is switched off: rows are padded to the batch's longest, no further. Ids and mask
+    are int64.
+    """
+
+    def __init__(self, spec: ModelSpec, tokenizer_json: bytes) -> None:
+        """Read the tokenizer; a broken one raises UsageError."""
+        try:
+            self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
+        except Exception as error:  # the library raises bare Exception for any fault of the file
+            raise UsageError(f"{TOKENIZER} cannot be read: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(spec.preprocess.max_length)
+        self._preprocess = spec.preprocess
+        self._names = tuple(tensor.name for tensor in spec.inputs)
+
+    def ids(self, texts: Sequence[str], prefix: str = "") -> list[list[int]]:
+        """Token ids of each text, special tokens included, cut at the model's longest."""
+        rows = self._tokenizer.encode_batch([prefix + text for text in texts])
+        # A tokenizer without special tokens gives nothing for an empty text; one padding token keeps it finite.
+        return [row.ids or [self._preprocess.pad_id] for row in rows]
+
+    def batch(self, rows: Sequence[Sequence[int]], length: int | None = None) -> Batch:
+        """Rows of ids as arrays [n, length], padded with ``pad_id`` where the mask is 0.
+
+        Args:
+            rows: token ids, each at most ``length`` long.
+            length: the width of the arrays; ``None`` for the longest row.
+        """
+        width = length or max(len(row) for row in rows)
+        ids = np.full((len(rows), width), self._preprocess.pad_id, np.int64)
+        mask = np.zeros((len(rows), width), np.int64)
+        for row, values in enumerate(rows):
+            ids[row, : len(values)] = values
+            mask[row, : len(values)] = 1
+        arrays: dict[str, Array] = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(ids),
+        }
+        return {name: arrays[name] for name in self._names}
+
+    def __call__(self, texts: Sequence[str]) -> Batch:
+        """Texts to one batch of arrays."""
+        return self.batch(self.ids(texts))
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        """How many texts are longer than the model's longest sequence."""
+        return sum(bool(row.overflowing) for row in self._tokenizer.encode_batch(list(texts)))

@@ -1,0 +1,175 @@
+"""The arithmetic of integers: rounding a tensor to a few bits, reading it back, packing at the true width.
+
+All functions are pure, over numpy arrays. A tensor is seen as a matrix [channels, values]: the axis of channels
+first, the rest flattened; a channel is cut into groups, the last of which may be shorter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slimseek.errors import UsageError
+from slimseek.schema import Array, QuantizedTensor, QuantSpec, Tensor
+
+MIN_NORMAL_FLOAT16 = 6.2e-5
+
+
+def quantize(values: Array, spec: QuantSpec) -> QuantizedTensor:
+    """Round to the nearest level: integer = round(value / scale) + zero_point.
+
+    Symmetric: scale = max|w| / (2^(bits-1) - 1), integers in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
+    Asymmetric: the range [min(w, 0), max(w, 0)] on 2^bits levels, so that 0.0 is exact.
+    Scales of groups are float16 where every one is a normal float16 number, and rounding uses the stored scale.
+
+    Args:
+        values: float array of any shape with at least one axis.
+        spec: bits, granularity and axis.
+
+    Raises:
+        UsageError: a value is NaN or infinite.
+    """
+    if not np.isfinite(values).all():
+        raise UsageError("the tensor holds NaN or infinite values and cannot be quantized")
+    blocks = _blocks(np.asarray(values, np.float32), spec)
+    if spec.symmetric:
+        top = 2 ** (spec.bits - 1) - 1
+        scale = _storable(np.abs(blocks).max(-1) / top, spec)
+        integers = np.clip(np.rint(blocks / _divisor(scale)), -top, top).astype(np.int8)
+        zero_point = None
+    else:
+        levels = 2**spec.bits - 1
+        low = np.minimum(blocks.min(-1), 0)
+        scale = _storable((np.maximum(blocks.max(-1), 0) - low) / levels, spec)
+        zero_point = np.clip(np.rint(-low[..., None] / _divisor(scale)), 0, levels).astype(np.uint8)
+        integers = np.clip(np.rint(blocks / _divisor(scale)) + zero_point, 0, levels).astype(np.uint8)
+        zero_point = zero_point[..., 0]
+    return QuantizedTensor(
+        spec=spec, integers=_unblocks(integers, values.shape, spec), scale=scale, zero_point=zero_point
+    )
+
+
+def dequantize(tensor: Tensor) -> Array:
+    """The float32 values that the integers stand for; a float tensor comes back as float32, others unchanged."""
+    if not isinstance(tensor, QuantizedTensor):
+        return tensor.astype(np.float32) if np.issubdtype(tensor.dtype, np.floating) else tensor
+    blocks = _blocks(tensor.integers, tensor.spec).astype(np.float32)
+    if tensor.zero_point is not None:
+        blocks -= tensor.zero_point[..., None].astype(np.float32)
+    return _unblocks(blocks * tensor.scale[..., None].astype(np.float32), tensor.shape, tensor.spec)
+
+
+def eight_bit_scale(tensor: QuantizedTensor) -> Array:
+    """Scale [channels] of the eight-bit grid that a tensor of fewer bits, or of groups, expands to for arithmetic."""
+    others = tuple(axis for axis in range(len(tensor.shape)) if axis != tensor.spec.axis)
+    scale = np.abs(dequantize(tensor)).max(axis=others) / 127
+    return np.where(scale > 0, scale, 1).astype(np.float32)
+
+
+def is_eight_bit(tensor: QuantizedTensor) -> bool:
+    """Whether the integers themselves are what eight-bit arithmetic computes with."""
+    return tensor.spec.bits == 8 and tensor.spec.granularity != "group"
+
+
+def expanded(tensor: Tensor) -> Array:
+    """The float32 values that eight-bit arithmetic computes with, at most half a step of its grid from the tensor's."""
+    values = dequantize(tensor)
+    if not isinstance(tensor, QuantizedTensor) or is_eight_bit(tensor):
+        return values
+    shape = [1] * values.ndim
+    shape[tensor.spec.axis] = -1
+    scale = eight_bit_scale(tensor).reshape(shape)
+    rounded: Array = np.rint(values / scale) * scale
+    return rounded
+
+
+def take_rows(tensor: Tensor, rows: Array) -> Tensor:
+    """The chosen rows (axis 0) of a tensor, its integers and scales as they are."""
+    if not isinstance(tensor, QuantizedTensor):
+        return tensor[rows]
+    if tensor.spec.axis != 0 or tensor.spec.granularity == "tensor":
+        return QuantizedTensor(
+            spec=tensor.spec, integers=tensor.integers[rows], scale=tensor.scale, zero_point=tensor.zero_point
+        )
+    zero_point = None if tensor.zero_point is None else tensor.zero_point[rows]
+    return QuantizedTensor(
+        spec=tensor.spec, integers=tensor.integers[rows], scale=tensor.scale[rows], zero_point=zero_point
+    )
+
+
+def matrix(tensor: QuantizedTensor) -> Array:
+    """The integers as [channels, values], channels first."""
+    return np.moveaxis(tensor.integers, tensor.spec.axis, 0).reshape(tensor.shape[tensor.spec.axis], -1)
+
+
+def pack(integers: Array, bits: int) -> Array:
+    """Integers of ``bits`` bits, flattened, least significant bit first, as uint8 of ceil(n * bits / 8) bytes.
+
+    Signed integers are stored in two's complement of that width.
+    """
+    if bits == 8:
+        return np.ascontiguousarray(integers).reshape(-1).view(np.uint8).copy()
+    unsigned = np.ascontiguousarray(integers).reshape(-1).view(np.uint8)
+    planes = (unsigned[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
+    return np.packbits(planes.reshape(-1), bitorder="little")
+
+
+def unpack(packed: Array, bits: int, shape: tuple[int, ...], signed: bool) -> Array:
+    """The inverse of :func:`pack`, int8 or uint8 of ``shape``.
+
+    Raises:
+        UsageError: the bytes are not those of ``shape``.
+    """
+    count = int(np.prod(shape))
+    if packed.size != (count * bits + 7) // 8:
+        raise UsageError(f"{packed.size} packed bytes cannot hold {count} integers of {bits} bits")
+    if bits == 8:
+        return packed.view(np.int8 if signed else np.uint8).reshape(shape)
+    planes = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
+    unsigned = (planes << np.arange(bits, dtype=np.uint8)).sum(1, dtype=np.uint8)
+    if not signed:
+        return unsigned.reshape(shape)
+    shift = 8 - bits
+    return ((unsigned << shift).view(np.int8) >> shift).reshape(shape)
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes that the tensor takes on disk: integers at their true width, scales and zero points included."""
+    if not isinstance(tensor, QuantizedTensor):
+        return int(tensor.nbytes)
+    zero_points = 0 if tensor.zero_point is None else (tensor.zero_point.size * tensor.spec.bits + 7) // 8
+    return (tensor.integers.size * tensor.spec.bits + 7) // 8 + int(tensor.scale.nbytes) + zero_points
+
+
+def _storable(scale: Array, spec: QuantSpec) -> Array:
+    """Scales in the type they are stored in; an all-zero block gets scale 0 and integers 0."""
+    positive = scale[scale > 0]
+    small = spec.granularity == "group" and positive.size and positive.min() >= MIN_NORMAL_FLOAT16
+    return scale.astype(np.float16 if small and positive.max() < 6e4 else np.float32)
+
+
+def _divisor(scale: Array) -> Array:
+    wide = scale.astype(np.float32)[..., None]
+    return np.where(wide > 0, wide, np.float32(1))
+
+
+def _blocks(values: Array, spec: QuantSpec) -> Array:
+    """[channels, groups, values of a group]; a short last group is filled with zeros."""
+    if spec.granularity == "tensor":
+        return values.reshape(1, 1, -1)
+    rows = np.moveaxis(values, spec.axis, 0).reshape(values.shape[spec.axis], -1)
+    if spec.granularity == "channel":
+        return rows[:, None, :]
+    assert spec.group_size is not None
+    padding = -rows.shape[1] % spec.group_size
+    rows = np.pad(rows, ((0, 0), (0, padding)))
+    return rows.reshape(rows.shape[0], -1, spec.group_size)
+
+
+def _unblocks(blocks: Array, shape: tuple[int, ...], spec: QuantSpec) -> Array:
+    if spec.granularity == "tensor":
+        return blocks.reshape(shape)
+    moved = (shape[spec.axis], *shape[: spec.axis], *shape[spec.axis + 1 :])
+    values = int(np.prod(moved[1:]))
+    return np.ascontiguousarray(
+        np.moveaxis(blocks.reshape(shape[spec.axis], -1)[:, :values].reshape(moved), 0, spec.axis)
+    )

@@ -1,0 +1,1 @@
+"""Compression methods, one a file, in the families of the field."""

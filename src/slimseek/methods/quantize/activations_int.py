@@ -1,0 +1,78 @@
+"""Inputs of linear layers as eight-bit integers, so that the products are integer arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from slimseek import plugins
+from slimseek.errors import NoEffect, UsageError
+from slimseek.inputs.text import TOKENIZER, TextInput
+from slimseek.methods.quantize._ranges import Histogram
+from slimseek.schema import ActivationQuant, Array, Model, QuantizedTensor, Samples, Step
+
+Estimator = Literal["minmax", "percentile", "mse"]
+
+
+class ActivationsInt(Step, frozen=True, kw_only=True):
+    """Round the input of every linear layer whose weights are integers.
+
+    ``static``: one range a layer, from calibration texts: scale = (high - low) / 255, zero_point = round(-low / scale).
+    ``dynamic``: a scale for each row (token) at run time, scale = max|x| / 127, so that no text's vector depends on
+    its neighbours in the batch.
+
+    Attributes:
+        mode: ``static`` or ``dynamic``.
+        estimator: how the static range is read from the values seen: their least and greatest (``minmax``), the
+            range that leaves out one value in 100,000 (``percentile``), or the range with the least mean squared
+            rounding error (``mse``).
+        skip: layers whose name contains one of these keep float inputs.
+    """
+
+    mode: Literal["static", "dynamic"] = "static"
+    estimator: Estimator = "minmax"
+    skip: tuple[str, ...] = ()
+
+    def apply(self, model: Model, samples: Samples) -> Model:
+        """Calibrate, or mark, the layers."""
+        weights = [
+            layer.weight
+            for layer in model.layers
+            if layer.kind == "linear"
+            and isinstance(model.tensors[layer.weight], QuantizedTensor)
+            and not any(part in layer.name for part in self.skip)
+        ]
+        if not weights:
+            raise NoEffect("quantize.activations_int: no linear layer has integer weights; quantize weights first")
+        if self.mode == "dynamic":
+            return dataclasses.replace(model, activations={name: ActivationQuant(mode="dynamic") for name in weights})
+        ranges = self._calibrate(model, samples, set(weights))
+        return dataclasses.replace(model, activations=ranges)
+
+    def _calibrate(self, model: Model, samples: Samples, weights: set[str]) -> dict[str, ActivationQuant]:
+        if not samples.calibration:
+            raise UsageError("quantize.activations_int: the calibration sample is empty; the collection has no texts")
+        seen: dict[str, Histogram] = {}
+
+        def visit(name: str, values: Array) -> None:
+            if name in weights:
+                if not np.isfinite(values).all():
+                    raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")
+                seen.setdefault(name, Histogram()).add(values)
+
+        read = TextInput(model.spec, model.files[TOKENIZER])
+        batches = [read([text]) for text in samples.calibration]
+        family = plugins.load("models", model.spec.family)()
+        family.observe(dataclasses.replace(model, activations={}), batches, visit)
+        # A layer that no text reaches (a pooler that the vector does not use) keeps a float input.
+        return {name: _quant(name, *histogram.range(self.estimator)) for name, histogram in sorted(seen.items())}
+
+
+def _quant(name: str, low: float, high: float) -> ActivationQuant:
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high == low:
+        raise UsageError(f"the input of {name} is constant zero on calibration texts; skip this layer")
+    scale = float(np.float32((high - low) / 255))
+    return ActivationQuant(mode="static", scale=scale, zero_point=int(np.clip(np.rint(-low / scale), 0, 255)))

@@ -1,0 +1,1 @@
+"""Fewer parts that do the same."""

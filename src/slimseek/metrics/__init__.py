@@ -1,0 +1,1 @@
+"""Search metrics, one a file."""

@@ -1,0 +1,21 @@
+"""Mean over relevant documents of the precision at their rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ir_measures
+
+from slimseek.metrics._trec import per_query
+from slimseek.schema import Metric, Qrels
+
+
+class AveragePrecision(Metric):
+    """Average precision by trec_eval's rules; its mean over the queries is MAP."""
+
+    label = "MAP"
+    default_cutoff = None
+
+    def per_query(self, qrels: Qrels, ranking: Mapping[str, Sequence[str]], cutoff: int | None) -> dict[str, float]:
+        """The value of each judged query, 0 to 1; ``None`` for the cutoff takes the whole ranking."""
+        return per_query(ir_measures.AP @ cutoff if cutoff else ir_measures.AP, qrels, ranking)

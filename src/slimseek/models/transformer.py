@@ -1,0 +1,399 @@
+"""Text encoders in the layout of sentence-transformers or transformers: a transformer, pooling, Dense, Normalize."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save_file as save_torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from slimseek.errors import UsageError
+from slimseek.inputs.text import TOKENIZER
+from slimseek.integers import dequantize, expanded
+from slimseek.models import _text_files as text_files
+from slimseek.models._export import export
+from slimseek.schema import ActivationQuant, Array, Batch, Encode, Family, Layer, Model, ModelSpec, Tensor
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+POOLING_KEYS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+ACTIVATIONS = {"Tanh": nn.Tanh, "Identity": nn.Identity, "ReLU": nn.ReLU, "GELU": nn.GELU}
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    """What ``modules.json`` asks for: folders of the transformer, the pooling and the Dense layers."""
+
+    transformer: str
+    pooling: str
+    dense: tuple[str, ...]
+    normalise: bool
+
+
+class _Pipeline(nn.Module):
+    """The whole function: ids and mask to the final vector."""
+
+    def __init__(self, transformer: nn.Module, pooling: str, dense: list[nn.Module], normalise: bool) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.dense = nn.ModuleList(dense)
+        self.pooling = pooling
+        self.normalise = normalise
+        self.additive_mask = False
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Int64 [batch, sequence] twice to float32 [batch, dim]."""
+        keep = attention_mask.to(torch.float32)
+        # A ready-made additive mask spares the exported graph the long way from a two-dimensional one.
+        mask = (1.0 - keep)[:, None, None, :] * -10000.0 if self.additive_mask else attention_mask
+        hidden = self.transformer(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        vector = _pool(hidden, keep, self.pooling)
+        for layer in self.dense:
+            vector = layer(vector)
+        return nn.functional.normalize(vector, dim=-1) if self.normalise else vector
+
+
+class _Dense(nn.Module):
+    def __init__(self, linear: nn.Linear, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+        self.activation = activation
+
+    def forward(self, vector: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.linear(vector))
+
+
+class Transformer(Family):
+    """Any encoder that ``AutoModel`` loads, with the modules that sentence-transformers puts after it."""
+
+    def recognises(self, path: Path) -> bool:
+        """A folder with ``modules.json`` or a ``config.json`` that names a model type."""
+        if not path.is_dir() or (path / "modules.json").is_file():
+            return path.is_dir()
+        return (path / "config.json").is_file() and b'"model_type"' in (path / "config.json").read_bytes()
+
+    def open(self, path: Path) -> Model:
+        """Read configuration, tokenizer and safetensors weights."""
+        plan = _plan(text_files.small_files(path), path)
+        files = text_files.small_files(path, (plan.transformer, plan.pooling, *plan.dense))
+        if plan.transformer:
+            raise UsageError(f"{path}: the transformer lies in the subfolder {plan.transformer!r}; only '' is read")
+        if "config.json" not in files:
+            raise UsageError(f"{path} has no config.json, so it is not a whole model folder")
+        files[TOKENIZER] = _tokenizer(path, files)
+        network = _build(files, path, weights=_weights(path, plan))
+        table = _token_table(network)
+        spec = ModelSpec(
+            family="transformer",
+            modality="text",
+            output="embedding",
+            inputs=text_files.INPUTS,
+            dim=_dim(network),
+            normalised=network.normalise,
+            preprocess=text_files.preprocess(files, _positions(network.transformer.config), table),
+        )
+        tensors: dict[str, Tensor] = {name: _array(value) for name, value in network.state_dict().items()}
+        for name in network.unused:
+            tensors.pop(name)
+        return Model(spec=spec, files=files, tensors=tensors, layers=_layers(network, set(tensors)))
+
+    def run(self, model: Model, threads: int) -> Encode:
+        """PyTorch in float32 on the dequantized weights; inputs of layers are rounded where the model says so."""
+        network = _load(model)
+        for layer in model.layers:
+            if layer.weight in model.activations:
+                module = network.get_submodule(layer.name)
+                module.weight.data = torch.from_numpy(expanded(model.tensors[layer.weight]))
+                module.register_forward_pre_hook(_rounding(model.activations[layer.weight]))
+
+        def encode(batch: Batch) -> Array:
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                result: Array = network(**{name: torch.from_numpy(array) for name, array in batch.items()}).numpy()
+            return result
+
+        return encode
+
+    def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
+        """Show every layer's input, real tokens only, to ``visit(weight name, float32 [tokens, width])``."""
+        network = _load(model)
+        current: dict[str, torch.Tensor] = {}
+
+        def show(weight: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+            def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                values, mask = inputs[0], current["attention_mask"]
+                rows = values[mask.bool()] if values.shape[:2] == mask.shape else values.flatten(0, -2)
+                visit(weight, rows.numpy())
+
+            return hook
+
+        for layer in model.layers:
+            if layer.kind == "linear":
+                network.get_submodule(layer.name).register_forward_pre_hook(show(layer.weight))
+        with torch.inference_mode():
+            for batch in batches:
+                current = {name: torch.from_numpy(array) for name, array in batch.items()}
+                network(**current)
+
+    def to_onnx(self, model: Model) -> Any:
+        """The pipeline through PyTorch's exporter, with an additive mask where the network takes one."""
+        network = _load(model)
+        ids = torch.randint(1, 5, (3, 9))
+        mask = torch.ones_like(ids)
+        mask[1, 5:] = 0
+        network.additive_mask = _takes_additive_mask(network, ids, mask)
+        tensors = {name: dequantize(tensor) for name, tensor in model.tensors.items()}
+        return export(network, {"input_ids": ids, "attention_mask": mask}, model.spec, tensors)
+
+    def save(self, model: Model, folder: Path) -> None:
+        """A folder that ``SentenceTransformer`` and ``AutoModel`` load: float32 weights, all small files."""
+        for name, content in model.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        plan = _plan(model.files, folder)
+        groups: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in model.tensors.items():
+            place, _, rest = name.partition(".")
+            if place == "dense":
+                number, _, rest = rest.partition(".")
+                place = plan.dense[int(number)]
+            # A copy for each name: safetensors refuses names that share memory.
+            groups.setdefault(place, {})[rest] = torch.from_numpy(dequantize(tensor)).clone()
+        for place, weights in groups.items():
+            target = folder / ("" if place == "transformer" else place) / "model.safetensors"
+            save_torch(weights, target, metadata={"format": "pt"})
+
+    def macs(self, model: Model, length: int) -> int:
+        """Counted by PyTorch's operator counter, which counts two operations for each."""
+        network = _load(model)
+        ids = torch.ones((1, length), dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(ids, torch.ones_like(ids))
+        return int(counter.get_total_flops() // 2)
+
+
+def _pool(hidden: torch.Tensor, keep: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Float32 [batch, sequence, width] and its mask to [batch, width]."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "max":
+        return (hidden + (1.0 - keep).unsqueeze(-1) * -1e9).amax(1)
+    if pooling == "lasttoken":
+        last = keep.sum(1).to(torch.int64) - 1
+        return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
+    return (hidden * keep.unsqueeze(-1)).sum(1) / keep.sum(1, keepdim=True).clamp(min=1e-9)
+
+
+def _rounding(activation: ActivationQuant) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor]]:
+    """A hook that rounds a layer's input to eight bits as the runtimes do."""
+
+    def static(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        scale, zero = activation.scale, activation.zero_point
+        return (((inputs[0] / scale).round() + zero).clamp(0, 255).sub(zero).mul(scale),)
+
+    def dynamic(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        scale = inputs[0].abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+        return ((inputs[0] / scale).round() * scale,)
+
+    return static if activation.mode == "static" else dynamic
+
+
+def _plan(files: Any, path: Path) -> _Plan:
+    """Read ``modules.json``; a bare transformers folder is pooled by the mean, as sentence-transformers does."""
+    similarity = text_files.json_of(files, "config_sentence_transformers.json").get("similarity_fn_name")
+    cosine = similarity in (None, "cosine")
+    if "modules.json" not in files:
+        return _Plan(transformer="", pooling="", dense=(), normalise=cosine)
+    try:
+        modules = msgspec.json.decode(files["modules.json"], type=list[dict[str, Any]])
+        kinds = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise UsageError(f"{path}: modules.json is not valid ({error})") from error
+    places = {kind: place for kind, place in kinds if kind in ("Transformer", "Pooling")}
+    unknown = [kind for kind, _ in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")]
+    if unknown:
+        raise UsageError(
+            f"{path}: modules.json asks for {', '.join(unknown)}; Transformer, Pooling, Dense, Normalize work"
+        )
+    missing = {"Transformer", "Pooling"} - set(places)
+    if missing:
+        raise UsageError(f"{path}: modules.json lacks {' and '.join(sorted(missing))}")
+    return _Plan(
+        transformer=places["Transformer"],
+        pooling=places["Pooling"],
+        dense=tuple(place for kind, place in kinds if kind == "Dense"),
+        normalise=cosine or any(kind == "Normalize" for kind, _ in kinds),
+    )
+
+
+def _pooling(files: Any, plan: _Plan, path: Path) -> str:
+    if not plan.pooling:
+        return "mean"
+    name = f"{plan.pooling}/config.json"
+    if name not in files:
+        raise UsageError(f"{path} has no {name}, which says how tokens are pooled")
+    config = text_files.json_of(files, name)
+    chosen = [
+        POOLING_KEYS.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on is True
+    ]
+    if isinstance(config.get("pooling_mode"), str):
+        chosen = [config["pooling_mode"]]
+    if len(chosen) != 1 or chosen[0] not in POOLING_KEYS.values():
+        raise UsageError(
+            f"{path}: pooling {' + '.join(chosen) or 'none'} is not known; {', '.join(POOLING_KEYS.values())} are"
+        )
+    return chosen[0]
+
+
+def _tokenizer(path: Path, files: dict[str, bytes]) -> bytes:
+    lower = bool(text_files.json_of(files, "sentence_bert_config.json").get("do_lower_case"))
+    if TOKENIZER in files:
+        return text_files.tokenizer_without_padding(files[TOKENIZER], lower)
+    try:
+        fast = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return text_files.tokenizer_without_padding(fast.backend_tokenizer.to_str().encode(), lower)
+    except Exception as error:  # from_pretrained raises many kinds for a folder without a tokenizer
+        raise UsageError(f"{path} has no {TOKENIZER}, and none could be made from its other files") from error
+
+
+def _weights(path: Path, plan: _Plan) -> dict[str, dict[str, torch.Tensor]]:
+    """Safetensors of the transformer (``""``) and of each Dense folder."""
+    weights = {}
+    for place in ("", *plan.dense):
+        shards = sorted((path / place).glob("model*.safetensors"))
+        if not shards:
+            pickled = next((path / place).glob("pytorch_model*.bin"), None)
+            if pickled:
+                raise UsageError(f"{pickled} is a pickle, which is never opened; save it again as safetensors")
+            raise UsageError(f"{path / place} has no model.safetensors")
+        try:
+            weights[place] = {name: value for shard in shards for name, value in load_file(shard).items()}
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{shards[0]} cannot be read as safetensors: {error}") from error
+    return weights
+
+
+def _build(files: Any, path: Path, weights: dict[str, dict[str, torch.Tensor]] | None) -> Any:
+    """The network of a folder's files, with given weights or, for ``None``, with whatever initialisation leaves."""
+    plan = _plan(files, path)
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / "config.json").write_bytes(files["config.json"])
+        try:
+            config = transformers.AutoConfig.from_pretrained(temporary, local_files_only=True)
+            transformer = _transformer(config, None if weights is None else weights[""], path)
+        except (ValueError, KeyError, OSError) as error:
+            raise UsageError(f"{path}: transformers cannot build this model: {_first_line(error)}") from error
+    dense = []
+    for place in plan.dense:
+        layer = _dense(text_files.json_of(files, f"{place}/config.json"), f"{path}/{place}")
+        if weights is not None:
+            layer.load_state_dict(weights[place])
+        dense.append(layer)
+    network = _Pipeline(transformer, _pooling(files, plan, path), dense, plan.normalise).eval()
+    network.unused = getattr(transformer, "unused", ())
+    return network
+
+
+def _transformer(config: Any, weights: dict[str, torch.Tensor] | None, path: Path) -> Any:
+    """The bare encoder; weights it has but the checkpoint lacks must be of the unused pooler."""
+    config.dtype = torch.float32
+    if weights is None:
+        return transformers.AutoModel.from_config(config, attn_implementation="eager")
+    model_class = transformers.AutoModel._model_mapping[type(config)]
+    network, info = model_class.from_pretrained(
+        None, config=config, state_dict=weights, output_loading_info=True, attn_implementation="eager"
+    )
+    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
+    if missing:
+        raise UsageError(f"{path}: the weights lack {len(missing)} tensors of the model, such as {missing[0]}")
+    if info.get("mismatched_keys"):
+        raise UsageError(f"{path}: {next(iter(info['mismatched_keys']))} has another shape than config.json says")
+    network.unused = tuple(f"transformer.{name}" for name in info["missing_keys"])
+    return network
+
+
+def _dense(config: dict[str, Any], path: str) -> _Dense:
+    name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
+    if name not in ACTIVATIONS or not {"in_features", "out_features"} <= set(config):
+        raise UsageError(
+            f"{path}: config.json needs in_features, out_features and an activation of {list(ACTIVATIONS)}"
+        )
+    linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+    return _Dense(linear, ACTIVATIONS[name]())
+
+
+def _load(model: Model) -> Any:
+    """The network of a model's data, dequantized."""
+    network = _build(model.files, Path("model"), weights=None)
+    state = {name: torch.from_numpy(dequantize(tensor).copy()) for name, tensor in model.tensors.items()}
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    missing = [name for name in missing if not name.startswith("transformer.pooler.")]
+    assert not [*missing, *unexpected], f"tensors do not fit the network: {missing} {unexpected}"
+    return network
+
+
+def _layers(network: Any, tensors: set[str]) -> tuple[Layer, ...]:
+    kinds: dict[type, tuple[Any, int]] = {
+        nn.Linear: ("linear", 0),
+        nn.Embedding: ("embedding", 0),
+        transformers.pytorch_utils.Conv1D: ("linear", 1),
+    }
+    found = []
+    for name, module in network.named_modules():
+        if type(module) in kinds and f"{name}.weight" in tensors:
+            kind, axis = kinds[type(module)]
+            found.append(Layer(name=name, kind=kind, weight=f"{name}.weight", axis=axis))
+    return tuple(found)
+
+
+def _token_table(network: Any) -> str | None:
+    table = network.transformer.get_input_embeddings()
+    return next((f"{name}.weight" for name, module in network.named_modules() if module is table), None)
+
+
+def _dim(network: Any) -> int:
+    with torch.inference_mode():
+        ids = torch.ones((2, 4), dtype=torch.int64)
+        return int(network(ids, torch.ones_like(ids)).shape[1])
+
+
+def _positions(config: Any) -> int:
+    """Tokens that the model has positions for; RoBERTa and MPNet lose those up to the padding id."""
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    offset = (
+        (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert") else 0
+    )
+    return int(positions - offset)
+
+
+def _takes_additive_mask(network: Any, ids: torch.Tensor, mask: torch.Tensor) -> bool:
+    with torch.inference_mode():
+        expected = network(ids, mask)
+        network.additive_mask = True
+        try:
+            return bool(torch.allclose(network(ids, mask), expected, atol=1e-5))
+        except (ValueError, RuntimeError, IndexError):
+            return False
+
+
+def _array(value: torch.Tensor) -> Array:
+    return np.ascontiguousarray(value.detach().numpy())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,184 @@
+"""The table of contents: the stages called in order, for one model, one collection and one recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from slimseek import artifact, choose, data, deploy, plugins, report, search, timing
+from slimseek import compress as machine
+from slimseek import evaluate as measuring
+from slimseek import folder as folders
+from slimseek import recipe as recipes
+from slimseek.compress import Judge
+from slimseek.errors import UsageError
+from slimseek.inputs.samples import TEXTS
+from slimseek.progress import say
+from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, prove
+from slimseek.rebuild import rebuild
+from slimseek.schema import Change, Collection, Comparison, Measurement, Model, Qrels, Recipe, Report, Value
+
+DEV_QUERIES = 300
+DEV_DOCUMENTS = 600
+PARITY_TEXTS = 64
+DEMO_MODEL, DEMO_DATA, DEMO_RECIPE = "minilm", "news", "int8"
+
+
+class Evaluation(Value, frozen=True):
+    """One model on one collection, and how it differs from a baseline on the same queries."""
+
+    collection: str
+    subject: Report
+    baseline: Report | None = None
+    changes: tuple[Change, ...] = ()
+    overlap: float | None = None
+
+
+def compress(
+    source: str | Path,
+    collection: str | Path,
+    recipe: str | Path | Recipe,
+    out: str | Path,
+    options: Options | None = None,
+) -> Comparison:
+    """Compress a model by a recipe and prove what changed; writes an artifact with its report to ``out``.
+
+    Steps are judged on development queries. The test queries are used once, at the end, on what the target runtime
+    gives before and after.
+
+    Args:
+        source: the MODEL.
+        collection: the collection to judge by.
+        recipe: a shorthand, a file, or a recipe.
+        out: folder of the artifact.
+        options: how to measure.
+
+    Returns:
+        Before and after. A failed gate is among its gates; the last good model is what was written.
+
+    Raises:
+        UsageError: anything wrong with the arguments, before any long work.
+    """
+    options = options or Options()
+    steps, threads = recipes.load(recipe), options.threads or timing.default_threads()
+    measuring.metric(steps.gates.metric)
+    deploy.check_target(options.target)
+    with folders.writing(Path(out), inputs=_paths(source, collection), force=options.force) as folder:
+        original = choose.model(source)
+        found = data.load(str(collection))
+        splits = data.split(found)
+        say(splits.notice)
+        samples = data.samples(found, splits, seed=steps.seed)
+        judge = _judge(original, found, splits.dev, steps, threads)
+        compressed = machine.run(original, steps, samples, judge)
+        test = data.search_set(found, splits.test, "test")
+        comparison = prove(choose.name_of(source), original, compressed, test, steps, threads, options)
+        artifact.write(
+            compressed.model, folder, recipe=steps, comparison=comparison, collection=found.path,
+            versions=timing.versions(timing.LIBRARIES),
+        )  # fmt: skip
+        report.write(comparison, folder / "report.html")
+    return comparison
+
+
+def evaluate(
+    source: str | Path, collection: str | Path, *, baseline: str | Path | None = None, split: str = "test",
+    metrics: Sequence[str] | None = None, threads: int = 0,
+) -> Evaluation:  # fmt: skip
+    """Measure a model on a collection: quality with intervals, bytes, time, memory; against a baseline, paired.
+
+    Args:
+        source: any MODEL.
+        collection: the collection.
+        baseline: a MODEL to compare with, measured in the same run.
+        split: whose queries.
+        metrics: such as ``ndcg@10``; by default nDCG, recall, MRR and MAP.
+        threads: of the runtimes; 0 for all cores.
+    """
+    found = data.load(str(collection))
+    if split not in found.qrels:
+        raise UsageError(f"{collection} has no split {split!r}; it has {', '.join(found.qrels)}")
+    queries = data.search_set(found, found.qrels[split], split)
+    names = tuple(metrics or measuring.METRICS)
+    chosen = [(source, choose.choose(source, threads or None))]
+    if baseline is not None:
+        chosen.append((baseline, choose.choose(baseline, threads or None)))
+    quality = [measuring.quality(encoder, queries, names) for _, encoder in chosen]
+    costs = measuring.cost(
+        {str(number): (encoder, str(path)) for number, (path, encoder) in enumerate(chosen)},
+        list(queries.queries.values())[:TIMED_QUERIES], list(queries.corpus.values())[:TIMED_DOCUMENTS],
+    )  # fmt: skip
+    reports = [
+        measuring.report(f"{encoder.name} ({encoder.runtime})", encoder.threads, costs[str(number)],
+                         quality[number].measurements, _static(path))
+        for number, (path, encoder) in enumerate(chosen)
+    ]  # fmt: skip
+    if baseline is None:
+        return Evaluation(collection=queries.name, subject=reports[0])
+    changes = tuple(measuring.compare(quality[1].get(name), quality[0].get(name)) for name in names)
+    shared = measuring.overlap(quality[1].ranking, quality[0].ranking)
+    return Evaluation(collection=queries.name, subject=reports[0], baseline=reports[1], changes=changes, overlap=shared)
+
+
+def deploy_on(
+    source: str | Path, target: str, out: str | Path, *, data: str = "", threads: int = 0, force: bool = False
+) -> choose.Package:
+    """Deploy, with parity on the texts of a collection: the given one, else the one the artifact was judged by."""
+    texts = _texts(data or choose.collection_of(source), asked=bool(data))
+    return deploy.deploy(source, target, out, texts=texts, threads=threads or None, force=force)
+
+
+def serve_on(
+    source: str, collection: str = "", *, original: str = "", index: str = "", host: str = "127.0.0.1",
+    port: int = 8000, threads: int = 0,
+) -> None:  # fmt: skip
+    """Open or make the indexes and serve; the original, if given, gets an index of its own."""
+    service = plugins.require("slimseek.serve")
+    opened = search.session(choose.choose(source, threads or None), _corpus(source, collection), index)
+    other = search.session(choose.choose(original, threads or None), _corpus(source, collection)) if original else None
+    service.serve(opened, other, host=host, port=port, ready=lambda url: say(f"search page: {url}  (Ctrl-C stops)"))
+
+
+def demo(out: str | Path, *, threads: int = 0) -> Comparison:
+    """The whole flow on the built-in model and collection: compress, rebuild, deploy; everything lies in ``out``."""
+    place = Path(out)
+    options = Options(threads=threads, alternatives=True, force=True, command=f"slimseek demo --out {out}")
+    comparison = compress(DEMO_MODEL, DEMO_DATA, DEMO_RECIPE, place / "artifact", options)
+    say("rebuild as an ordinary model: " + rebuild(place / "artifact", place / "rebuilt", force=True).detail)
+    deploy_on(place / "artifact", "auto", place / "served", threads=threads, force=True)
+    return comparison
+
+
+def _judge(model: Model, collection: Collection, qrels: Qrels, recipe: Recipe, threads: int) -> Judge:
+    dev = data.search_set(
+        collection, qrels, "dev", max_queries=DEV_QUERIES, max_documents=DEV_DOCUMENTS, seed=recipe.seed
+    )
+    original = measuring.quality(choose.encoder(model, "original", threads), dev, [recipe.gates.metric])
+    return Judge(search_set=dev, original=original, threads=threads)
+
+
+def _paths(*sources: str | Path) -> tuple[Path, ...]:
+    return tuple(Path(source) for source in sources if Path(source).exists())
+
+
+def _static(source: str | Path) -> tuple[Measurement, ...]:
+    parameters, macs = choose.size_of(source)
+    return (
+        Measurement(name="parameters", value=float(parameters), higher_is_better=False, n=1),
+        Measurement(name="macs", value=float(macs), unit="MAC", higher_is_better=False, n=1),
+    )
+
+
+def _texts(collection: str, asked: bool) -> Sequence[str]:
+    if not collection or not (asked or Path(collection).exists() or collection in ("news", "news-full")):
+        return TEXTS
+    corpus = data.load(collection).corpus
+    return [text for text in corpus.values() if text][:PARITY_TEXTS]
+
+
+def _corpus(source: str, collection: str) -> dict[str, str]:
+    known = collection or choose.collection_of(source)
+    if not known:
+        raise UsageError(f"{source} does not say which collection it was judged by; add --data")
+    corpus: dict[str, str] = data.load(known).corpus
+    return corpus

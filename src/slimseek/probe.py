@@ -1,0 +1,46 @@
+"""What runs in a fresh process: open a model and either say when it was ready and how much memory it took, or encode
+the texts that come on standard input into a .npy file."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import msgspec
+
+TEXT = "how do I reset my password"
+BATCH = 64
+TOKENS = 128
+
+
+def encode(source: str, threads: int, out: str) -> None:
+    """Vectors of a JSON list of texts on standard input, written to ``out`` with numpy's ``save``."""
+    import numpy as np
+
+    from slimseek.choose import choose
+
+    texts = msgspec.json.decode(sys.stdin.buffer.read(), type=list[str])
+    np.save(out, choose(source, threads).documents(texts), allow_pickle=False)
+
+
+def start(source: str, threads: int) -> None:
+    """Print one JSON line: the time of the first vector, and the peak of resident memory after a batch.
+
+    The batch is 64 texts of 128 tokens (or the longest the model takes).
+    """
+    from slimseek.choose import choose
+
+    encoder = choose(source, threads)
+    encoder.queries([TEXT])
+    ready = time.time()
+    encoder.documents([" ".join([TEXT] * (TOKENS // 8))] * BATCH)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(msgspec.json.encode({"ready": ready, "peak_memory_bytes": peak}).decode())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        encode(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    else:
+        start(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,132 @@
+"""Evaluate again: the original and the compressed model in the runtime that will serve them, on the test queries."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimseek import alternatives as others
+from slimseek import choose, deploy, evaluate
+from slimseek import compress as machine
+from slimseek.compress import Compressed
+from slimseek.encoder import Encoder
+from slimseek.evaluate import Quality
+from slimseek.schema import Comparison, GateResult, Measurement, Model, Recipe, Report, SearchSet
+
+TIMED_QUERIES = 200
+TIMED_DOCUMENTS = 64
+PARITY_TEXTS = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a run measures.
+
+    Attributes:
+        target: the runtime in which before and after are measured.
+        threads: threads of every runtime; 0 for all cores that this process may use.
+        alternatives: also measure what other libraries give with one call.
+        command: the command line that reproduces the run, for the report.
+        force: replace what an earlier run wrote.
+    """
+
+    target: str = "onnxruntime"
+    threads: int = 0
+    alternatives: bool = False
+    command: str = ""
+    force: bool = False
+
+
+def prove(
+    name: str, original: Model, compressed: Compressed, test: SearchSet, recipe: Recipe, threads: int, options: Options
+) -> Comparison:
+    """Before and after in the target runtime, costs measured in turns.
+
+    Args:
+        name: of the original, for the report.
+        original: the model as it was given.
+        compressed: what the recipe made of it.
+        test: queries that no step has seen.
+        recipe: for its gate.
+        threads: of the runtime.
+        options: target and alternatives.
+    """
+    metrics = tuple(dict.fromkeys((recipe.gates.metric, *evaluate.METRICS)))
+    with tempfile.TemporaryDirectory() as temporary:
+        subjects: dict[str, tuple[Encoder, str]] = {}
+        gates: list[GateResult] = []
+        for label, model in ((f"{name}, fp32", original), (f"{name}, {recipe.name}", compressed.model)):
+            place = Path(temporary) / str(len(subjects))
+            place.mkdir()
+            texts = list(test.corpus.values())[:PARITY_TEXTS]
+            package = deploy.write(model, options.target, place, texts=texts, threads=threads)
+            gates = list(package.gates)
+            subjects[label] = (choose.choose(place, threads), str(place))
+        if options.alternatives:
+            subjects["onnxruntime dynamic int8"] = (others.dynamic_int8(original, threads), "")
+        found = {label: evaluate.quality(encoder, test, metrics) for label, (encoder, _) in subjects.items()}
+        queries = list(test.queries.values())[:TIMED_QUERIES]
+        costs = evaluate.cost(subjects, queries, list(test.corpus.values())[:TIMED_DOCUMENTS])
+    reports = [
+        evaluate.report(
+            label, threads, costs[label], found[label].measurements, _static(label, subjects, original, compressed)
+        )
+        for label in subjects
+    ]
+    before, after = (found[label] for label in list(subjects)[:2])
+    changes = tuple(
+        evaluate.compare(before.get(metric), after.get(metric), recipe.gates.max_loss) for metric in metrics
+    )
+    gates = [evaluate.quality_gate(changes[0], recipe.gates.max_loss), *gates, smaller_gate(reports[0], reports[1])]
+    if compressed.failed is not None:
+        gates.insert(0, compressed.failed)
+    return Comparison(
+        collection=test.name,
+        original=reports[0],
+        compressed=reports[1],
+        alternatives=tuple(reports[2:]),
+        changes=changes,
+        gates=tuple(gates),
+        records=compressed.records,
+        bytes_before=machine.bytes_by_part(original),
+        bytes_after=machine.bytes_by_part(compressed.model),
+        examples=evaluate.examples(test, before, after, recipe.gates.metric),
+        command=options.command,
+        notes=_notes(original, compressed, before, after, options.target),
+    )
+
+
+def smaller_gate(before: Report, after: Report) -> GateResult:
+    """Whether fewer bytes are shipped in fact."""
+    sizes = [subject.get("size") for subject in (before, after)]
+    assert sizes[0] is not None
+    assert sizes[1] is not None
+    ratio = sizes[1].value / sizes[0].value
+    detail = f"{sizes[0].value / 1e6:.1f} MB shipped before, {sizes[1].value / 1e6:.1f} MB after, ratio {ratio:.3f}"
+    return GateResult(gate="smaller", status="passed" if ratio < 1 else "failed", detail=detail, value=ratio, limit=1.0)
+
+
+def _static(
+    label: str, subjects: dict[str, tuple[Encoder, str]], original: Model, compressed: Compressed
+) -> tuple[Measurement, ...]:
+    """Parameters and multiply-accumulates, of the model that the label stands for."""
+    model = compressed.model if label == list(subjects)[1] else original
+    macs = choose.family(model).macs(model, choose.REFERENCE_LENGTH)
+    return (
+        Measurement(name="parameters", value=float(model.parameters), higher_is_better=False, n=1),
+        Measurement(name="macs", value=float(macs), unit="MAC", higher_is_better=False, n=1),
+    )
+
+
+def _notes(original: Model, compressed: Compressed, before: Quality, after: Quality, target: str) -> tuple[str, ...]:
+    mean, largest, sqnr = machine.weight_error(original, compressed.model)
+    notes = [
+        f"Both sides run in {target}; the original is the fp32 graph with fused operators.",
+        f"Top-10 overlap with the original's results: {evaluate.overlap(before.ranking, after.ranking):.3f}.",
+    ]
+    if mean is not None and largest is not None and sqnr is not None:
+        notes.append(
+            f"Weights against the original: error {mean:.2e} on average, {largest:.2e} at most, {sqnr:.1f} dB."
+        )
+    return tuple(notes)

@@ -1,0 +1,49 @@
+"""Stage 6: from an artifact back to an ordinary model that the usual libraries load without slimseek."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from slimseek import choose, timing
+from slimseek import folder as folders
+from slimseek.errors import GateFailed
+from slimseek.evaluate import cosines
+from slimseek.inputs.samples import TEXTS
+from slimseek.schema import GateResult
+
+LEAST_COSINE = 0.9999
+
+
+def rebuild(source: str | Path, out: str | Path, *, threads: int | None = None, force: bool = False) -> GateResult:
+    """Write the dense float32 model: ``SentenceTransformer(out)`` and ``AutoModel.from_pretrained(out)`` load it.
+
+    The float model carries the artifact's dequantized weights. Rounding of activations belongs to the integer
+    runtimes and is not part of it, so parity is measured against the artifact without that rounding.
+
+    Args:
+        source: an artifact, or any model that :func:`slimseek.choose.model` opens.
+        out: folder to write.
+        threads: threads for the parity check.
+        force: replace what an earlier run wrote.
+
+    Raises:
+        GateFailed: the model read back differs from the artifact; nothing is written.
+    """
+    model = choose.model(source)
+    inputs = (Path(source),) if Path(source).exists() else ()
+    with folders.writing(Path(out), inputs=inputs, force=force) as folder:
+        choose.family(model).save(model, folder)
+        count = threads or timing.default_threads()
+        artifact = choose.encoder(dataclasses.replace(model, activations={}), "artifact", count)
+        least = float(cosines(artifact.documents(TEXTS), choose.choose(folder, count).documents(TEXTS)).min())
+        parity = GateResult(
+            gate="parity",
+            status="passed" if least >= LEAST_COSINE else "failed",
+            detail=f"{len(TEXTS)} texts, rebuilt model against the artifact's weights: least cosine {least:.6f}",
+            value=least,
+            limit=LEAST_COSINE,
+        )
+        if parity.status == "failed":
+            raise GateFailed(f"the rebuilt model differs from the artifact: {parity.detail}; nothing was written")
+    return parity

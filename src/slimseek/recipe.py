@@ -1,0 +1,151 @@
+"""Recipes: the steps of a compression in a file that can be read, printed, edited and run again."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from slimseek import plugins
+from slimseek.errors import UsageError
+from slimseek.schema import Gates, Recipe, RecipeStep, Step
+
+VERSION = 1
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A recipe as it is written: each step is a mapping of one method to its parameters."""
+
+    version: int
+    steps: list[dict[str, dict[str, Any] | None]]
+    gates: Gates = Gates()
+    targets: list[str] = msgspec.field(default_factory=lambda: ["onnxruntime"])
+    seed: int = 0
+
+
+def shorthands() -> tuple[str, ...]:
+    """Names of the recipes that come with slimseek, such as ``int8``."""
+    folder = resources.files("slimseek") / "recipes"
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")))
+
+
+def text_of(name: str) -> str:
+    """The YAML text of a shorthand, to print and edit."""
+    if name not in shorthands():
+        raise UsageError(f"unknown recipe {name!r}; known: {', '.join(shorthands())}, or a path to a YAML or JSON file")
+    return (resources.files("slimseek") / "recipes" / f"{name}.yaml").read_text("utf-8")
+
+
+def load(recipe: str | Path | Recipe) -> Recipe:
+    """A recipe from a shorthand, a YAML or JSON file, or as it is; every method and parameter is checked.
+
+    Raises:
+        UsageError: no such file, not valid, an unknown field, method or parameter.
+    """
+    if isinstance(recipe, Recipe):
+        checked = recipe
+    else:
+        path = Path(recipe)
+        is_file = path.suffix in (".yaml", ".yml", ".json") or path.is_file()
+        checked = parse(_read(path) if is_file else text_of(str(recipe)), name=path.stem)
+    for step in checked.steps:
+        build(step)
+    return checked
+
+
+def parse(text: str, name: str = "recipe") -> Recipe:
+    """A recipe from YAML or JSON text.
+
+    Raises:
+        UsageError: the text is not a valid recipe.
+    """
+    try:
+        file = msgspec.convert(yaml.safe_load(text), _File)
+    except (yaml.YAMLError, msgspec.ValidationError) as error:
+        raise UsageError(f"recipe {name}: {' '.join(str(error).split())}") from error
+    if file.version != VERSION:
+        raise UsageError(f"recipe {name}: version {file.version} is not known; this slimseek reads version {VERSION}")
+    if not file.steps:
+        raise UsageError(f"recipe {name}: it has no steps; known methods: {', '.join(plugins.names('methods'))}")
+    steps = []
+    for number, step in enumerate(file.steps, 1):
+        if len(step) != 1:
+            raise UsageError(f"recipe {name}: step {number} must name one method, it names {sorted(step)}")
+        [(method, parameters)] = step.items()
+        steps.append(RecipeStep(method=method, parameters=parameters or {}))
+    if not 0 <= file.gates.max_loss < 1:
+        raise UsageError(
+            f"recipe {name}: max_loss {file.gates.max_loss} must be from 0 to below 1 (0.01 is one per cent)"
+        )
+    return Recipe(steps=tuple(steps), gates=file.gates, targets=tuple(file.targets), seed=file.seed, name=name)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML text that :func:`parse` reads back."""
+    document = {
+        "version": VERSION,
+        "steps": [{step.method: step.parameters} for step in recipe.steps],
+        "gates": msgspec.to_builtins(recipe.gates),
+        "targets": list(recipe.targets),
+        "seed": recipe.seed,
+    }
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def build(step: RecipeStep) -> Step:
+    """The method with its parameters.
+
+    Raises:
+        UsageError: no such method, or a parameter that it does not take.
+    """
+    method = plugins.load("methods", step.method)
+    try:
+        built: Step = msgspec.convert(step.parameters, method)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{step.method}: {error}") from error
+    return built
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def with_gates(recipe: Recipe, *, metric: str = "", max_loss: str = "", seed: int = 0) -> Recipe:
+    """The recipe with another gate or seed; empty strings keep its own.
+
+    Args:
+        recipe: a checked recipe.
+        metric: such as ``ndcg@10``.
+        max_loss: such as ``1%`` or ``0.01``.
+        seed: of every random choice.
+
+    Raises:
+        UsageError: ``max_loss`` is not a share from 0 to below 1.
+    """
+    gates = recipe.gates
+    if metric:
+        gates = msgspec.structs.replace(gates, metric=metric)
+    if max_loss:
+        gates = msgspec.structs.replace(gates, max_loss=share(max_loss))
+    return msgspec.structs.replace(recipe, gates=gates, seed=seed or recipe.seed)
+
+
+def share(text: str) -> float:
+    """A share from ``1%`` or ``0.01``.
+
+    Raises:
+        UsageError: it is not one, from 0 to below 1.
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"{text!r} is not a share; write 1% or 0.01, from 0 to below 1")
+    return value

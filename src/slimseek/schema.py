@@ -1,0 +1,590 @@
+"""The types that stages hand to each other, and the bases of the plug-ins.
+
+Value types are frozen msgspec structs: they are checked when read and go to JSON and back. Types that carry arrays
+are frozen dataclasses. Nothing here computes anything; numpy is the only array library.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = np.ndarray
+Batch = dict[str, Array]
+Encode = Callable[[Batch], Array]
+"""What can be measured: named input arrays to float32 vectors of shape [n, dim]."""
+
+Modality = Literal["text", "image", "speech"]
+OutputKind = Literal["embedding", "class_logits", "transcript"]
+Granularity = Literal["tensor", "channel", "group"]
+GateStatus = Literal["passed", "failed", "undecided"]
+LayerKind = Literal["linear", "embedding", "convolution"]
+Precision = Literal["f32", "f16", "int8"]
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plain frozen value; a field that the type does not know is refused when it is read from a file."""
+
+
+# ---------------------------------------------------------------- models
+
+
+class TensorSpec(Value, frozen=True):
+    """An input of a model: its name, dtype, and shape, where a string is a symbolic axis such as ``"batch"``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class TextPreprocess(Value, frozen=True):
+    """How a text becomes token ids: kept with the model, so that training and serving do the same.
+
+    Attributes:
+        max_length: longest sequence in tokens, special tokens included; longer texts are cut.
+        pad_id: id that fills a row up to the batch's length.
+        query_prefix: text put before every query (``"query: "`` for E5), often empty.
+        document_prefix: text put before every document, often empty.
+        token_table: name of the tensor that holds one row a token; ``None`` when it is not known.
+    """
+
+    max_length: int
+    pad_id: int = 0
+    query_prefix: str = ""
+    document_prefix: str = ""
+    token_table: str | None = None
+
+
+class ModelSpec(Value, frozen=True):
+    """What a model takes and gives, whatever runs it.
+
+    Attributes:
+        family: the plug-in of ``models/`` that understands its files.
+        dim: width of the vectors it gives.
+        normalised: whether its vectors have length one.
+    """
+
+    family: str
+    modality: Modality
+    output: OutputKind
+    inputs: tuple[TensorSpec, ...]
+    dim: int
+    normalised: bool
+    preprocess: TextPreprocess
+
+
+class Layer(Value, frozen=True):
+    """A part of a model that a method may change: which tensor is its weight, and which axis its outputs.
+
+    Attributes:
+        name: the layer's name in the model.
+        kind: ``linear``, ``embedding`` or ``convolution``.
+        weight: name of its weight tensor.
+        axis: the weight's axis of output channels (0 for ``nn.Linear``, 1 for an ONNX MatMul, 0 for a table's rows).
+    """
+
+    name: str
+    kind: LayerKind
+    weight: str
+    axis: int = 0
+
+
+class QuantSpec(Value, frozen=True):
+    """How a tensor's integers are to be read.
+
+    Attributes:
+        bits: width of an integer, 2 to 8.
+        granularity: one scale for the tensor, for each channel, or for each group of values in a channel.
+        group_size: values that share a scale; ``None`` unless the granularity is ``group``.
+        symmetric: whether zero is stored as 0 (signed integers) or as ``zero_point`` (unsigned integers).
+        axis: the axis of channels.
+    """
+
+    bits: int
+    granularity: Granularity
+    group_size: int | None = None
+    symmetric: bool = True
+    axis: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizedTensor:
+    """The integers of a tensor with their scales: value = (integer - zero_point) * scale.
+
+    Attributes:
+        spec: how to read them.
+        integers: int8 (symmetric) or uint8, in the tensor's own shape.
+        scale: float32 or float16, [channels, groups] ([1, 1] for granularity ``tensor``).
+        zero_point: uint8 of the scale's shape, or ``None`` when symmetric.
+    """
+
+    spec: QuantSpec
+    integers: Array
+    scale: Array
+    zero_point: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's own shape."""
+        return self.integers.shape
+
+
+class ActivationQuant(Value, frozen=True):
+    """How the input of a layer is rounded to eight bits before it meets the layer's integers.
+
+    Attributes:
+        mode: ``static``: one range, fixed by calibration; ``dynamic``: each row (token) has its own, so that a
+            row never depends on another.
+        scale: step of the static range, 0 when dynamic.
+        zero_point: unsigned integer, 0 to 255, that stands for 0.0; 128 when dynamic (symmetric).
+    """
+
+    mode: Literal["static", "dynamic"]
+    scale: float = 0.0
+    zero_point: int = 128
+
+
+Tensor = Array | QuantizedTensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A compressible model as plain data: what the artifact stores, what methods change, what families run.
+
+    Attributes:
+        spec: what goes in and comes out.
+        files: the small files of its folder (configuration, tokenizer), path to content.
+        tensors: every weight and buffer by name: float32, float16, an integer buffer, or quantized.
+        layers: the layers that methods may change.
+        activations: weight name to the rounding of that layer's input.
+    """
+
+    spec: ModelSpec
+    files: Mapping[str, bytes]
+    tensors: Mapping[str, Tensor]
+    layers: tuple[Layer, ...]
+    activations: Mapping[str, ActivationQuant] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, integer buffers left out."""
+        return sum(
+            int(np.prod(tensor.shape))
+            for tensor in self.tensors.values()
+            if isinstance(tensor, QuantizedTensor) or np.issubdtype(tensor.dtype, np.floating)
+        )
+
+
+# ---------------------------------------------------------------- data
+
+
+class Finding(Value, frozen=True):
+    """Something counted in a collection: ``what`` in words, how many, a few examples."""
+
+    what: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+
+Qrels = dict[str, dict[str, int]]
+"""Query id to document id to relevance; 0 is judged and not relevant."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Collection:
+    """A collection to search: items by id, and the judgements of each split.
+
+    Attributes:
+        name: for reports.
+        path: where it was read from.
+        corpus: document id to text (title and text joined by a blank).
+        queries: query id to text.
+        qrels: split (``train``, ``dev``, ``test``) to judgements.
+        findings: what the reader counted and any fault it met.
+    """
+
+    name: str
+    path: str
+    corpus: dict[str, str]
+    queries: dict[str, str]
+    qrels: dict[str, Qrels]
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchSet:
+    """What one evaluation searches: the queries of one split that have a judgement, and the documents.
+
+    Attributes:
+        name: collection and split.
+        queries: query id to text.
+        corpus: document id to text.
+        qrels: judgements of exactly these queries.
+    """
+
+    name: str
+    queries: dict[str, str]
+    corpus: dict[str, str]
+    qrels: Qrels
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hits:
+    """Search results: best first, ties by id; -1 fills up where there are fewer documents than ``k``.
+
+    Attributes:
+        ids: int64 [queries, k], positions in the index.
+        scores: float32 [queries, k].
+    """
+
+    ids: Array
+    scores: Array
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """What a step may look at: never a test query.
+
+    Attributes:
+        calibration: a random part of the texts, for activation ranges.
+        texts: all documents and the train and dev queries.
+    """
+
+    calibration: Sequence[str]
+    texts: Sequence[str]
+
+
+# ---------------------------------------------------------------- measurements
+
+
+class Measurement(Value, frozen=True):
+    """One measured figure.
+
+    Attributes:
+        name: such as ``ndcg@10``, ``size``, ``latency_p50``.
+        value: in ``unit``.
+        unit: ``""`` for a score, ``B``, ``ms``, ``texts/s``, ``MAC``.
+        n: how many queries or repetitions it is taken from.
+        interval: 95 % interval (low, high), where one was computed.
+        per_query: the value of each query, in the order of the set, where there is one.
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    higher_is_better: bool = True
+    n: int = 0
+    interval: tuple[float, float] | None = None
+    per_query: tuple[float, ...] | None = None
+
+
+class Environment(Value, frozen=True):
+    """The machine of a measurement."""
+
+    cpu: str
+    cores: int
+    threads: int
+    instruction_sets: tuple[str, ...]
+    memory_bytes: int
+    system: str
+    python: str
+    versions: dict[str, str]
+
+
+class Report(Value, frozen=True):
+    """Figures of one subject, with the machine they were taken on."""
+
+    subject: str
+    environment: Environment
+    measurements: tuple[Measurement, ...]
+
+    def get(self, name: str) -> Measurement | None:
+        """The measurement of that name, or ``None``."""
+        return next((m for m in self.measurements if m.name == name), None)
+
+
+class Change(Value, frozen=True):
+    """A paired comparison of one metric: relative change = (after - before) / before, on the same queries.
+
+    Attributes:
+        before: the baseline's mean.
+        after: the subject's mean.
+        relative: relative change of the mean, negative for a loss.
+        interval: two-sided 95 % paired bootstrap interval of the relative change.
+        lower_bound: one-sided 95 % lower bound of the relative change.
+        n: number of queries.
+        n_needed: queries it would take to show a loss below the asked one; ``None`` where this n is enough, or no
+            number would do.
+    """
+
+    metric: str
+    before: float
+    after: float
+    relative: float
+    interval: tuple[float, float]
+    lower_bound: float
+    n: int
+    n_needed: int | None = None
+
+
+class GateResult(Value, frozen=True):
+    """One gate; ``undecided`` means that the loss measured is inside, but n is too small to prove it."""
+
+    gate: str
+    status: GateStatus
+    detail: str
+    value: float | None = None
+    limit: float | None = None
+
+
+class StepRecord(Value, frozen=True):
+    """What one step did, and what it cost.
+
+    Attributes:
+        step: the method's name.
+        parameters: the method's settings, enough to run it again.
+        changed: names of the tensors, layers or files that it changed.
+        parameters_before: number of weights before, and ``_after`` after.
+        bytes_before: bytes of the weights before, and ``_after`` after, as they are stored.
+        macs_before: multiply-accumulates for one text of 128 tokens, and ``_after`` after.
+        seconds: wall time of the step alone.
+        compression_ratio: bytes after / bytes before.
+        error_mean: mean absolute difference of the changed weights, quantized - original; ``None`` if not comparable.
+        error_max: largest absolute difference.
+        sqnr_db: signal to quantization noise of the changed weights in decibels.
+        quality: change of the metric on the development queries against the original, if it was measured.
+        gates: gates checked after this step.
+        notes: what the step has to say, such as the share of tokens kept.
+    """
+
+    step: str
+    parameters: dict[str, Any]
+    changed: tuple[str, ...]
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    macs_before: int
+    macs_after: int
+    seconds: float
+    compression_ratio: float
+    error_mean: float | None = None
+    error_max: float | None = None
+    sqnr_db: float | None = None
+    quality: Change | None = None
+    gates: tuple[GateResult, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- recipes and artifacts
+
+
+class Gates(Value, frozen=True):
+    """What a recipe promises: the largest relative loss of a metric, for example 0.01 for one per cent."""
+
+    metric: str = "ndcg@10"
+    max_loss: float = 0.01
+
+
+class RecipeStep(Value, frozen=True):
+    """A method by its name in ``methods/`` with its parameters."""
+
+    method: str
+    parameters: dict[str, Any] = {}
+
+
+class Recipe(Value, frozen=True):
+    """Steps in order, the gates that hold after each, the runtimes it is meant for."""
+
+    steps: tuple[RecipeStep, ...]
+    gates: Gates = Gates()
+    targets: tuple[str, ...] = ("onnxruntime",)
+    seed: int = 0
+    name: str = "recipe"
+
+
+class FileEntry(Value, frozen=True):
+    """A file of a folder: relative path, size, and sha256 in hexadecimal."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Comparison(Value, frozen=True):
+    """Original and compressed side by side: the content of a run's report.
+
+    Attributes:
+        collection: name of the collection and split.
+        original: figures of the original.
+        compressed: figures of the result.
+        alternatives: figures of what a user could do instead.
+        changes: paired differences of the metrics.
+        gates: the gates of the whole run.
+        records: what each step did.
+        bytes_before: bytes of weights by part of the model, before.
+        bytes_after: the same after.
+        examples: queries that changed most.
+        command: the command that made it.
+        notes: what a reader must know.
+    """
+
+    collection: str
+    original: Report
+    compressed: Report
+    alternatives: tuple[Report, ...] = ()
+    changes: tuple[Change, ...] = ()
+    gates: tuple[GateResult, ...] = ()
+    records: tuple[StepRecord, ...] = ()
+    bytes_before: dict[str, int] = {}
+    bytes_after: dict[str, int] = {}
+    examples: tuple[QueryExample, ...] = ()
+    command: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class QueryExample(Value, frozen=True):
+    """A query with the titles that each model puts first, and whether each is relevant."""
+
+    query: str
+    before: tuple[tuple[str, bool], ...]
+    after: tuple[tuple[str, bool], ...]
+    score_before: float
+    score_after: float
+
+
+# ---------------------------------------------------------------- plug-in bases
+
+
+class Family(ABC):
+    """A kind of model: reads its files, runs it for reference, and writes it back as an ordinary model."""
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Whether this path looks like a model of this family."""
+
+    @abstractmethod
+    def open(self, path: Path) -> Model:
+        """Read the model; a half or broken folder raises UsageError naming what is missing."""
+
+    @abstractmethod
+    def run(self, model: Model, threads: int) -> Encode:
+        """The reference implementation: float arithmetic on the dequantized weights, activations rounded as they
+        will be."""
+
+    @abstractmethod
+    def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
+        """Run batches and show each linear layer's input to ``visit(weight name, float32 [tokens, width])``; padding
+        is left out."""
+
+    @abstractmethod
+    def to_onnx(self, model: Model) -> onnx.ModelProto:
+        """The whole function as a float32 graph with dynamic batch and length. Every weight is an initializer that
+        carries its tensor's name."""
+
+    @abstractmethod
+    def save(self, model: Model, folder: Path) -> None:
+        """Write the dense model as the usual libraries load it."""
+
+    @abstractmethod
+    def macs(self, model: Model, length: int) -> int:
+        """Multiply-accumulates for one item of ``length`` tokens."""
+
+
+class Step(Value, frozen=True):
+    """Base of every method: its fields are its parameters, checked in ``__post_init__``."""
+
+    @abstractmethod
+    def apply(self, model: Model, samples: Samples) -> Model:
+        """The changed model, always a new one. Raises NoEffect when nothing would change."""
+
+    def notes(self, before: Model, after: Model) -> tuple[str, ...]:
+        """What a reader of the report should know of this step."""
+        return ()
+
+
+class Backend(ABC):
+    """A runtime: writes a package from a model and opens it again."""
+
+    needs_text_extra: ClassVar[bool] = True
+
+    @abstractmethod
+    def available(self) -> str | None:
+        """``None`` when it works here, else the reason and what would bring it."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Libraries and versions that this package was written and tested with."""
+
+    @abstractmethod
+    def export(self, model: Model, folder: Path) -> None:
+        """Write the runtime's files into an existing folder."""
+
+    @abstractmethod
+    def open(self, folder: Path, threads: int) -> Encode:
+        """Load what ``export`` wrote."""
+
+
+class Metric(ABC):
+    """A measure of a ranking."""
+
+    label: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    default_cutoff: ClassVar[int | None] = 10
+
+    @abstractmethod
+    def per_query(self, qrels: Qrels, ranking: Mapping[str, Sequence[str]], cutoff: int | None) -> dict[str, float]:
+        """The value of each judged query; ``ranking`` lists document ids, best first."""
+
+
+class Dataset(ABC):
+    """A reader of one layout of collection."""
+
+    @abstractmethod
+    def recognises(self, path: str) -> bool:
+        """Whether this name or path is of this layout."""
+
+    @abstractmethod
+    def read(self, path: str) -> Collection:
+        """Read it; a broken collection raises UsageError naming the file and the line."""
+
+
+class Index(ABC):
+    """Nearest neighbours of vectors by inner product; every kind is made by ``Kind(precision=...)``.
+
+    Attributes:
+        precision: how the vectors of documents are kept; those of queries stay float32.
+    """
+
+    precision: Precision
+
+    @abstractmethod
+    def build(self, vectors: Array, threads: int = 1) -> None:
+        """Take float32 [n, dim] vectors; ids are their positions. ``threads`` is for kinds that build in parallel."""
+
+    @abstractmethod
+    def query(self, vectors: Array, k: int) -> Hits:
+        """The ``k`` best for each of float32 [q, dim] vectors."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write into an existing folder."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote with the same precision; a file that is cut or of another kind raises
+        ArtifactError."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that the index takes on disk, and in memory while it is searched."""

@@ -1,0 +1,306 @@
+"""Stage 8, the search itself: documents to an index on disk, and texts to the documents nearest to them."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from slimseek import folder as folders
+from slimseek import plugins
+from slimseek.encoder import Encoder
+from slimseek.errors import ArtifactError, UsageError
+from slimseek.progress import track
+from slimseek.schema import Array, FileEntry, Hits, Index, Precision, Value
+
+FORMAT_VERSION = 1
+MANIFEST = "index.json"
+DOCUMENTS = "documents.jsonl"
+OFFSETS = "offsets.npy"
+PROBE = "probe.npy"
+PROBE_TEXT = "The quick brown fox jumps over the lazy dog: 0123456789."
+SAME_VECTOR = 0.999
+INDEX_FILES = "index"
+MOST_HITS = 1000
+DOCUMENTS_IN_CHUNK = 256
+
+
+class Manifest(Value, frozen=True):
+    """What ``index.json`` holds.
+
+    Attributes:
+        kind: the plug-in of ``indexes/`` that reads the files under ``index/``.
+        precision: how it keeps vectors.
+        dim: width of the vectors.
+        count: number of documents.
+        model: name of the encoder that made the vectors.
+        fingerprint: sha256 of that encoder's name and spec.
+        bytes: bytes of the files under ``index/``, the documents' texts left out.
+        files: every other file of the folder with its hash.
+    """
+
+    format_version: int
+    kind: str
+    precision: Precision
+    dim: int
+    count: int
+    model: str
+    fingerprint: str
+    bytes: int
+    files: tuple[FileEntry, ...]
+
+
+class Document(Value, frozen=True):
+    """A line of ``documents.jsonl``; lines stand in the order of the index."""
+
+    id: str
+    text: str
+
+
+class Result(Value, frozen=True):
+    """A document that was found: ``rank`` counts from 1, ``score`` is the inner product with the query."""
+
+    id: str
+    score: float
+    text: str
+    rank: int
+
+
+class Answer(Value, frozen=True):
+    """Results of each query, best first, and how many milliseconds encoding and searching took, for all together."""
+
+    results: tuple[tuple[Result, ...], ...]
+    encode_milliseconds: float
+    search_milliseconds: float
+
+
+class Stats(Value, frozen=True):
+    """What runs and how large it is: bytes of the model that is shipped, and of its index."""
+
+    model: str
+    runtime: str
+    threads: int
+    dim: int
+    documents: int
+    kind: str
+    precision: Precision
+    model_bytes: int
+    index_bytes: int
+
+
+def index(
+    encoder: Encoder,
+    corpus: Mapping[str, str],
+    out: Path,
+    *,
+    kind: str = "exact",
+    precision: Precision = "f32",
+    force: bool = False,
+) -> Manifest:
+    """Encode every document and write a folder that :func:`open` searches.
+
+    Args:
+        encoder: what makes the vectors; queries must be encoded by the same.
+        corpus: document id to text.
+        out: the folder to make.
+        kind: a plug-in of ``indexes/``.
+        precision: how the index keeps vectors.
+        force: replace a folder that slimseek wrote.
+
+    Raises:
+        UsageError: no documents, an unknown kind or precision, or ``out`` cannot be written.
+        MissingExtra: the kind needs a library that is not installed.
+    """
+    store: Index = plugins.load("indexes", kind)(precision=precision)
+    if not corpus:
+        raise UsageError("the collection has no documents to index")
+    with folders.writing(out, force=force) as folder:
+        store.build(_document_vectors(encoder, list(corpus.values())), threads=encoder.threads)
+        (folder / INDEX_FILES).mkdir()
+        store.save(folder / INDEX_FILES)
+        _write_documents(folder, corpus)
+        np.save(folder / PROBE, encoder.documents([PROBE_TEXT])[0], allow_pickle=False)
+        files = folders.entries(folder, leave_out=MANIFEST)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            kind=kind,
+            precision=precision,
+            dim=encoder.spec.dim,
+            count=len(corpus),
+            model=encoder.name,
+            fingerprint=fingerprint(encoder),
+            bytes=sum(entry.bytes for entry in files if entry.path.startswith(f"{INDEX_FILES}/")),
+            files=files,
+        )
+        folders.write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def session(encoder: Encoder, corpus: Mapping[str, str], path: str = "") -> Search:
+    """Open the index at ``path``, or make an exact one of the corpus that lasts as long as this process."""
+    if path:
+        return open(Path(path), encoder)
+    folder = Path(tempfile.mkdtemp(prefix="slimseek."))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    index(encoder, corpus, folder / "index")
+    return open(folder / "index", encoder)
+
+
+def open(path: Path, encoder: Encoder) -> Search:
+    """Open an index for the encoder that made it; vectors and texts stay on disk until they are read.
+
+    Raises:
+        ArtifactError: it is not an index, cut, changed, or from a newer version.
+        UsageError: another encoder made it, or one with other weights.
+    """
+    path = Path(path)
+    manifest = folders.read_manifest(path / MANIFEST, Manifest, FORMAT_VERSION)
+    if encoder.spec.dim != manifest.dim:
+        raise UsageError(
+            f"{path} holds vectors of {manifest.dim} dimensions by {manifest.model}, and {encoder.name} gives "
+            f"{encoder.spec.dim}; open it with {manifest.model}, or index again"
+        )
+    if fingerprint(encoder) != manifest.fingerprint:
+        raise UsageError(
+            f"{path} was made by {manifest.model}, whose settings differ from those of {encoder.name}; open it with "
+            "the model that made it, or index again"
+        )
+    folders.check(path, manifest.files)
+    store: Index = plugins.load("indexes", manifest.kind)(precision=manifest.precision)
+    store.load(path / INDEX_FILES)
+    try:
+        offsets = np.load(path / OFFSETS, allow_pickle=False)
+        documents = np.memmap(path / DOCUMENTS, np.uint8, mode="r")
+        probe = np.load(path / PROBE, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: the documents cannot be read: {error}") from error
+    if len(offsets) != manifest.count + 1 or offsets[-1] != len(documents):
+        raise ArtifactError(f"{path}: {OFFSETS} does not fit {DOCUMENTS} and {MANIFEST}; index again")
+    _check_probe(path, encoder, probe)
+    return Search(encoder=encoder, manifest=manifest, index=store, offsets=offsets, documents=documents)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Search:
+    """An opened index with its encoder.
+
+    Attributes:
+        encoder: makes vectors of queries.
+        manifest: what is known of the index.
+        index: the vectors.
+        offsets: int64 [count + 1], where each document's line begins in ``documents``.
+        documents: uint8 [bytes], the lines of ``documents.jsonl``, mapped from disk.
+    """
+
+    encoder: Encoder
+    manifest: Manifest
+    index: Index
+    offsets: Array
+    documents: Array
+
+    def query(self, texts: Sequence[str], k: int = 10) -> list[list[Result]]:
+        """The ``k`` best documents for each text, best first; fewer where the index holds fewer.
+
+        Raises:
+            UsageError: an empty text, or k outside 1 to 1,000.
+        """
+        return [list(results) for results in self.answer(texts, k).results]
+
+    def answer(self, texts: Sequence[str], k: int = 10) -> Answer:
+        """The same with the time it took."""
+        if not 1 <= k <= MOST_HITS:
+            raise UsageError(f"k is {k}; it must be from 1 to {MOST_HITS}")
+        begin = perf_counter()
+        vectors = self.embed(texts)
+        encoded = perf_counter()
+        hits = self.index.query(vectors, min(k, self.manifest.count))
+        results = tuple(self._results(ids, scores) for ids, scores in zip(hits.ids, hits.scores, strict=True))
+        end = perf_counter()
+        return Answer(
+            results=results, encode_milliseconds=1000 * (encoded - begin), search_milliseconds=1000 * (end - encoded)
+        )
+
+    def embed(self, texts: Sequence[str], role: Literal["query", "document"] = "query") -> Array:
+        """Vectors float32 [n, dim]; an empty text raises UsageError."""
+        for position, text in enumerate(texts):
+            if not text.strip():
+                raise UsageError(f"text {position + 1} of {len(texts)} is empty; give it at least one word")
+        return self.encoder.queries(texts) if role == "query" else self.encoder.documents(texts)
+
+    def stats(self) -> Stats:
+        """What runs and how large it is."""
+        return Stats(
+            model=self.encoder.name,
+            runtime=self.encoder.runtime,
+            threads=self.encoder.threads,
+            dim=self.manifest.dim,
+            documents=self.manifest.count,
+            kind=self.manifest.kind,
+            precision=self.manifest.precision,
+            model_bytes=sum(self.encoder.shipped.values()),
+            index_bytes=self.manifest.bytes,
+        )
+
+    def _results(self, ids: Array, scores: Array) -> tuple[Result, ...]:
+        """Hits of one query; those that fill up (id -1) stand last and are left out."""
+        documents = [self._document(position) for position in ids[ids >= 0].tolist()]
+        return tuple(
+            Result(id=document.id, score=score, text=document.text, rank=rank)
+            for rank, (document, score) in enumerate(zip(documents, scores.tolist(), strict=False), 1)
+        )
+
+    def _document(self, position: int) -> Document:
+        line = self.documents[self.offsets[position] : self.offsets[position + 1]]
+        return msgspec.json.decode(line.tobytes(), type=Document)
+
+
+def rank(query_vectors: Array, document_vectors: Array, k: int) -> Hits:
+    """The ``k`` best of float32 [n, dim] documents for each of float32 [q, dim] queries, exactly."""
+    exact: Index = plugins.load("indexes", "exact")()
+    exact.build(document_vectors)
+    return exact.query(query_vectors, k)
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Sha256 of the encoder's name and spec in hexadecimal: who made an index."""
+    return hashlib.sha256(msgspec.json.encode((encoder.name, encoder.spec))).hexdigest()
+
+
+def _check_probe(path: Path, encoder: Encoder, probe: Array) -> None:
+    """Refuse a model of the same name whose weights are others, such as one that was compressed anew."""
+    vector = encoder.documents([PROBE_TEXT])[0]
+    cosine = float(vector @ probe / np.linalg.norm(vector) / np.linalg.norm(probe))
+    if not cosine >= SAME_VECTOR:
+        raise UsageError(
+            f"{path} holds other vectors than {encoder.name} gives now: cosine {cosine:.4f} for the same text, where "
+            f"{SAME_VECTOR} is wanted; index again"
+        )
+
+
+def _document_vectors(encoder: Encoder, texts: Sequence[str]) -> Array:
+    vectors = np.empty((len(texts), encoder.spec.dim), np.float32)
+    with track(f"encode documents, {encoder.name}", len(texts)) as advance:
+        for start in range(0, len(texts), DOCUMENTS_IN_CHUNK):
+            chunk = slice(start, start + DOCUMENTS_IN_CHUNK)
+            vectors[chunk] = encoder.documents(texts[chunk], advance)
+    return vectors
+
+
+def _write_documents(folder: Path, corpus: Mapping[str, str]) -> None:
+    """The texts as JSON lines, and where each begins, so that one can be read without the others."""
+    offsets = [0]
+    with (folder / DOCUMENTS).open("wb") as file:
+        for name, text in corpus.items():
+            line = msgspec.json.encode(Document(id=name, text=text)) + b"\n"
+            file.write(line)
+            offsets.append(offsets[-1] + len(line))
+    np.save(folder / OFFSETS, np.array(offsets, np.int64), allow_pickle=False)

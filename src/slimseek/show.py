@@ -1,0 +1,143 @@
+"""What the terminal shows: at most ten rows of before and after, a verdict in one sentence, the next command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from slimseek import report
+from slimseek.report import _format as form
+from slimseek.schema import Comparison, GateResult
+
+SYMBOLS = {"passed": "ok", "failed": "FAILED", "undecided": "open"}
+
+
+def comparison(found: Comparison, console: Console, out: Path, served: Path | None = None) -> None:
+    """Before, after and the alternatives; gates; the verdict; what to type next."""
+    table = Table(title=found.collection, title_justify="left")
+    table.add_column("")
+    for subject in (found.original, found.compressed):
+        table.add_column(subject.subject, justify="right")
+    table.add_column("change", justify="right")
+    for other in found.alternatives:
+        table.add_column(other.subject, justify="right")
+    for row in form.rows(found):
+        cells = [row.before, row.after, row.change, *row.others]
+        table.add_row(row.label, *(_cell(cell) for cell in cells))
+    console.print(table)
+    gates(found.gates, console)
+    console.print(f"\n{report.verdict(found)}", markup=False)
+    console.print(f"\nreport: {out / 'report.html'}", markup=False)
+    if served is not None:
+        console.print(f"serve it: slimseek serve {served}", markup=False)
+    else:
+        console.print(f"next: slimseek deploy {out} --target auto --out {out}-served", markup=False)
+
+
+def gates(found: Sequence[GateResult], console: Console) -> None:
+    """One line a gate."""
+    for gate in found:
+        console.print(f"  {SYMBOLS[gate.status]:7}{gate.gate}: {gate.detail}", markup=False)
+
+
+def evaluation(found: Any, console: Console) -> None:
+    """Figures of one model, beside a baseline's where there is one."""
+    subjects = [found.subject, *([found.baseline] if found.baseline else [])]
+    table = Table(title=found.collection, title_justify="left")
+    table.add_column("")
+    for subject in subjects:
+        table.add_column(subject.subject, justify="right")
+    for measurement in found.subject.measurements:
+        figures = [subject.get(measurement.name) for subject in subjects]
+        table.add_row(form.label(measurement.name), *(_figure(figure) for figure in figures))
+    console.print(table)
+    for change in found.changes:
+        low, high = change.interval
+        console.print(
+            f"  {change.metric}: {change.relative:+.2%}, 95 % interval {low:+.2%} to {high:+.2%}, n = {change.n}",
+            markup=False,
+        )
+    if found.overlap is not None:
+        console.print(f"  top-10 overlap with the baseline: {found.overlap:.3f}", markup=False)
+
+
+def model(found: Any, console: Console) -> None:
+    """Layers by their share of the bytes."""
+    table = Table(
+        title=f"{found.name}: {found.parameters:,} parameters, {form.size(found.bytes)} of weights",
+        title_justify="left",
+    )
+    for column in ("layer", "kind", "shape", "stored", "input"):
+        table.add_column(column)
+    for column in ("bytes", "share", "MACs"):
+        table.add_column(column, justify="right")
+    for layer in found.layers:
+        shape = " x ".join(str(size) for size in layer.shape)
+        table.add_row(
+            layer.name, layer.kind, shape, layer.stored, layer.input, f"{layer.bytes:,}", f"{layer.share:.1%}",
+            f"{layer.macs / 1e6:,.1f} M" if layer.macs else "",
+        )  # fmt: skip
+    console.print(table)
+    console.print(f"biases, norms and buffers {form.size(found.rest_bytes)}; files {form.size(found.files_bytes)}; "
+                  f"{found.macs / 1e6:,.0f} M multiply-accumulates for a text of 128 tokens")  # fmt: skip
+
+
+def collection(found: Any, console: Console) -> None:
+    """What a collection holds, and what is odd in it."""
+    for name, value in msgspec.to_builtins(found).items():
+        if name != "findings":
+            console.print(f"{name.replace('_', ' ')}: {_plain(value)}", markup=False)
+    for finding in found.findings:
+        shown = f" ({', '.join(finding.examples)})" if finding.examples else ""
+        console.print(f"  {finding.what}: {finding.count:,}{shown}", markup=False)
+
+
+def package(found: Any, console: Console, out: Path) -> None:
+    """A deployed package: target, bytes, gates, next command."""
+    size = sum(entry.bytes for entry in found.files)
+    console.print(f"{out}: {found.target}, {form.size(size)} shipped", markup=False)
+    gates(found.gates, console)
+    console.print(f"\nnext: slimseek serve {out}{'' if found.collection else ' --data DATA'}", markup=False)
+
+
+def results(found: Any, console: Console) -> None:
+    """Hits, best first."""
+    for result in found:
+        console.print(
+            f"{result.rank:3}  {result.score:.4f}  {result.id}  {' '.join(result.text.split())[:100]}", markup=False
+        )
+
+
+def catalogue(found: Any, console: Console) -> None:
+    """What there is, and what works here."""
+    for title, entries in (("models", found.models), ("backends", found.backends), ("extras", found.extras)):
+        console.print(f"{title}:")
+        for name, reason in entries.items():
+            console.print(f"  {name:14} {reason or 'works here'}", markup=False)
+    for title in ("families", "methods", "recipes", "metrics"):
+        console.print(f"{title}: {', '.join(getattr(found, title))}", markup=False)
+    machine = found.environment
+    console.print(
+        f"machine: {machine.cpu}, {machine.cores} cores, {', '.join(machine.instruction_sets) or 'no vector units'}",
+        markup=False,
+    )
+
+
+def _cell(cell: form.Cell) -> str:
+    return cell.text if not cell.detail else f"{cell.text}\n{cell.detail}"
+
+
+def _figure(measurement: Any) -> str:
+    bounds = form.bounds(measurement)
+    return form.figure(measurement) + (f" ({bounds})" if bounds else "")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1%}" if isinstance(value, float) else str(value)

@@ -1,0 +1,259 @@
+"""Every index of the folder under one contract; a brute force in float64 is the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from slimseek import plugins
+from slimseek.errors import ArtifactError, UsageError
+from slimseek.indexes import _vectors, exact
+from slimseek.schema import Array, Hits, Index, Precision
+
+KINDS = plugins.names("indexes")
+PRECISIONS = get_args(Precision)
+DIM = 48
+
+
+def made(kind: str, precision: str = "f32") -> Index:
+    return plugins.load("indexes", kind)(precision=precision)
+
+
+def built(kind: str, vectors: Array, precision: str = "f32") -> Index:
+    index = made(kind, precision)
+    index.build(vectors)
+    return index
+
+
+def brute_force(queries: Array, documents: Array, k: int) -> Hits:
+    scores = (queries.astype(np.float64) @ documents.astype(np.float64).T).astype(np.float32)
+    ids = np.stack([np.lexsort((np.arange(len(documents)), -row))[:k] for row in scores])
+    return Hits(ids=ids, scores=np.take_along_axis(scores, ids, 1))
+
+
+def recall(found: Hits, wanted: Hits) -> float:
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.ids, wanted.ids, strict=True)]))
+
+
+def assert_same(found: Hits, wanted: Hits) -> None:
+    np.testing.assert_array_equal(found.ids, wanted.ids)
+    np.testing.assert_array_equal(found.scores, wanted.scores)
+
+
+@pytest.fixture(scope="module")
+def documents() -> Array:
+    """1,500 vectors of length one in loose groups, off the origin, with dimensions of unlike spread."""
+    random = np.random.default_rng(0)
+    groups = random.standard_normal((40, DIM))
+    vectors = groups[random.integers(0, 40, 1500)] + 0.6 * random.standard_normal((1500, DIM))
+    vectors = vectors * np.linspace(0.3, 1.5, DIM) + 0.2
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def queries(documents: Array) -> Array:
+    random = np.random.default_rng(1)
+    return (documents[::37] + 0.05 * random.standard_normal((41, DIM))).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+class TestContract:
+    def test_finds_what_brute_force_finds(self, kind: str, precision: str, documents: Array, queries: Array) -> None:
+        found = built(kind, documents, precision).query(queries, 10)
+        assert found.ids.dtype == np.int64
+        assert found.scores.dtype == np.float32
+        wanted = brute_force(queries, documents, 10)
+        assert recall(found, wanted) >= 0.95
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=0.02)
+
+    def test_best_first_and_ties_by_id(self, kind: str, precision: str, documents: Array, queries: Array) -> None:
+        three_times = np.concatenate([documents[:20]] * 3)
+        found = built(kind, three_times, precision).query(queries, 30)
+        for ids, scores in zip(found.ids, found.scores, strict=True):
+            assert list(ids) == [ids[order] for order in np.lexsort((ids, -scores))]
+            for first, second, third in ids.reshape(-1, 3):
+                assert (second, third) == (first + 20, first + 40)
+
+    def test_more_hits_than_documents(self, kind: str, precision: str, documents: Array, queries: Array) -> None:
+        found = built(kind, documents[:4], precision).query(queries, 7)
+        assert found.ids.shape == found.scores.shape == (len(queries), 7)
+        assert (np.sort(found.ids[:, :4]) == np.arange(4)).all()
+        assert (found.ids[:, 4:] == -1).all()
+        assert np.isneginf(found.scores[:, 4:]).all()
+        assert np.isfinite(found.scores[:, :4]).all()
+
+    def test_one_vector(self, kind: str, precision: str, documents: Array, queries: Array) -> None:
+        found = built(kind, documents[:1], precision).query(queries[:1], 1)
+        assert found.ids.tolist() == [[0]]
+        assert found.scores[0, 0] == pytest.approx(float(queries[0] @ documents[0]), abs=1e-3)
+
+    def test_batch_does_not_matter(self, kind: str, precision: str, documents: Array, queries: Array) -> None:
+        index = built(kind, documents, precision)
+        together = index.query(queries, 10)
+        for row, query in enumerate(queries):
+            alone = index.query(query[None], 10)
+            np.testing.assert_array_equal(alone.ids[0], together.ids[row])
+            np.testing.assert_array_equal(alone.scores[0], together.scores[row])
+
+    def test_built_again_gives_the_same(self, kind: str, precision: str, documents: Array, queries: Array) -> None:
+        first, second = (built(kind, documents, precision).query(queries, 10) for _ in range(2))
+        assert_same(first, second)
+
+    def test_reload_gives_equal_answers(
+        self, kind: str, precision: str, documents: Array, queries: Array, tmp_path: Path
+    ) -> None:
+        index = built(kind, documents, precision)
+        index.save(tmp_path)
+        loaded = made(kind, precision)
+        loaded.load(tmp_path)
+        assert_same(loaded.query(queries, 25), index.query(queries, 25))
+        assert loaded.nbytes == index.nbytes
+
+    def test_nbytes_is_what_lies_on_disk(self, kind: str, precision: str, documents: Array, tmp_path: Path) -> None:
+        index = built(kind, documents, precision)
+        index.save(tmp_path)
+        on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
+        assert 0 <= on_disk - index.nbytes <= 300  # headers of .npy files
+
+    def test_a_cut_file_is_refused(self, kind: str, precision: str, documents: Array, tmp_path: Path) -> None:
+        built(kind, documents, precision).save(tmp_path)
+        for path in sorted(tmp_path.iterdir()):
+            whole = path.read_bytes()
+            for length in (0, 40, len(whole) // 2, len(whole) - 1):
+                path.write_bytes(whole[:length])
+                with pytest.raises(ArtifactError, match=path.name):
+                    made(kind, precision).load(tmp_path)
+            path.write_bytes(whole)
+
+    def test_another_precision_or_no_file_is_refused(
+        self, kind: str, precision: str, documents: Array, tmp_path: Path
+    ) -> None:
+        other = "f32" if precision != "f32" else "f16"
+        with pytest.raises(ArtifactError):
+            made(kind, precision).load(tmp_path)
+        built(kind, documents[:5], other).save(tmp_path)
+        with pytest.raises(ArtifactError):
+            made(kind, precision).load(tmp_path)
+
+    def test_wrong_vectors_are_refused(self, kind: str, precision: str, documents: Array) -> None:
+        with pytest.raises(UsageError, match="no vectors"):
+            built(kind, documents[:0], precision)
+        with pytest.raises(UsageError, match="shape"):
+            built(kind, documents[0], precision)
+        poisoned = documents[:3].copy()
+        poisoned[1, 2] = np.nan
+        with pytest.raises(UsageError, match="NaN"):
+            built(kind, poisoned, precision)
+        with pytest.raises(UsageError, match=f"n, {DIM}"):
+            built(kind, documents, precision).query(documents[:, :5], 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_smaller_precision_takes_fewer_bytes(kind: str, documents: Array) -> None:
+    sizes = {precision: built(kind, documents, precision).nbytes for precision in PRECISIONS}
+    vectors = documents.size
+    assert sizes["f32"] - sizes["f16"] == 2 * vectors
+    assert sizes["f16"] - sizes["int8"] == vectors - 2 * DIM * 4  # the ranges are kept too
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_precision(kind: str) -> None:
+    with pytest.raises(UsageError, match="'int4'; known: f32, f16, int8"):
+        made(kind, "int4")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_f16_refuses_what_it_cannot_hold(kind: str) -> None:
+    with pytest.raises(UsageError, match="70000"):
+        built(kind, np.array([[1.0, 7e4]], np.float32), "f16")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_of_any_length_rank_by_inner_product(kind: str) -> None:
+    """A long vector wins although a short one points the same way; by hand: 2*3, 2*1, 2*0.5."""
+    lengths = np.array([[0.5, 0], [3, 0], [1, 0], [0, 9]], np.float32)
+    for precision in PRECISIONS:
+        found = built(kind, lengths, precision).query(np.array([[2, 0]], np.float32), 4)
+        assert found.ids.tolist() == [[1, 2, 0, 3]]
+        np.testing.assert_allclose(found.scores[0], [6, 2, 1, 0], atol=0.08)
+
+
+def test_exact_is_exact(documents: Array, queries: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to float64 to the last bit, also in blocks that cut queries and documents at odd places."""
+    wanted = brute_force(queries, documents, 10)
+    assert_same(built("exact", documents).query(queries, 10), wanted)
+    monkeypatch.setattr(exact, "SCORES_IN_BLOCK", 7 * len(documents))
+    monkeypatch.setattr(_vectors, "ROWS_IN_BLOCK", 101)
+    assert_same(built("exact", documents).query(queries, 10), wanted)
+
+
+def test_exact_ties_across_the_border(documents: Array, queries: Array) -> None:
+    """300 equal documents among others: of those that do not all fit, the lowest ids are given."""
+    many = documents[:700].copy()
+    equal = np.arange(1, 600, 2)
+    many[equal] = queries[0] / np.linalg.norm(queries[0])
+    for precision in PRECISIONS:
+        assert built("exact", many, precision).query(queries[:1], 50).ids[0].tolist() == equal[:50].tolist()
+
+
+def test_exact_sees_ties_that_float32_sums_hide() -> None:
+    """Documents of the same values in another order score the same; a float32 product says otherwise."""
+    random = np.random.default_rng(2)
+    values = random.standard_normal(384).astype(np.float32)
+    documents = np.stack([random.permutation(values) for _ in range(400)])
+    query = np.ones((1, 384), np.float32)
+    assert len(np.unique(query @ documents.T)) > 1
+    hits = built("exact", documents).query(query, 20)
+    assert hits.ids[0].tolist() == list(range(20))
+    assert hits.scores[0].tolist() == [np.float32(values.astype(np.float64).sum())] * 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ties_across_the_border_of_a_small_index(kind: str, documents: Array, queries: Array) -> None:
+    few = documents[:100].copy()
+    few[3::3] = queries[0] / np.linalg.norm(queries[0])
+    for precision in PRECISIONS:
+        assert built(kind, few, precision).query(queries[:1], 10).ids[0].tolist() == list(range(3, 33, 3))
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("exact", {}), ("usearch", {"expansion_search": 32})])
+def test_int8_keeps_the_order_where_dimensions_differ_widely(kind: str, settings: dict[str, int]) -> None:
+    """Spreads from 0.02 to 2: what a dimension counts for must follow its spread, in a graph too."""
+    random = np.random.default_rng(3)
+    spread = np.geomspace(0.02, 2, DIM)
+    documents, queries = ((random.standard_normal((n, DIM)) * spread).astype(np.float32) for n in (1000, 50))
+    index = plugins.load("indexes", kind)(precision="int8", **settings)
+    index.build(documents)
+    assert recall(index.query(queries, 10), brute_force(queries, documents, 10)) >= 0.95
+
+
+def test_int8_codes_by_hand() -> None:
+    """Range 0 to 254 has the middle 127 and step 1; a constant dimension is kept exactly; outside is the border."""
+    ranges = _vectors.ranges_of(np.array([[0, 5], [254, 5]], np.float32), shared_step=False)
+    np.testing.assert_array_equal(ranges, [[127, 5], [1, 0]])
+    codes = _vectors.to_codes(np.array([[0, 5], [254, 5], [128.4, 5], [1e9, 5], [-1e9, 5]], np.float32), ranges)
+    assert codes.dtype == np.int8
+    np.testing.assert_array_equal(codes[:, 0], [-127, 127, 1, 127, -127])
+    np.testing.assert_array_equal(_vectors.restored(codes[:3], ranges), [[0, 5], [254, 5], [128, 5]])
+
+
+def test_int8_error_is_at_most_half_a_step(documents: Array) -> None:
+    for shared_step in (False, True):
+        ranges = _vectors.ranges_of(documents, shared_step=shared_step)
+        error = np.abs(_vectors.restored(_vectors.to_codes(documents, ranges), ranges) - documents)
+        assert (error <= ranges[1] * 0.5001).all()
+
+
+def test_usearch_refuses_senseless_settings() -> None:
+    with pytest.raises(UsageError, match="at least 2"):
+        plugins.load("indexes", "usearch")(connectivity=0)
+
+
+def test_usearch_builds_with_threads(documents: Array, queries: Array) -> None:
+    index = made("usearch")
+    index.build(documents, threads=2)
+    assert recall(index.query(queries, 10), brute_force(queries, documents, 10)) >= 0.95
