@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import string
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -11,6 +13,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
+from slimseek import plugins
 from slimseek.encoder import Encoder
 from slimseek.inputs.text import TextInput
 from slimseek.schema import Array, Batch, ModelSpec, TensorSpec, TextPreprocess
@@ -83,3 +86,59 @@ def tiny_encoder(*, name: str = "tiny", dim: int = 32, noise: float = 0.0, query
         runtime="numpy",
         threads=1,
     )
+
+
+def tiny_collection(folder: Path) -> None:
+    """The six documents as a BEIR folder: queries that repeat a document's words, judged in train, dev and test."""
+    (folder / "qrels").mkdir(parents=True)
+    lines = [json.dumps({"_id": name, "title": "", "text": text}) for name, text in CORPUS.items()]
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    queries = {
+        f"{split}-{name}": " ".join(text.split()[start : start + 4])
+        for start, split in enumerate(("train", "dev", "test"))
+        for name, text in CORPUS.items()
+    }
+    lines = [json.dumps({"_id": name, "text": text}) for name, text in queries.items()]
+    (folder / "queries.jsonl").write_text("\n".join(lines) + "\n")
+    for split in ("train", "dev", "test"):
+        judged = "".join(f"{split}-{name}\t{name}\t1\n" for name in CORPUS)
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+
+
+def tiny_bert(folder: Path, seed: int = 0) -> None:
+    """A whole sentence-transformers folder: a random BERT (2 layers, 32 wide, 4 heads), mean pooling, normalisation."""
+    torch, transformers = plugins.require("torch"), plugins.require("transformers")
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer.from_buffer(tiny_tokenizer())
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = transformers.BertModel(config)
+        for parameter in network.parameters():
+            # Wide enough that attention is not uniform; biases and norms are random too, so that none can be lost.
+            parameter.data += torch.randn_like(parameter) * 0.15
+    network.save_pretrained(folder)
+    names = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
+    fast.save_pretrained(folder)
+    modules = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
+    listed = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(modules)
+    ]
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    for name, content in {
+        "modules.json": listed,
+        "sentence_bert_config.json": {"max_seq_length": 64, "do_lower_case": False},
+        "1_Pooling/config.json": pooling,
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    (folder / "2_Normalize").mkdir(exist_ok=True)

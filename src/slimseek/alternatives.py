@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def dynamic_int8(model: Model, threads: int) -> Encoder:
         plain, quantized = Path(temporary) / "plain.onnx", Path(temporary) / FILE
         graph = choose.family(model).to_onnx(model)
         plugins.require("slimseek.backends._fusion").write(graph, plain)
+        # The library advises a pre-processing that fails on graphs of PyTorch's exporter.
+        logging.getLogger().setLevel(logging.ERROR)
         quantize_dynamic(plain, quantized, weight_type=QuantType.QInt8)
         return _open(quantized.read_bytes(), model, threads, "onnxruntime dynamic int8")
 

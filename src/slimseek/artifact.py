@@ -1,5 +1,6 @@
 """The artifact: a compressed model on disk. ``manifest.json``, ``weights.safetensors``, the model's small files,
-and the report. Integers are packed at their bit width. No pickle."""
+and the report. Integers are packed at their bit width. No pickle.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Stage 5: the step machine. Copy once, run the steps in order, record each, stop at a failed gate and keep the last
-good model."""
+good model.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -218,11 +218,15 @@ def _fastest(
 def _time(encoders: dict[str, Encoder], texts: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Median seconds of a short single text and of a text in batches, for each encoder; both count alike."""
     short = sorted(texts, key=len)[: max(2, len(texts) // 2)]
-    single = timing.interleaved(
-        {name: lambda number, e=encoder: e.queries([short[number % len(short)]]) for name, encoder in encoders.items()},
-        rounds=5, calls=20,
-    )  # fmt: skip
+
+    def query(encoder: Encoder) -> Callable[[int], object]:
+        return lambda number: encoder.queries([short[number % len(short)]])
+
+    def documents(encoder: Encoder) -> Callable[[int], object]:
+        return lambda number: encoder.documents(texts)
+
+    single = timing.interleaved({name: query(encoder) for name, encoder in encoders.items()}, rounds=5, calls=20)
     batch = timing.interleaved(
-        {name: lambda number, e=encoder: e.documents(texts) for name, encoder in encoders.items()}, rounds=3, calls=2
+        {name: documents(encoder) for name, encoder in encoders.items()}, rounds=3, calls=1, warm_up=1
     )
     return {name: (float(np.median(single[name])), float(np.median(batch[name])) / len(texts)) for name in encoders}

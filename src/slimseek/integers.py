@@ -85,7 +85,8 @@ def expanded(tensor: Tensor) -> Array:
 def take_rows(tensor: Tensor, rows: Array) -> Tensor:
     """The chosen rows (axis 0) of a tensor, its integers and scales as they are."""
     if not isinstance(tensor, QuantizedTensor):
-        return tensor[rows]
+        chosen: Array = tensor[rows]
+        return chosen
     if tensor.spec.axis != 0 or tensor.spec.granularity == "tensor":
         return QuantizedTensor(
             spec=tensor.spec, integers=tensor.integers[rows], scale=tensor.scale, zero_point=tensor.zero_point
@@ -122,14 +123,16 @@ def unpack(packed: Array, bits: int, shape: tuple[int, ...], signed: bool) -> Ar
     count = int(np.prod(shape))
     if packed.size != (count * bits + 7) // 8:
         raise UsageError(f"{packed.size} packed bytes cannot hold {count} integers of {bits} bits")
+    result: Array
     if bits == 8:
-        return packed.view(np.int8 if signed else np.uint8).reshape(shape)
+        result = packed.view(np.int8 if signed else np.uint8)
+        return result.reshape(shape)
     planes = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    unsigned = (planes << np.arange(bits, dtype=np.uint8)).sum(1, dtype=np.uint8)
-    if not signed:
-        return unsigned.reshape(shape)
-    shift = 8 - bits
-    return ((unsigned << shift).view(np.int8) >> shift).reshape(shape)
+    result = (planes << np.arange(bits, dtype=np.uint8)).sum(1, dtype=np.uint8)
+    if signed:
+        shift = 8 - bits
+        result = (result << shift).view(np.int8) >> shift
+    return result.reshape(shape)
 
 
 def stored_bytes(tensor: Tensor) -> int:

@@ -19,7 +19,7 @@ from slimseek.rebuild import rebuild
 from slimseek.schema import Change, Collection, Comparison, Measurement, Model, Qrels, Recipe, Report, Value
 
 DEV_QUERIES = 300
-DEV_DOCUMENTS = 600
+DEV_DOCUMENTS = 300
 PARITY_TEXTS = 64
 DEMO_MODEL, DEMO_DATA, DEMO_RECIPE = "minilm", "news", "int8"
 

@@ -1,5 +1,6 @@
 """What runs in a fresh process: open a model and either say when it was ready and how much memory it took, or encode
-the texts that come on standard input into a .npy file."""
+the texts that come on standard input into a .npy file.
+"""
 
 from __future__ import annotations
 

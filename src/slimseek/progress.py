@@ -26,8 +26,8 @@ def shown_on(console: Console | None) -> Iterator[None]:
 def say(text: str) -> None:
     """A line for the person who waits."""
     console = _console.get()
-    if console is not None:
-        console.print(text, markup=False, highlight=False)
+    if console is not None and text:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from slimseek.evaluate import Quality
 from slimseek.schema import Comparison, GateResult, Measurement, Model, Recipe, Report, SearchSet
 
 TIMED_QUERIES = 200
-TIMED_DOCUMENTS = 64
+TIMED_DOCUMENTS = 32
 PARITY_TEXTS = 48
 
 
@@ -62,7 +63,8 @@ def prove(
             texts = list(test.corpus.values())[:PARITY_TEXTS]
             package = deploy.write(model, options.target, place, texts=texts, threads=threads)
             gates = list(package.gates)
-            subjects[label] = (choose.choose(place, threads), str(place))
+            opened = dataclasses.replace(choose.choose(place, threads), name=label)
+            subjects[label] = (opened, str(place))
         if options.alternatives:
             subjects["onnxruntime dynamic int8"] = (others.dynamic_int8(original, threads), "")
         found = {label: evaluate.quality(encoder, test, metrics) for label, (encoder, _) in subjects.items()}

@@ -479,17 +479,20 @@ class Family(ABC):
     @abstractmethod
     def run(self, model: Model, threads: int) -> Encode:
         """The reference implementation: float arithmetic on the dequantized weights, activations rounded as they
-        will be."""
+        will be.
+        """
 
     @abstractmethod
     def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
         """Run batches and show each linear layer's input to ``visit(weight name, float32 [tokens, width])``; padding
-        is left out."""
+        is left out.
+        """
 
     @abstractmethod
     def to_onnx(self, model: Model) -> onnx.ModelProto:
         """The whole function as a float32 graph with dynamic batch and length. Every weight is an initializer that
-        carries its tensor's name."""
+        carries its tensor's name.
+        """
 
     @abstractmethod
     def save(self, model: Model, folder: Path) -> None:
@@ -582,7 +585,8 @@ class Index(ABC):
     @abstractmethod
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote with the same precision; a file that is cut or of another kind raises
-        ArtifactError."""
+        ArtifactError.
+        """
 
     @property
     @abstractmethod

@@ -136,20 +136,21 @@ def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: 
     suffix = ".T" if transposed else ""
     axis = (1 - spec.axis) if transposed else spec.axis
     integers = integer_constant(editor, f"{name}.integers{suffix}", tensor, transposed)
-    scale, zero_point, attributes = tensor.scale, tensor.zero_point, {"axis": axis}
+    attributes = {"axis": axis}
     if spec.granularity == "group":
+        assert spec.group_size is not None
         attributes = {"axis": 1 - axis, "block_size": spec.group_size}
-        scale, zero_point = (array if axis == 0 or array is None else array.T for array in (scale, zero_point))
-    else:
-        scale, zero_point = (None if array is None else array.reshape(-1) for array in (scale, zero_point))
-        if spec.granularity == "tensor":
-            scale, zero_point = scale[0], None if zero_point is None else zero_point[0]
-    inputs = [integers, scale_constant(editor, f"{name}.scale{suffix}", scale)]
-    if zero_point is not None:
-        inputs.append(
-            _integers_constant(editor, f"{name}.zero_point{suffix}", np.asarray(zero_point), spec.bits, False)
-        )
-    return editor.node("DequantizeLinear", inputs, **attributes)
+
+    def laid_out(scales: Array) -> Array:
+        if spec.granularity == "group":
+            return scales if axis == 0 else scales.T
+        return scales.reshape(()) if spec.granularity == "tensor" else scales.reshape(-1)
+
+    inputs = [integers, scale_constant(editor, f"{name}.scale{suffix}", laid_out(tensor.scale))]
+    if tensor.zero_point is not None:
+        zero_point = laid_out(tensor.zero_point)
+        inputs.append(_integers_constant(editor, f"{name}.zero_point{suffix}", zero_point, spec.bits, False))
+    return editor.node("DequantizeLinear", inputs, "", "", **attributes)
 
 
 def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor) -> tuple[str, str, str]:
@@ -182,8 +183,10 @@ def quantized_input(editor: Editor, layer: Linear) -> tuple[str, str, str]:
     """The static rounding of a layer's input: names of the uint8 value, its scale and zero point."""
     assert layer.activation is not None
     # Layers that share an input share its range: name the constants by value, so that the node is made once.
-    scale = editor.constant(f"input_scale_{layer.activation.scale!r}", np.float32(layer.activation.scale))
-    zero = editor.constant(f"input_zero_point_{layer.activation.zero_point}", np.uint8(layer.activation.zero_point))
+    scale = editor.constant(f"input_scale_{layer.activation.scale!r}", np.array(layer.activation.scale, np.float32))
+    zero = editor.constant(
+        f"input_zero_point_{layer.activation.zero_point}", np.array(layer.activation.zero_point, np.uint8)
+    )
     return editor.node("QuantizeLinear", [layer.input, scale, zero]), scale, zero
 
 

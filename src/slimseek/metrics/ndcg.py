@@ -1,5 +1,6 @@
 """Normalised discounted cumulative gain: the sum of relevance / log2(rank + 1), divided by the best possible one
-(Järvelin and Kekäläinen, 2002)."""
+(Järvelin and Kekäläinen, 2002).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the folders of text encoders have in common: tokenizer, longest sequence, prompts."""
+"""What the folders of text encoders have in common: tokenizer, longest sequence, prompts, pooling."""
 
 from __future__ import annotations
 
@@ -19,12 +19,29 @@ UNLIMITED = 10**6
 INPUTS = tuple(
     TensorSpec(name=name, dtype="int64", shape=("batch", "sequence")) for name in ("input_ids", "attention_mask")
 )
+POOLING_KEYS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+POSITIONS = 512
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "mpnet", "camembert")
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What ``modules.json`` asks for: folders of the transformer, the pooling and the Dense layers."""
+
+    transformer: str
+    pooling: str
+    dense: tuple[str, ...]
+    normalise: bool
 
 
 def small_files(folder: Path, subfolders: tuple[str, ...] = ()) -> dict[str, bytes]:
     """Configuration and tokenizer files of the folder and of the named subfolders, path to content."""
     files = {}
-    for place in (folder, *(folder / name for name in subfolders if name)):
+    for place in (folder, *(folder / name for name in subfolders if name and (folder / name).is_dir())):
         for path in sorted(place.iterdir()):
             if path.suffix in KEPT_SUFFIXES and path.is_file() and not path.name.endswith(".index.json"):
                 if path.stat().st_size > LARGEST_SMALL_FILE:
@@ -84,6 +101,73 @@ def preprocess(files: Mapping[str, bytes], positions: int, token_table: str | No
         document_prefix=prompts.get("document", prompts.get("passage", "")),
         token_table=token_table,
     )
+
+
+def positions(model_type: str, most: int | None, pad_id: int | None) -> int:
+    """Tokens that a configuration has positions for: RoBERTa and MPNet lose those up to the padding id."""
+    offset = (pad_id or 0) + 1 if model_type in POSITIONS_AFTER_PADDING else 0
+    return int(most or POSITIONS) - offset
+
+
+def plan(files: Mapping[str, bytes], path: Path) -> Plan:
+    """Read ``modules.json``; a bare transformers folder has no pooling, and its vectors are compared by the cosine.
+
+    Raises:
+        UsageError: it is not valid, lacks a module, or asks for one that is not known.
+    """
+    similarity = json_of(files, "config_sentence_transformers.json").get("similarity_fn_name")
+    cosine = similarity in (None, "cosine")
+    if "modules.json" not in files:
+        return Plan(transformer="", pooling="", dense=(), normalise=cosine)
+    try:
+        modules = msgspec.json.decode(files["modules.json"], type=list[dict[str, Any]])
+        kinds = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise UsageError(f"{path}: modules.json is not valid ({error})") from error
+    places = {kind: place for kind, place in kinds if kind in ("Transformer", "Pooling")}
+    unknown = [kind for kind, _ in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")]
+    if unknown:
+        raise UsageError(
+            f"{path}: modules.json asks for {', '.join(unknown)}; Transformer, Pooling, Dense, Normalize work"
+        )
+    missing = {"Transformer", "Pooling"} - set(places)
+    if missing:
+        raise UsageError(f"{path}: modules.json lacks {' and '.join(sorted(missing))}")
+    return Plan(
+        transformer=places["Transformer"],
+        pooling=places["Pooling"],
+        dense=tuple(place for kind, place in kinds if kind == "Dense"),
+        normalise=cosine or any(kind == "Normalize" for kind, _ in kinds),
+    )
+
+
+def pooling(files: Mapping[str, bytes], place: str, path: Path) -> str:
+    """How tokens are pooled: ``mean``, ``cls``, ``max`` or ``lasttoken``.
+
+    Args:
+        files: the model's small files.
+        place: the folder of the pooling's configuration; ``""`` means the mean, as sentence-transformers does.
+        path: for messages.
+
+    Raises:
+        UsageError: the configuration is missing, or asks for another pooling or for several.
+    """
+    if not place:
+        return "mean"
+    name = f"{place}/config.json"
+    if name not in files:
+        raise UsageError(f"{path} has no {name}, which says how tokens are pooled")
+    config = json_of(files, name)
+    chosen = [
+        POOLING_KEYS.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on is True
+    ]
+    if isinstance(config.get("pooling_mode"), str):
+        chosen = [config["pooling_mode"]]
+    if len(chosen) != 1 or chosen[0] not in POOLING_KEYS.values():
+        raise UsageError(
+            f"{path}: pooling {' + '.join(chosen) or 'none'} is not known; {', '.join(POOLING_KEYS.values())} are"
+        )
+    return chosen[0]
 
 
 def pad_id(files: Mapping[str, bytes]) -> int:

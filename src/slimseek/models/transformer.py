@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 import transformers
@@ -27,22 +28,7 @@ from slimseek.schema import ActivationQuant, Array, Batch, Encode, Family, Layer
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-POOLING_KEYS = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 ACTIVATIONS = {"Tanh": nn.Tanh, "Identity": nn.Identity, "ReLU": nn.ReLU, "GELU": nn.GELU}
-
-
-class _Plan(msgspec.Struct, frozen=True):
-    """What ``modules.json`` asks for: folders of the transformer, the pooling and the Dense layers."""
-
-    transformer: str
-    pooling: str
-    dense: tuple[str, ...]
-    normalise: bool
 
 
 class _Pipeline(nn.Module):
@@ -55,6 +41,7 @@ class _Pipeline(nn.Module):
         self.pooling = pooling
         self.normalise = normalise
         self.additive_mask = False
+        self.unused: tuple[str, ...] = ()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Int64 [batch, sequence] twice to float32 [batch, dim]."""
@@ -89,7 +76,7 @@ class Transformer(Family):
 
     def open(self, path: Path) -> Model:
         """Read configuration, tokenizer and safetensors weights."""
-        plan = _plan(text_files.small_files(path), path)
+        plan = text_files.plan(text_files.small_files(path), path)
         files = text_files.small_files(path, (plan.transformer, plan.pooling, *plan.dense))
         if plan.transformer:
             raise UsageError(f"{path}: the transformer lies in the subfolder {plan.transformer!r}; only '' is read")
@@ -152,20 +139,14 @@ class Transformer(Family):
 
     def to_onnx(self, model: Model) -> Any:
         """The pipeline through PyTorch's exporter, with an additive mask where the network takes one."""
-        network = _load(model)
-        ids = torch.randint(1, 5, (3, 9))
-        mask = torch.ones_like(ids)
-        mask[1, 5:] = 0
-        network.additive_mask = _takes_additive_mask(network, ids, mask)
-        tensors = {name: dequantize(tensor) for name, tensor in model.tensors.items()}
-        return export(network, {"input_ids": ids, "attention_mask": mask}, model.spec, tensors)
+        return copy.deepcopy(_graph(model))
 
     def save(self, model: Model, folder: Path) -> None:
         """A folder that ``SentenceTransformer`` and ``AutoModel`` load: float32 weights, all small files."""
         for name, content in model.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        plan = _plan(model.files, folder)
+        plan = text_files.plan(model.files, folder)
         groups: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in model.tensors.items():
             place, _, rest = name.partition(".")
@@ -185,6 +166,18 @@ class Transformer(Family):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(ids, torch.ones_like(ids))
         return int(counter.get_total_flops() // 2)
+
+
+@lru_cache(maxsize=2)
+def _graph(model: Model) -> Any:
+    """The exported graph; the last two models are kept, since several backends ask for the same one in a row."""
+    network = _load(model)
+    ids = torch.randint(1, 5, (3, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    network.additive_mask = _takes_additive_mask(network, ids, mask)
+    tensors = {name: dequantize(tensor) for name, tensor in model.tensors.items()}
+    return export(network, {"input_ids": ids, "attention_mask": mask}, model.spec, tensors)
 
 
 def _pool(hidden: torch.Tensor, keep: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -213,53 +206,6 @@ def _rounding(activation: ActivationQuant) -> Callable[[nn.Module, tuple[torch.T
     return static if activation.mode == "static" else dynamic
 
 
-def _plan(files: Any, path: Path) -> _Plan:
-    """Read ``modules.json``; a bare transformers folder is pooled by the mean, as sentence-transformers does."""
-    similarity = text_files.json_of(files, "config_sentence_transformers.json").get("similarity_fn_name")
-    cosine = similarity in (None, "cosine")
-    if "modules.json" not in files:
-        return _Plan(transformer="", pooling="", dense=(), normalise=cosine)
-    try:
-        modules = msgspec.json.decode(files["modules.json"], type=list[dict[str, Any]])
-        kinds = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
-    except (msgspec.MsgspecError, KeyError) as error:
-        raise UsageError(f"{path}: modules.json is not valid ({error})") from error
-    places = {kind: place for kind, place in kinds if kind in ("Transformer", "Pooling")}
-    unknown = [kind for kind, _ in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")]
-    if unknown:
-        raise UsageError(
-            f"{path}: modules.json asks for {', '.join(unknown)}; Transformer, Pooling, Dense, Normalize work"
-        )
-    missing = {"Transformer", "Pooling"} - set(places)
-    if missing:
-        raise UsageError(f"{path}: modules.json lacks {' and '.join(sorted(missing))}")
-    return _Plan(
-        transformer=places["Transformer"],
-        pooling=places["Pooling"],
-        dense=tuple(place for kind, place in kinds if kind == "Dense"),
-        normalise=cosine or any(kind == "Normalize" for kind, _ in kinds),
-    )
-
-
-def _pooling(files: Any, plan: _Plan, path: Path) -> str:
-    if not plan.pooling:
-        return "mean"
-    name = f"{plan.pooling}/config.json"
-    if name not in files:
-        raise UsageError(f"{path} has no {name}, which says how tokens are pooled")
-    config = text_files.json_of(files, name)
-    chosen = [
-        POOLING_KEYS.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on is True
-    ]
-    if isinstance(config.get("pooling_mode"), str):
-        chosen = [config["pooling_mode"]]
-    if len(chosen) != 1 or chosen[0] not in POOLING_KEYS.values():
-        raise UsageError(
-            f"{path}: pooling {' + '.join(chosen) or 'none'} is not known; {', '.join(POOLING_KEYS.values())} are"
-        )
-    return chosen[0]
-
-
 def _tokenizer(path: Path, files: dict[str, bytes]) -> bytes:
     lower = bool(text_files.json_of(files, "sentence_bert_config.json").get("do_lower_case"))
     if TOKENIZER in files:
@@ -271,7 +217,7 @@ def _tokenizer(path: Path, files: dict[str, bytes]) -> bytes:
         raise UsageError(f"{path} has no {TOKENIZER}, and none could be made from its other files") from error
 
 
-def _weights(path: Path, plan: _Plan) -> dict[str, dict[str, torch.Tensor]]:
+def _weights(path: Path, plan: text_files.Plan) -> dict[str, dict[str, torch.Tensor]]:
     """Safetensors of the transformer (``""``) and of each Dense folder."""
     weights = {}
     for place in ("", *plan.dense):
@@ -290,7 +236,7 @@ def _weights(path: Path, plan: _Plan) -> dict[str, dict[str, torch.Tensor]]:
 
 def _build(files: Any, path: Path, weights: dict[str, dict[str, torch.Tensor]] | None) -> Any:
     """The network of a folder's files, with given weights or, for ``None``, with whatever initialisation leaves."""
-    plan = _plan(files, path)
+    plan = text_files.plan(files, path)
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / "config.json").write_bytes(files["config.json"])
         try:
@@ -298,14 +244,14 @@ def _build(files: Any, path: Path, weights: dict[str, dict[str, torch.Tensor]] |
             transformer = _transformer(config, None if weights is None else weights[""], path)
         except (ValueError, KeyError, OSError) as error:
             raise UsageError(f"{path}: transformers cannot build this model: {_first_line(error)}") from error
-    dense = []
+    dense: list[nn.Module] = []
     for place in plan.dense:
         layer = _dense(text_files.json_of(files, f"{place}/config.json"), f"{path}/{place}")
         if weights is not None:
             layer.load_state_dict(weights[place])
         dense.append(layer)
-    network = _Pipeline(transformer, _pooling(files, plan, path), dense, plan.normalise).eval()
-    network.unused = getattr(transformer, "unused", ())
+    network = _Pipeline(transformer, text_files.pooling(files, plan.pooling, path), dense, plan.normalise).eval()
+    network.unused = transformer.unused if weights is not None else ()
     return network
 
 
@@ -373,12 +319,8 @@ def _dim(network: Any) -> int:
 
 
 def _positions(config: Any) -> int:
-    """Tokens that the model has positions for; RoBERTa and MPNet lose those up to the padding id."""
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    offset = (
-        (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert") else 0
-    )
-    return int(positions - offset)
+    most = getattr(config, "max_position_embeddings", None)
+    return text_files.positions(config.model_type, most, config.pad_token_id)
 
 
 def _takes_additive_mask(network: Any, ids: torch.Tensor, mask: torch.Tensor) -> bool:

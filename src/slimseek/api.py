@@ -1,0 +1,40 @@
+"""The verbs of the command line as functions, with the same names and arguments.
+
+They stand here and not in the package itself because each verb's module bears the verb's name.
+"""
+
+from slimseek.choose import choose
+from slimseek.choose import model as open_model
+from slimseek.data import describe, load
+from slimseek.deploy import targets
+from slimseek.inspect import inspect
+from slimseek.pipeline import compress, demo, evaluate, serve_on
+from slimseek.pipeline import deploy_on as deploy
+from slimseek.prove import Options
+from slimseek.rebuild import rebuild
+from slimseek.report import verdict
+from slimseek.report import write as report
+from slimseek.search import index
+from slimseek.search import open as open_index
+
+serve = serve_on
+
+__all__ = [
+    "Options",
+    "choose",
+    "compress",
+    "demo",
+    "deploy",
+    "describe",
+    "evaluate",
+    "index",
+    "inspect",
+    "load",
+    "open_index",
+    "open_model",
+    "rebuild",
+    "report",
+    "serve",
+    "targets",
+    "verdict",
+]

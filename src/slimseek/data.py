@@ -1,0 +1,176 @@
+"""Stage 2: a collection is read, checked, split and sampled. Calibration never sees a test query."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimseek import plugins
+from slimseek.errors import UsageError
+from slimseek.inputs.text import TextInput
+from slimseek.schema import Collection, Finding, Qrels, Samples, SearchSet, Value
+
+MOST_DEV_QUERIES = 500
+TEXTS_COUNTED = 2000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Splits:
+    """Queries to choose by and queries to report on; they never overlap.
+
+    Attributes:
+        dev: judgements of the development queries.
+        test: judgements of the test queries.
+        notice: what a user should know of how they came about, ``""`` if nothing.
+    """
+
+    dev: Qrels
+    test: Qrels
+    notice: str
+
+
+class Description(Value, frozen=True):
+    """What a collection holds.
+
+    Attributes:
+        judged_queries: split to number of queries with a judgement.
+        judgements: split to number of judgements.
+        truncated_documents: share of documents longer than the model takes; ``None`` without a model.
+        truncated_queries: the same of queries.
+        notice: how dev and test queries come about.
+    """
+
+    name: str
+    documents: int
+    queries: int
+    judged_queries: dict[str, int]
+    judgements: dict[str, int]
+    truncated_documents: float | None
+    truncated_queries: float | None
+    notice: str
+    findings: tuple[Finding, ...]
+
+
+def load(source: str) -> Collection:
+    """Read a collection: a built-in name or a folder in a layout that a plug-in of ``datasets/`` knows.
+
+    Raises:
+        UsageError: there is none, or it is broken; the text names the file and the line.
+    """
+    for name in plugins.names("datasets"):
+        reader = plugins.load("datasets", name)()
+        if reader.recognises(source):
+            collection: Collection = reader.read(source)
+            return collection
+    if not Path(source).exists():
+        raise UsageError(f"there is no collection {source!r}: neither a folder nor the built-in news or news-full")
+    raise UsageError(f"{source} is not a collection: it needs corpus.jsonl, queries.jsonl and qrels/test.tsv")
+
+
+def split(collection: Collection) -> Splits:
+    """Development and test queries.
+
+    Test is the collection's own. Development is its dev split, else up to 500 of its train queries, else a half of
+    the test queries, chosen by a hash of their ids and taken out of the test.
+
+    Raises:
+        UsageError: fewer than two judged queries.
+    """
+    qrels = {name: judged for name, judged in collection.qrels.items() if judged}
+    held = qrels.get("test") or qrels.get("dev") or qrels.get("train")
+    if not held or len(held) < 2:
+        raise UsageError(f"{collection.name}: at least two judged queries are needed")
+    apart = next((qrels[name] for name in ("dev", "train") if name in qrels and qrels[name] is not held), None)
+    if apart is None:
+        ids = _by_hash(held)
+        half = len(ids) // 2
+        notice = f"{collection.name} has one split only: {half} of its {len(ids)} queries are used to choose, the rest to report"
+        return Splits(
+            dev={name: held[name] for name in ids[:half]}, test={name: held[name] for name in ids[half:]}, notice=notice
+        )
+    dev = {name: apart[name] for name in _by_hash(apart)[:MOST_DEV_QUERIES] if name not in held}
+    return Splits(dev=dev, test=held, notice="")
+
+
+def search_set(
+    collection: Collection, qrels: Qrels, name: str, *, max_queries: int | None = None,
+    max_documents: int | None = None, seed: int = 0,
+) -> SearchSet:  # fmt: skip
+    """The queries that have a relevant document, and what they search.
+
+    Args:
+        collection: where texts come from.
+        qrels: judgements of the split.
+        name: the split's name.
+        max_queries: take a random part of the queries.
+        max_documents: search the judged documents and a random part of the others, so many in all.
+        seed: of the random choices.
+
+    Raises:
+        UsageError: no query has a relevant document.
+    """
+    generator = random.Random(seed)
+    chosen = [query for query, judged in qrels.items() if any(value > 0 for value in judged.values())]
+    if not chosen:
+        raise UsageError(f"{collection.name}: no query of {name} has a relevant document")
+    if max_queries is not None and len(chosen) > max_queries:
+        chosen = sorted(generator.sample(chosen, max_queries), key=chosen.index)
+    documents = list(collection.corpus)
+    if max_documents is not None and len(documents) > max_documents:
+        judged = {document for query in chosen for document in qrels[query]}
+        others = [document for document in documents if document not in judged]
+        kept = judged | set(generator.sample(others, max(0, min(len(others), max_documents - len(judged)))))
+        documents = [document for document in documents if document in kept]
+    return SearchSet(
+        name=f"{collection.name}, {name}",
+        queries={query: collection.queries[query] for query in chosen},
+        corpus={document: collection.corpus[document] for document in documents},
+        qrels={query: qrels[query] for query in chosen},
+    )
+
+
+def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: int = 0) -> Samples:
+    """Texts that steps may look at: documents and queries, without test queries or texts that read like one.
+
+    Args:
+        collection: documents and queries.
+        splits: for the test queries to leave out.
+        count: texts to calibrate by, half of them queries where there are enough.
+        seed: of the random choice.
+    """
+    generator = random.Random(seed)
+    hidden = {collection.queries[query] for query in splits.test}
+    documents = [text for text in collection.corpus.values() if text and text not in hidden]
+    queries = [
+        text for query, text in collection.queries.items() if text and query not in splits.test and text not in hidden
+    ]
+    asked = generator.sample(queries, min(len(queries), count // 2))
+    read = generator.sample(documents, min(len(documents), count - len(asked)))
+    return Samples(calibration=[*read, *asked], texts=[*documents, *queries])
+
+
+def describe(collection: Collection, read: TextInput | None = None) -> Description:
+    """Counts, splits, findings, and with a model's tokenizer the share of texts it will cut (of at most 2,000 each)."""
+    parts = [collection.corpus, collection.queries]
+    shares: list[float | None] = [None, None]
+    if read is not None:
+        shares = [
+            read.truncated(texts) / len(texts) for texts in (list(part.values())[:TEXTS_COUNTED] for part in parts)
+        ]
+    return Description(
+        name=collection.name,
+        documents=len(collection.corpus),
+        queries=len(collection.queries),
+        judged_queries={name: len(judged) for name, judged in collection.qrels.items()},
+        judgements={name: sum(len(row) for row in judged.values()) for name, judged in collection.qrels.items()},
+        truncated_documents=shares[0],
+        truncated_queries=shares[1],
+        notice=split(collection).notice,
+        findings=collection.findings,
+    )
+
+
+def _by_hash(ids: Qrels) -> list[str]:
+    return sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())

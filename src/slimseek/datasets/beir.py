@@ -1,0 +1,144 @@
+"""The BEIR layout: corpus.jsonl, queries.jsonl and qrels/{train,dev,test}.tsv."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from slimseek.datasets._findings import repeated, tally
+from slimseek.errors import UsageError
+from slimseek.schema import Collection, Dataset, Finding, Qrels
+
+SPLITS = ("train", "dev", "test")
+TREC_COLUMNS = 4
+TOLERATED = 0.01
+
+
+class Beir(Dataset):
+    """A folder of JSON lines and judgements; title and text of a document are joined by a blank."""
+
+    def recognises(self, path: str) -> bool:
+        """A folder with a corpus, queries or judgements."""
+        folder = Path(path)
+        return folder.is_dir() and any((folder / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
+
+    def read(self, path: str) -> Collection:
+        """Read the three parts and count what is odd in them."""
+        folder = Path(path)
+        corpus = _items(folder / "corpus.jsonl")
+        queries = _items(folder / "queries.jsonl")
+        qrels: dict[str, Qrels] = {}
+        findings: list[Finding] = []
+        for split in SPLITS:
+            file = folder / "qrels" / f"{split}.tsv"
+            if file.is_file():
+                qrels[split] = _judgements(file, corpus, queries, findings)
+        if not qrels:
+            raise UsageError(
+                f"{folder} has no judgements; expected qrels/test.tsv (and train.tsv, dev.tsv if there are any)"
+            )
+        judged = {query for split in qrels.values() for query in split}
+        findings += [
+            *tally("documents without text", [name for name, text in corpus.items() if not text]),
+            *tally("queries without text", [name for name, text in queries.items() if not text]),
+            *tally("documents whose text occurs before", repeated(corpus)),
+            *tally("queries without a judgement", [name for name in queries if name not in judged]),
+        ]
+        return Collection(
+            name=folder.resolve().name, path=path, corpus=corpus, queries=queries, qrels=qrels, findings=tuple(findings)
+        )
+
+
+def _items(file: Path) -> dict[str, str]:
+    """Id to text, in the order of the file."""
+    items: dict[str, str] = {}
+    for number, line in _lines(file):
+        try:
+            record = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file}, line {number}: not valid JSON ({error})") from error
+        name, text = _record(record, file, number)
+        if name in items:
+            raise UsageError(f"{file}, line {number}: the _id {name!r} occurs a second time")
+        items[name] = text
+    if not items:
+        raise UsageError(f"{file} is empty")
+    return items
+
+
+def _record(record: Any, file: Path, number: int) -> tuple[str, str]:
+    if not isinstance(record, dict) or not isinstance(record.get("_id"), str | int):
+        raise UsageError(f"{file}, line {number}: there is no _id (a string or a number)")
+    if not isinstance(record.get("text"), str) or not isinstance(record.get("title") or "", str):
+        raise UsageError(f"{file}, line {number}: there is no text (a string)")
+    return str(record["_id"]), f"{record.get('title') or ''} {record['text']}".strip()
+
+
+def _judgements(file: Path, corpus: dict[str, str], queries: dict[str, str], findings: list[Finding]) -> Qrels:
+    """Query to document to relevance. A line without a score is relevant; one given twice counts once, the last wins."""
+    qrels: Qrels = {}
+    unknown: list[str] = []
+    twice: list[str] = []
+    count = 0
+    for number, line in _lines(file):
+        query, document, score = _columns(line.decode("utf-8", "replace"), file, number)
+        if number == 1 and query in ("query-id", "query_id", "qid"):
+            continue
+        count += 1
+        missing = query if query not in queries else document if document not in corpus else None
+        if missing is not None:
+            unknown.append(missing)
+            continue
+        if document in qrels.setdefault(query, {}):
+            twice.append(f"{query} {document}")
+        qrels[query][document] = _score(score, file, number)
+    if len(unknown) > max(count * TOLERATED, 0 if not qrels else 1):
+        raise UsageError(
+            f"{file}: {len(unknown)} of {count} lines name an unknown query or document, such as {unknown[0]!r}"
+        )
+    name = file.stem
+    negative = [f"{query} {document}" for query, row in qrels.items() for document, value in row.items() if value < 0]
+    findings += [
+        *tally(f"{name} judgements of an unknown query or document, left out", unknown),
+        *tally(f"{name} judgements given twice, the last counts", twice),
+        *tally(f"{name} judgements below zero, read as not relevant", negative),
+    ]
+    return qrels
+
+
+def _columns(line: str, file: Path, number: int) -> tuple[str, str, str]:
+    """Query, document and score of a line: two or three columns, or TREC's four; quotes mean nothing."""
+    columns = line.rstrip("\r\n").split("\t")
+    if len(columns) == 1:
+        columns = line.split()
+    if len(columns) == TREC_COLUMNS:
+        columns = [columns[0], *columns[2:]]
+    if len(columns) == 2:
+        columns = [*columns, "1"]
+    if len(columns) != 3:
+        raise UsageError(f"{file}, line {number}: {len(columns)} columns; query-id, corpus-id and score are expected")
+    return columns[0].strip(), columns[1].strip(), columns[2].strip()
+
+
+def _score(text: str, file: Path, number: int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{file}, line {number}: the score {text!r} is not a whole number") from None
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank, a byte order mark taken off."""
+    try:
+        with file.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if content.strip():
+                    yield number, content
+    except OSError as error:
+        raise UsageError(
+            f"{file}: {error.strerror}; a collection has corpus.jsonl, queries.jsonl and qrels/"
+        ) from error

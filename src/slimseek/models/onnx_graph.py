@@ -1,0 +1,747 @@
+"""Any text encoder that is an ``.onnx`` file with a tokenizer beside it, whatever made it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import onnxslim
+from onnx import TensorProto, helper, numpy_helper, version_converter
+
+from slimseek.errors import UsageError
+from slimseek.inputs.text import TOKENIZER
+from slimseek.integers import dequantize, expanded
+from slimseek.models import _text_files as text_files
+from slimseek.schema import (
+    ActivationQuant,
+    Array,
+    Batch,
+    Encode,
+    Family,
+    Layer,
+    LayerKind,
+    Model,
+    ModelSpec,
+    QuantizedTensor,
+    Tensor,
+    TensorSpec,
+    TextPreprocess,
+)
+
+GRAPH = "graph.onnx"
+FILE = "model.onnx"
+SUFFIX = ".onnx"
+LFS = b"version https://git-lfs"
+OUTPUT = "vector"
+INPUTS = (*text_files.INPUTS, TensorSpec(name="token_type_ids", dtype="int64", shape=("batch", "sequence")))
+IR_VERSION = 10
+OPSET = 21  # the first whose DequantizeLinear takes groups and four bits
+LARGEST_SINGLE_FILE = 2**31 - 1
+LONGEST_TRIED = 512
+VECTOR_NAMES = ("sentence_embedding", "vector", "embeddings")
+TOKENS_NAMES = ("last_hidden_state", "token_embeddings")
+NO_VECTOR = re.compile("pooler|logits", re.IGNORECASE)
+SAMPLE = (2, 5)
+QUANTIZED = ("uantize", "Integer", "QLinear", "QAttention", "QGemm", "QEmbed", "QOrdered", "NBits", "Bnb4", "FpQ4")
+ROW_STEP = 1 / 127
+SMALLEST_ROW_STEP = 1e-14
+
+Weights = dict[str, Array]
+
+
+class OnnxGraph(Family):
+    """The graph is kept without its weights in ``files["graph.onnx"]``; a tensor is named as its initializer was.
+
+    Pooling and normalisation stand inside the graph, whose one output is the vector. Weights inside the branches of
+    an If or Loop stay in the graph: they are no tensors, and nothing changes them. A graph that is quantized already
+    runs and is measured, and has no layers.
+    """
+
+    def recognises(self, path: Path) -> bool:
+        """An ``.onnx`` file, or a folder with one and without safetensors weights."""
+        if path.is_dir():
+            return not any(path.glob("*.safetensors")) and bool(_candidates(path))
+        return path.is_file() and path.suffix.lower() == SUFFIX
+
+    def open(self, path: Path) -> Model:
+        """Read the graph, its data files, the tokenizer; run it at two lengths to know what it gives."""
+        file = _file(path)
+        model = _read(file)
+        _take_inputs_(model.graph, file)
+        _make_constants_initializers_(model.graph)
+        weights = _take_weights_(model.graph, file)
+        _make_single_precision_(model.graph)
+        _fold_(model.graph, weights)
+        home, files = _files(file)
+        plan = text_files.plan(files, home)
+        _end_in_vector_(model, weights, files, plan, file)
+        weights = _prune_(model.graph, weights)
+        preprocess = _preprocess(model.graph, weights, files)
+        spec = ModelSpec(
+            family="onnx_graph",
+            modality="text",
+            output="embedding",
+            inputs=tuple(tensor for tensor in INPUTS if tensor.name in {value.name for value in model.graph.input}),
+            dim=_dim(model, weights, min(preprocess.max_length, LONGEST_TRIED), file),
+            normalised=plan.normalise,
+            preprocess=preprocess,
+        )
+        files[GRAPH] = model.SerializeToString(deterministic=True)
+        return Model(spec=spec, files=files, tensors=dict(weights), layers=_layers(model.graph, weights))
+
+    def run(self, model: Model, threads: int) -> Encode:
+        """ONNX Runtime in float32 on the dequantized weights; inputs of layers are rounded where the model says so."""
+        weights = _dense(model.tensors) | {name: expanded(model.tensors[name]) for name in model.activations}
+        graph = _graph(model)
+        if model.activations:
+            graph = _raised(graph, weights)
+            _round_inputs_(graph, weights, model.activations)
+        compute = _session(graph, weights, threads)
+
+        def encode(batch: Batch) -> Array:
+            return compute(batch)[0]
+
+        return encode
+
+    def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
+        """Show every layer's input, real tokens only, to ``visit(weight name, float32 [tokens, width])``."""
+        graph = _graph(model)
+        weights = _dense(model.tensors)
+        linear = [node for node in graph.graph.node if _linear_axis(node, weights) is not None]
+        pairs = [(node.input[1], node.input[0]) for node in linear if node.input[0] not in weights]
+        shown = list(dict.fromkeys(source for _, source in pairs))
+        del graph.graph.output[:]
+        graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
+        compute = _session(graph, weights, threads=0)
+        for batch in batches:
+            values = dict(zip(shown, compute(batch), strict=True))
+            mask = batch["attention_mask"]
+            for weight, source in pairs:
+                value = values[source]
+                padded = value.ndim > 2 and value.shape[:2] == mask.shape
+                visit(weight, value[mask > 0] if padded else value.reshape(-1, value.shape[-1]))
+
+    def to_onnx(self, model: Model) -> Any:
+        """The graph with its weights, tidied by onnxslim; raised to the opset that integers need where there are any.
+
+        A graph whose opset is too old and cannot be raised raises UsageError.
+        """
+        graph, weights = _graph(model), _dense(model.tensors)
+        if any(isinstance(tensor, QuantizedTensor) for tensor in model.tensors.values()):
+            graph = _raised(graph, weights)
+        graph.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+        return graph if _is_quantized(graph.graph) else _slimmed(graph, model.layers)
+
+    def save(self, model: Model, folder: Path) -> None:
+        """``model.onnx`` in float32, pooling inside, and the small files beside it."""
+        for name, content in model.files.items():
+            if name != GRAPH:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+        graph = self.to_onnx(model)
+        onnx.save(graph, folder / FILE, save_as_external_data=graph.ByteSize() > LARGEST_SINGLE_FILE)
+
+    def macs(self, model: Model, length: int) -> int:
+        """Weights of linear and convolution layers times ``length``, each as often as the graph uses it.
+
+        Products of two activations (attention scores and their use) are not counted, and neither is what stays in
+        the branches of an If or Loop.
+        """
+        return length * sum(
+            math.prod(model.tensors[node.input[1]].shape)
+            for node in _graph(model).graph.node
+            if _linear_axis(node, model.tensors) is not None or _is_convolution(node, model.tensors)
+        )
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The graphs of a folder and of its subfolder ``onnx``; only ``model.onnx`` where one is called so."""
+    found = [path for place in (folder, folder / "onnx") for path in sorted(place.glob(f"*{SUFFIX}"))]
+    return [path for path in found if path.name == FILE][:1] or found
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = _candidates(path)
+    if len(found) != 1:
+        names = ", ".join(str(file.relative_to(path)) for file in found) or "none"
+        raise UsageError(f"{path} needs one {SUFFIX} file or one called {FILE}; it has {names}; name the file you mean")
+    return found[0]
+
+
+def _read(file: Path) -> onnx.ModelProto:
+    """The file with its external data, which must lie in its folder.
+
+    Raises:
+        UsageError: it is empty, a git-lfs pointer, cut off, no ONNX, or its data is not there.
+    """
+    with file.open("rb") as stream:
+        start = stream.read(len(LFS))
+    if not start:
+        raise UsageError(f"{file} is empty")
+    if start == LFS:
+        raise UsageError(f"{file} is a git-lfs pointer, not the model itself; run: git lfs pull")
+    try:
+        model = onnx.load(file, load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError, and whatever else a random file provokes
+        raise UsageError(f"{file} is cut off or no ONNX file: {_first_line(error)}") from error
+    if not model.graph.node or not model.opset_import:
+        raise UsageError(f"{file} is no ONNX file: it holds no graph")
+    for tensor in _tensors(model.graph):
+        place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        if tensor.data_location == TensorProto.EXTERNAL and (Path(place).is_absolute() or ".." in Path(place).parts):
+            raise UsageError(f"{file} asks for data outside of its folder: {place!r}; this is never read")
+    try:
+        onnx.load_external_data_for_model(model, str(file.parent))
+    except Exception as error:  # the library raises ValueError, OSError and its checker's own ValidationError
+        raise UsageError(f"{file}: a data file beside it cannot be read: {_first_line(error)}") from error
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    model.ir_version = max(4, min(model.ir_version, IR_VERSION))
+    del model.metadata_props[:]
+    return model
+
+
+def _files(file: Path) -> tuple[Path, dict[str, bytes]]:
+    """The folder of the tokenizer, which is the file's or the one above, and its small files.
+
+    Raises:
+        UsageError: there is no tokenizer, or it is broken.
+    """
+    places = [place for place in (file.parent, file.parent.parent) if (place / TOKENIZER).is_file()]
+    if not places:
+        raise UsageError(f"{file.parent} has no {TOKENIZER}; put the model's own beside {file.name}")
+    home = next((place for place in places if (place / "modules.json").is_file()), places[0])
+    files = text_files.small_files(home)
+    pooling = text_files.plan(files, home).pooling or "1_Pooling"
+    files = text_files.small_files(home, (pooling,))
+    lower = bool(text_files.json_of(files, "sentence_bert_config.json").get("do_lower_case"))
+    files[TOKENIZER] = text_files.tokenizer_without_padding(files[TOKENIZER], lower)
+    return home, files
+
+
+def _take_inputs_(graph: onnx.GraphProto, file: Path) -> None:
+    """Make the inputs int64 [batch, sequence]; a graph that wants int32 gets a Cast.
+
+    Raises:
+        UsageError: an input that a text does not give, one that is missing, a fixed axis, another dtype.
+    """
+    defaults = {initializer.name for initializer in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in defaults]
+    known = {tensor.name: tensor for tensor in INPUTS}
+    unknown = [value.name for value in inputs if value.name not in known]
+    if unknown:
+        raise UsageError(f"{file} wants the inputs {', '.join(unknown)}; a text gives only {', '.join(known)}")
+    missing = {tensor.name for tensor in text_files.INPUTS} - {value.name for value in inputs}
+    if missing:
+        raise UsageError(f"{file} has no input {' and no '.join(sorted(missing))}, so it cannot take a batch of texts")
+    del graph.input[:]
+    for value in inputs:
+        dtype = value.type.tensor_type.elem_type
+        _check_axes(value, file)
+        if dtype not in (TensorProto.INT64, TensorProto.INT32):
+            name = TensorProto.DataType.Name(dtype).lower()
+            raise UsageError(f"{file} wants {value.name} as {name}; int64 and int32 are supported")
+        if dtype == TensorProto.INT32:
+            _rename_(graph, {value.name: f"{value.name}.int32"})
+            graph.node.insert(0, helper.make_node("Cast", [value.name], [f"{value.name}.int32"], to=TensorProto.INT32))
+        graph.input.append(helper.make_tensor_value_info(value.name, TensorProto.INT64, known[value.name].shape))
+
+
+def _check_axes(value: onnx.ValueInfoProto, file: Path) -> None:
+    if not value.type.tensor_type.HasField("shape"):
+        return
+    sizes = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+    if len(sizes) != 2:
+        raise UsageError(f"{file}: {value.name} has {len(sizes)} axes; a batch of texts has two, batch and sequence")
+    frozen = [f"{name} at {size}" for name, size in zip(("batch", "sequence"), sizes, strict=True) if size]
+    if frozen:
+        raise UsageError(f"{file}: {value.name} is frozen, {' and '.join(frozen)}; export it again with dynamic axes")
+
+
+def _make_constants_initializers_(graph: onnx.GraphProto) -> None:
+    """Constant nodes become initializers; ``#`` leaves the names, since lowering gives it a meaning."""
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            graph.initializer.add().CopyFrom(node.attribute[0].t)
+            graph.initializer[-1].name = node.output[0]
+        else:
+            nodes.append(node)
+    _replace_nodes_(graph, nodes)
+    _rename_(graph, {name: name.replace("#", "_") for name in [item.name for item in graph.initializer] if "#" in name})
+
+
+def _take_weights_(graph: onnx.GraphProto, file: Path) -> Weights:
+    """Float initializers of more than one number, and the eight-bit integers of a quantized graph, leave the graph."""
+    types = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8)
+    weights = {}
+    kept = []
+    for tensor in graph.initializer:
+        if tensor.data_type not in types or math.prod(tensor.dims) <= 1:
+            kept.append(tensor)
+            continue
+        try:
+            weights[tensor.name] = numpy_helper.to_array(tensor).copy()
+        except ValueError as error:
+            raise UsageError(f"{file}: the weight {tensor.name} is not whole: {_first_line(error)}") from error
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return weights
+
+
+def _make_single_precision_(graph: onnx.GraphProto) -> None:
+    """A float16 graph computes in float32 from here on; its weights are still stored in float16."""
+    for inner in _graphs(graph):
+        del inner.value_info[:]
+        for value in (*inner.input, *inner.output):
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        for node in inner.node:
+            for attribute in node.attribute:
+                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+                    attribute.i = TensorProto.FLOAT
+    for tensor in _tensors(graph):
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+
+def _fold_(graph: onnx.GraphProto, weights: Weights) -> None:
+    """Weights behind Identity, Cast to float or Transpose are stored as the nodes that use them see them.
+
+    A Transpose stays where the weight has other uses too (a token table that is also an output layer).
+    """
+    uses = Counter(name for node in graph.node for name in _uses(node))
+    renamed: dict[str, str] = {}
+    nodes = []
+    for node in graph.node:
+        source = node.input[0] if node.input else ""
+        name = renamed.get(source, source)
+        settings = _settings(node)
+        same = node.op_type == "Identity" or (node.op_type == "Cast" and settings["to"] == TensorProto.FLOAT)
+        turned = node.op_type == "Transpose" and name == source and uses[name] == 1
+        if (same or turned) and _is_weight(weights.get(name)):
+            renamed[node.output[0]] = name
+            if turned:
+                weights[name] = np.ascontiguousarray(weights[name].transpose(settings.get("perm")))
+        else:
+            nodes.append(node)
+    _replace_nodes_(graph, nodes)
+    _rename_(graph, renamed)
+
+
+def _end_in_vector_(
+    model: onnx.ModelProto, weights: Weights, files: Mapping[str, bytes], plan: text_files.Plan, file: Path
+) -> None:
+    """Make the vector, pooled and normalised as the files say, the graph's only output, called ``vector``."""
+    write = _Writer(model)
+    names = [value.name for value in model.graph.output]
+    _rename_(model.graph, {OUTPUT: write.fresh(OUTPUT)})
+    try:
+        found = _session(model, _dense(weights), threads=0)(_sample(model.graph, *SAMPLE))
+    except Exception as error:  # ONNX Runtime raises its own kinds for a graph that it cannot load or run
+        raise UsageError(f"{file} cannot be run on a batch of {list(SAMPLE)} tokens: {_first_line(error)}") from error
+    values = dict(zip(names, found, strict=True))
+    chosen = _chosen(values, file)
+    source = model.graph.output[names.index(chosen)].name
+    width = values[chosen].shape[-1]
+    if values[chosen].ndim == 3:
+        source = _pool(write, source, width, _pooling(files, plan, file))
+    if plan.normalise:
+        norm = write.node("Max", [write.reduce("ReduceL2", source, -1, keepdims=1), write.constant(np.float32(1e-12))])
+        write.node("Div", [source, norm], OUTPUT)
+    else:
+        write.node("Identity", [source], OUTPUT)
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ("batch", width)))
+
+
+def _chosen(values: Mapping[str, Array], file: Path) -> str:
+    """The output to take: a vector [batch, dim], else vectors of tokens [batch, sequence, width].
+
+    Args:
+        values: what the graph gives for a batch of the shape ``SAMPLE``, by name.
+        file: for messages.
+    """
+    floats = {name: value for name, value in values.items() if value.dtype == np.float32}
+    vectors = [
+        name
+        for name, value in floats.items()
+        if value.ndim == 2 and len(value) == SAMPLE[0] and value.shape != SAMPLE and not NO_VECTOR.search(name)
+    ]
+    tokens = [name for name, value in floats.items() if value.ndim == 3 and value.shape[:2] == SAMPLE]
+    chosen = _only(vectors, VECTOR_NAMES, file) or _only(tokens, TOKENS_NAMES, file)
+    if chosen is None:
+        given = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
+        raise UsageError(
+            f"{file} gives {given} for a batch of {list(SAMPLE)} tokens: neither a vector [batch, dim] nor tokens "
+            f"[batch, sequence, width] (a pooler's output and logits are no vectors to search by)"
+        )
+    return chosen
+
+
+def _only(names: Sequence[str], preferred: Sequence[str], file: Path) -> str | None:
+    """The output to take: one of the preferred names, or the only one there is."""
+    chosen = next((name for name in preferred if name in names), None)
+    if chosen is None and len(names) > 1:
+        raise UsageError(f"{file} has the outputs {', '.join(names)}; call the one to take {preferred[0]}")
+    return chosen or next(iter(names), None)
+
+
+def _pooling(files: Mapping[str, bytes], plan: text_files.Plan, file: Path) -> str:
+    """What the files say; never a guess."""
+    place = plan.pooling or ("1_Pooling" if "1_Pooling/config.json" in files else "")
+    if not place:
+        raise UsageError(
+            f"{file} gives a vector for each token, and nothing beside it says how they are pooled; put the "
+            f"modules.json and 1_Pooling/config.json of sentence-transformers there"
+        )
+    if plan.dense:
+        raise UsageError(
+            f"{file} ends before the Dense layer of modules.json ({', '.join(plan.dense)}); export the whole pipeline"
+        )
+    return text_files.pooling(files, place, file.parent)
+
+
+def _pool(write: _Writer, hidden: str, width: int, pooling: str) -> str:
+    """The pooled value of ``hidden`` [batch, sequence, width], by operators that mean the same in every opset."""
+    if pooling == "cls":
+        return write.node("Gather", [hidden, write.constant(np.int64(0))], axis=1)
+    keep = write.node("Cast", ["attention_mask"], to=TensorProto.FLOAT)
+    if pooling == "lasttoken":
+        # From the right, the running count of real tokens is 1 at the last of them, and at padding before that.
+        ahead = write.node("CumSum", ["attention_mask", write.constant(np.int64(1))], reverse=1)
+        last = write.node("Equal", [ahead, write.constant(np.int64(1))])
+        keep = write.node("Mul", [keep, write.node("Cast", [last], to=TensorProto.FLOAT)])
+    column = write.node("Reshape", [keep, write.constant(np.array([0, -1, 1], np.int64))])
+    if pooling == "max":
+        absent = write.node("Sub", [write.constant(np.float32(1)), column])
+        lowered = write.node("Add", [hidden, write.node("Mul", [absent, write.constant(np.float32(-1e9))])])
+        return write.reduce("ReduceMax", lowered, 1, keepdims=0)
+    row = write.node("Reshape", [keep, write.constant(np.array([0, 1, -1], np.int64))])
+    total = write.node("MatMul", [row, hidden])
+    if pooling == "mean":
+        count = write.node("Max", [write.node("MatMul", [row, column]), write.constant(np.float32(1e-9))])
+        total = write.node("Div", [total, count])
+    return write.node("Reshape", [total, write.constant(np.array([0, width], np.int64))])
+
+
+def _prune_(graph: onnx.GraphProto, weights: Weights) -> Weights:
+    """Leave out what the vector does not need, such as a pooler; returns the weights that it needs."""
+    needed = {OUTPUT}
+    kept = []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            node.doc_string = ""
+            del node.metadata_props[:]
+            kept.append(node)
+            needed |= _uses(node)
+    _replace_nodes_(graph, kept[::-1])
+    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+    return {name: array for name, array in weights.items() if name in needed}
+
+
+def _dim(model: onnx.ModelProto, weights: Weights, longest: int, file: Path) -> int:
+    """Width of the vector, of one text as long as the model is said to take."""
+    try:
+        [vector] = _session(model, _dense(weights), threads=0)(_sample(model.graph, 1, longest))
+    except Exception as error:  # ONNX Runtime raises its own kinds
+        raise UsageError(
+            f"{file} cannot be run on a text of {longest} tokens; put the longest it takes as max_seq_length into "
+            f"sentence_bert_config.json beside the tokenizer ({_first_line(error)})"
+        ) from error
+    return int(vector.shape[1])
+
+
+def _preprocess(graph: onnx.GraphProto, weights: Weights, files: Mapping[str, bytes]) -> TextPreprocess:
+    config = text_files.json_of(files, "config.json")
+    most = text_files.positions(
+        config.get("model_type", ""), config.get("max_position_embeddings"), config.get("pad_token_id")
+    )
+    return text_files.preprocess(files, most, _token_table(graph, weights, files[TOKENIZER]))
+
+
+def _layers(graph: onnx.GraphProto, weights: Weights) -> tuple[Layer, ...]:
+    """Linear layers, tables and convolutions; one for each weight, by its first use."""
+    if _is_quantized(graph):
+        return ()
+    found: dict[str, Layer] = {}
+    for node in graph.node:
+        kind: LayerKind
+        axis = _linear_axis(node, weights)
+        if axis is not None:
+            weight, kind = node.input[1], "linear"
+        elif _is_table(node, weights):
+            weight, kind, axis = node.input[0], "embedding", 0
+        elif _is_convolution(node, weights):
+            weight, kind, axis = node.input[1], "convolution", 0
+        else:
+            continue
+        found.setdefault(weight, Layer(name=node.name or weight, kind=kind, weight=weight, axis=axis))
+    return tuple(found.values())
+
+
+def _linear_axis(node: Any, tensors: Mapping[str, Tensor]) -> int | None:
+    """The axis of output channels of a linear layer's weight, ``None`` for any other node."""
+    if node.op_type not in ("MatMul", "Gemm") or not _is_weight(tensors.get(node.input[1]), 2):
+        return None
+    settings = _settings(node)
+    if node.op_type == "MatMul":
+        return 1
+    plain = settings.get("alpha", 1.0) == 1.0 and settings.get("beta", 1.0) == 1.0 and not settings.get("transA", 0)
+    return (0 if settings.get("transB", 0) else 1) if plain else None
+
+
+def _is_table(node: Any, tensors: Mapping[str, Tensor]) -> bool:
+    return node.op_type == "Gather" and _is_weight(tensors.get(node.input[0]), 2) and not _settings(node).get("axis", 0)
+
+
+def _is_convolution(node: Any, tensors: Mapping[str, Tensor]) -> bool:
+    return node.op_type == "Conv" and _is_weight(tensors.get(node.input[1]))
+
+
+def _is_weight(tensor: Tensor | None, axes: int | None = None) -> bool:
+    if tensor is None or axes not in (None, len(tensor.shape)):
+        return False
+    return isinstance(tensor, QuantizedTensor) or bool(np.issubdtype(tensor.dtype, np.floating))
+
+
+def _is_quantized(graph: onnx.GraphProto) -> bool:
+    return any(mark in node.op_type for inner in _graphs(graph) for node in inner.node for mark in QUANTIZED)
+
+
+def _token_table(graph: onnx.GraphProto, weights: Weights, tokenizer: bytes) -> str | None:
+    """The table that the token ids look up; ``None`` also where other uses of the ids would break if tokens left.
+
+    Comparing ids with a constant is harmless when every id up to it is a special token, which no cut moves.
+    """
+    special = {token["id"] for token in msgspec.json.decode(tokenizer).get("added_tokens") or []}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    ids, tables = {"input_ids"}, set()
+    for node in graph.node:
+        if not ids & _uses(node) or node.op_type in ("Shape", "Size"):
+            continue
+        if node.op_type in ("Cast", "Identity"):
+            ids.add(node.output[0])
+        elif _is_table(node, weights) and node.input[1] in ids:
+            tables.add(node.input[0])
+        elif node.op_type != "Equal" or not all(
+            _are_first(constants.get(name), special) for name in node.input if name not in ids
+        ):
+            return None
+    return tables.pop() if len(tables) == 1 else None
+
+
+def _are_first(numbers: Array | None, special: set[int]) -> bool:
+    """Whether these ids are known, and they and all below them are special tokens."""
+    return numbers is not None and set(range(int(numbers.max()) + 1)) <= special and int(numbers.min()) >= 0
+
+
+def _graph(model: Model) -> onnx.ModelProto:
+    return onnx.ModelProto.FromString(model.files[GRAPH])
+
+
+def _dense(tensors: Mapping[str, Tensor]) -> Weights:
+    return {name: dequantize(tensor) for name, tensor in tensors.items()}
+
+
+def _session(graph: onnx.ModelProto, weights: Weights, threads: int) -> Callable[[Batch], list[Array]]:
+    """The graph's outputs by ONNX Runtime; ``threads`` 0 takes all cores.
+
+    The weights go beside the graph, not into it: a serialised graph must stay below 2 GB.
+    """
+    whole = onnx.ModelProto()
+    whole.CopyFrom(graph)
+    for name, array in weights.items():
+        dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor = whole.graph.initializer.add(name=name, dims=array.shape, data_type=dtype)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=name)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    session = onnxruntime.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def compute(batch: Batch) -> list[Array]:
+        return session.run(None, batch)
+
+    compute.weights = values  # type: ignore[attr-defined]  # the runtime does not own their memory
+    return compute
+
+
+def _sample(graph: onnx.GraphProto, rows: int, length: int) -> Batch:
+    """Texts of the token 0, which every vocabulary has."""
+    batch = {value.name: np.zeros((rows, length), np.int64) for value in graph.input}
+    batch["attention_mask"] += 1
+    return batch
+
+
+def _raised(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
+    """The graph in an opset that has the operators of integer arithmetic."""
+    opset = _opset(model)
+    if opset < OPSET:
+        inputs = list(model.graph.input)
+        # The converter wants to know every value; as inputs the weights need not be there.
+        for name, array in weights.items():
+            dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+            model.graph.input.append(helper.make_tensor_value_info(name, dtype, array.shape))
+        try:
+            model = version_converter.convert_version(model, OPSET)
+        except Exception as error:  # the converter raises RuntimeError and its own ConvertError
+            raise UsageError(
+                f"integers need opset {OPSET}; this graph has {opset}, and onnx cannot convert it "
+                f"({_first_line(error)}); export it again with opset {OPSET}"
+            ) from error
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _slimmed(graph: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
+    """What onnxslim makes of it; the graph itself where that fails or touches the weight of a layer."""
+    try:
+        slim = onnxslim.slim(graph, skip_optimizations=["weight_tying"])
+    except Exception:  # any graph that onnxslim does not expect stays as it is
+        return graph
+    before, after = ({tensor.name: tensor for tensor in one.graph.initializer} for one in (graph, slim))
+    if any(layer.weight not in after or not _same(before[layer.weight], after[layer.weight]) for layer in layers):
+        return graph
+    slim.ir_version = min(slim.ir_version, IR_VERSION)
+    return slim
+
+
+def _same(before: onnx.TensorProto, after: onnx.TensorProto) -> bool:
+    return np.array_equal(numpy_helper.to_array(before), numpy_helper.to_array(after))
+
+
+def _round_inputs_(model: onnx.ModelProto, weights: Weights, activations: Mapping[str, ActivationQuant]) -> None:
+    """Put the rounding to eight bits before every linear layer that has one."""
+    write = _Writer(model)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        if _linear_axis(node, weights) is not None and node.input[1] in activations:
+            node.input[0] = _rounded(write, node.input[0], activations[node.input[1]])
+        model.graph.node.append(node)
+
+
+def _rounded(write: _Writer, value: str, activation: ActivationQuant) -> str:
+    if activation.mode == "static":
+        limits = [write.constant(np.float32(activation.scale)), write.constant(np.uint8(activation.zero_point))]
+        return write.node("DequantizeLinear", [write.node("QuantizeLinear", [value, *limits]), *limits])
+    largest = write.reduce("ReduceMax", write.node("Abs", [value]), -1, keepdims=1)
+    step = write.node("Mul", [largest, write.constant(np.float32(ROW_STEP))])
+    step = write.node("Max", [step, write.constant(np.float32(SMALLEST_ROW_STEP))])
+    return write.node("Mul", [write.node("Round", [write.node("Div", [value, step])]), step])
+
+
+class _Writer:
+    """Appends nodes and constants to a graph under names that it does not have yet."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._graph = model.graph
+        self._opset = _opset(model)
+        inner = list(_graphs(model.graph))
+        nodes = [node for graph in inner for node in graph.node]
+        self._taken = {name for node in nodes for name in (node.name, *node.input, *node.output)}
+        self._taken |= {tensor.name for graph in inner for tensor in (*graph.initializer, *graph.input, *graph.output)}
+
+    def fresh(self, name: str) -> str:
+        """The name with the first number that makes it new."""
+        number = 1
+        while f"{name}.{number}" in self._taken:
+            number += 1
+        self._taken.add(f"{name}.{number}")
+        return f"{name}.{number}"
+
+    def node(self, kind: str, inputs: Sequence[str], output: str = "", **settings: Any) -> str:
+        """Append a node and return its output."""
+        name = self.fresh(f"slimseek.{kind}")
+        self._graph.node.append(helper.make_node(kind, inputs, [output or name], name=name, **settings))
+        return output or name
+
+    def constant(self, value: Any) -> str:
+        """Add an initializer and return its name."""
+        name = self.fresh("slimseek.constant")
+        self._graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def reduce(self, kind: str, value: str, axis: int, keepdims: int) -> str:
+        """Append a reduction, whose axes are an attribute before opset 18 and an input since."""
+        if self._opset < 18:
+            return self.node(kind, [value], axes=[axis], keepdims=keepdims)
+        return self.node(kind, [value, self.constant(np.array([axis], np.int64))], keepdims=keepdims)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def _replace_nodes_(graph: onnx.GraphProto, nodes: Sequence[Any]) -> None:
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and those in its nodes (branches of an If, body of a Loop), however deep."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor written in the graph: initializers and attributes."""
+    for inner in _graphs(graph):
+        yield from inner.initializer
+        for node in inner.node:
+            for attribute in node.attribute:
+                yield from ([attribute.t] if attribute.HasField("t") else [])
+                yield from attribute.tensors
+
+
+def _uses(node: Any) -> set[str]:
+    """Names of the values that a node takes, those that its inner graphs take from outside among them."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            names.update(value.name for value in inner.output)
+            for inside in inner.node:
+                names |= _uses(inside)
+    return names - {""}
+
+
+def _settings(node: Any) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _rename_(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename values wherever they are made or used."""
+    for inner in _graphs(graph):
+        for tensor in (*inner.initializer, *inner.input, *inner.output):
+            tensor.name = names.get(tensor.name, tensor.name)
+        for node in inner.node:
+            for places in (node.input, node.output):
+                for position, name in enumerate(places):
+                    if name in names:
+                        places[position] = names[name]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

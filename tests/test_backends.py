@@ -1,0 +1,202 @@
+"""Every backend: the same integers, the same vectors, every shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from small import tiny_bert
+
+from slimseek import choose, deploy, integers, plugins
+from slimseek.errors import GateFailed, UsageError
+from slimseek.evaluate import cosines
+from slimseek.schema import Model, QuantizedTensor, QuantSpec, Samples
+
+TEXTS = ["the cat sleeps", "a dog runs through the winter forest near the river", "stone", "engine of stone", "apple", "winter river"]
+BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
+
+
+def weights(**parameters: object) -> Callable[[Model], Model]:
+    return lambda model: plugins.load("methods", "quantize.weights_int")(**parameters).apply(model, SAMPLES)
+
+
+def inputs(mode: str) -> Callable[[Model], Model]:
+    return lambda model: plugins.load("methods", "quantize.activations_int")(mode=mode).apply(model, SAMPLES)
+
+
+SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
+FORMS: dict[str, tuple[tuple[Callable[[Model], Model], ...], float]] = {
+    "float32": ((), 0.99999),
+    "fp16": ((lambda model: plugins.load("methods", "quantize.float")().apply(model, SAMPLES),), 0.99999),
+    "int8 channel": ((weights(),), 0.9999),
+    "int8 tensor": ((weights(granularity="tensor"),), 0.9999),
+    "int8 asymmetric": ((weights(symmetric=False),), 0.9999),
+    "int8 group": ((weights(granularity="group", group_size=16),), 0.9999),
+    "int4 group": ((weights(bits=4, granularity="group", group_size=16),), 0.999),
+    "int4 asymmetric": ((weights(bits=4, granularity="group", group_size=16, symmetric=False),), 0.999),
+    "int4 odd group": ((weights(bits=4, granularity="group", group_size=24),), 0.999),
+    "int4 channel": ((weights(bits=4),), 0.999),
+    "int3 group": ((weights(bits=3, granularity="group", group_size=16),), 0.999),
+    "int6 channel": ((weights(bits=6),), 0.9999),
+    "int8 static": ((weights(), inputs("static")), 0.99),
+    "int8 dynamic": ((weights(), inputs("dynamic")), 0.99),
+    "int8 asymmetric static": ((weights(symmetric=False), inputs("static")), 0.99),
+    "int4 static": ((weights(bits=4, granularity="group", group_size=16), inputs("static")), 0.99),
+    "int4 dynamic": ((weights(bits=4, granularity="group", group_size=16), inputs("dynamic")), 0.98),
+}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_bert(path)
+    return choose.model(path)
+
+
+def formed(model: Model, form: str) -> Model:
+    for step in FORMS[form][0]:
+        model = step(model)
+    return model
+
+
+def package(model: Model, backend: str, folder: Path) -> choose.Encoder:
+    found = plugins.load("backends", backend)()
+    found.export(model, folder)
+    return choose.assemble(backend, model.spec, model.files, found.open(folder, 1), shipped={}, runtime=backend, threads=1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_package_gives_the_vectors_of_the_artifact(original: Model, backend: str, form: str, tmp_path: Path) -> None:
+    model = formed(original, form)
+    expected = choose.encoder(model, "artifact", 1).documents(TEXTS)
+    found = package(model, backend, tmp_path).documents(TEXTS)
+    assert cosines(expected, found).min() >= FORMS[form][1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", ["int8 channel", "int8 static", "int8 asymmetric", "int4 group", "int4 static"])
+def test_the_integers_in_the_package_are_those_of_the_artifact(
+    original: Model, backend: str, form: str, tmp_path: Path
+) -> None:
+    model = formed(original, form)
+    package(model, backend, tmp_path)
+    stored = {
+        initializer.name: numpy_helper.to_array(initializer)
+        for initializer in onnx.load(tmp_path / "model.onnx").graph.initializer
+    }
+    compared = 0
+    for layer in model.layers:
+        tensor = model.tensors[layer.weight]
+        assert isinstance(tensor, QuantizedTensor)
+        for suffix, array in ((".integers", tensor.integers), (".integers.T", tensor.integers.T)):
+            found = stored.get(layer.weight + suffix)
+            if found is not None:
+                same = found.astype(np.int16)
+                assert any(np.array_equal(same, side) for side in (array, array.T)), layer.weight
+                compared += 1
+    reached = [layer for layer in model.layers if "pooler" not in layer.name]
+    assert compared >= len(reached)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_four_bits_take_four_bits_on_disk(original: Model, backend: str, tmp_path: Path) -> None:
+    sizes = {}
+    for form in ("float32", "int8 static", "int4 static"):
+        (tmp_path / form).mkdir()
+        package(formed(original, form), backend, tmp_path / form)
+        graph = onnx.load(tmp_path / form / "model.onnx").graph
+        sizes[form] = sum(len(initializer.raw_data) for initializer in graph.initializer)
+    assert sizes["int8 static"] < 0.5 * sizes["float32"]
+    assert sizes["int4 static"] < 0.8 * sizes["int8 static"]
+
+
+def test_static_eight_bits_really_run_as_integers_in_onnxruntime(original: Model, tmp_path: Path) -> None:
+    import onnxruntime
+
+    package(formed(original, "int4 static"), "onnxruntime", tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 12
+    assert "MatMul" not in kinds
+    assert "DequantizeLinear" not in kinds, "packed weights are expanded once, when the graph is loaded"
+
+
+def test_static_eight_bits_really_run_as_integers_in_openvino(original: Model, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    package(formed(original, "int4 static"), "openvino", tmp_path)
+    compiled = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = [
+        (operation.get_rt_info()["layerType"].astype(str), operation.get_rt_info()["runtimePrecision"].astype(str))
+        for operation in compiled.get_runtime_model().get_ordered_ops()
+    ]
+    products = [precision for kind, precision in kinds if kind == "FullyConnected"]
+    assert len(products) >= 8
+    assert set(products) <= {"u8", "i8"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_dynamic_package_does_not_mix_rows(original: Model, backend: str, tmp_path: Path) -> None:
+    encoder = package(formed(original, "int8 dynamic"), backend, tmp_path)
+    ids = np.array([[2, 5, 6, 7, 3], [2, 11, 12, 13, 3]])
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    alone = encoder.encode({name: array[:1] for name, array in batch.items()})
+    assert cosines(alone, encoder.encode(batch)[:1]).min() > 0.9999
+
+
+def test_deploy_writes_reopens_and_compares(original: Model, tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "m")
+    deployed = deploy.deploy(tmp_path / "m", "onnxruntime", tmp_path / "out", texts=TEXTS, threads=1)
+    assert {gate.gate for gate in deployed.gates} == {"parity", "shapes", "invariance"}
+    assert all(gate.status == "passed" for gate in deployed.gates)
+    opened = choose.choose(tmp_path / "out", 1)
+    assert cosines(opened.documents(TEXTS), choose.choose(tmp_path / "m", 1).documents(TEXTS)).min() > 0.99999
+    assert sum(opened.shipped.values()) == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+
+
+def test_auto_takes_one_of_the_targets_and_leaves_nothing_else(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "m")
+    deployed = deploy.deploy(tmp_path / "m", "auto", tmp_path / "out", texts=TEXTS, threads=1)
+    assert deployed.target in BACKENDS
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
+
+
+def test_an_unknown_target_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown target 'abacus'"):
+        deploy.deploy("nowhere", "abacus", tmp_path / "out")
+
+
+def test_a_package_that_differs_from_its_artifact_is_not_written(original: Model, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The real exporter, given other weights than the artifact has."""
+    tiny_bert(tmp_path / "m")
+    backend = plugins.load("backends", "onnxruntime")
+    export = backend.export
+    name = original.layers[0].weight
+    noise = np.random.default_rng(0).standard_normal(original.tensors[name].shape).astype(np.float32)
+
+    def spoiled(self, model: Model, folder: Path) -> None:  # type: ignore[no-untyped-def]
+        export(self, dataclasses.replace(model, tensors=dict(model.tensors) | {name: noise}), folder)
+
+    monkeypatch.setattr(backend, "export", spoiled)
+    with pytest.raises(GateFailed, match="parity"):
+        deploy.deploy(tmp_path / "m", "onnxruntime", tmp_path / "out", texts=TEXTS, threads=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_packing_into_four_bit_initializers_keeps_every_value() -> None:
+    tensor = integers.quantize(np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 16), QuantSpec(bits=4, granularity="channel"))
+    lowering = plugins.require("slimseek.backends._lowering")
+    editor = lowering.Editor(onnx.GraphProto())
+    name = lowering.integer_constant(editor, "w", tensor, transposed=False)
+    stored = editor.constants[name]
+    assert stored.data_type == onnx.TensorProto.INT4
+    assert len(stored.raw_data) == 32
+    assert np.array_equal(numpy_helper.to_array(stored).astype(np.int8), tensor.integers)

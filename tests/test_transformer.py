@@ -1,0 +1,211 @@
+"""The transformer family against sentence-transformers and transformers themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import tiny_bert
+from transformers import AutoModel
+
+from slimseek import choose, plugins
+from slimseek.errors import UsageError
+from slimseek.evaluate import cosines
+from slimseek.inputs.text import TOKENIZER, TextInput
+from slimseek.models.transformer import Transformer
+from slimseek.rebuild import rebuild
+from slimseek.schema import ActivationQuant, Samples
+
+TEXTS = ["the cat sleeps", "a dog runs through the winter forest near the river", "stone", "", "engine of stone and iron"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_bert(path)
+    return path
+
+
+def sentence_transformers_vectors(folder: Path, texts: list[str]) -> np.ndarray:
+    """What sentence-transformers gives in a process that has never imported slimseek."""
+    script = (
+        "import sys, json, numpy as np; from sentence_transformers import SentenceTransformer;"
+        "v = SentenceTransformer(sys.argv[1], device='cpu').encode(json.loads(sys.argv[2]));"
+        "assert 'slimseek' not in sys.modules; print(json.dumps(v.tolist()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), json.dumps(texts)], capture_output=True, text=True, check=True
+    )
+    return np.array(json.loads(done.stdout.strip().splitlines()[-1]), np.float32)
+
+
+def set_pooling(folder: Path, **modes: bool) -> None:
+    config = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    config = {key: value for key, value in config.items() if not key.startswith("pooling_mode")}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config | modes))
+
+
+def test_vectors_equal_those_of_sentence_transformers(folder: Path) -> None:
+    ours = choose.choose(folder, 1).documents(TEXTS)
+    assert np.allclose(ours, sentence_transformers_vectors(folder, TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reduce"),
+    [
+        ("pooling_mode_cls_token", lambda hidden, mask: hidden[:, 0]),
+        ("pooling_mode_mean_tokens", lambda hidden, mask: (hidden * mask).sum(1) / mask.sum(1)),
+        ("pooling_mode_max_tokens", lambda hidden, mask: hidden.masked_fill(mask == 0, -torch.inf).amax(1)),
+        ("pooling_mode_lasttoken", lambda hidden, mask: torch.stack([row[int(m.sum()) - 1] for row, m in zip(hidden, mask)])),
+    ],
+)
+def test_every_pooling_equals_its_definition_on_the_hidden_states(tmp_path: Path, mode: str, reduce) -> None:  # type: ignore[no-untyped-def]
+    tiny_bert(tmp_path / "m")
+    set_pooling(tmp_path / "m", **{mode: True})
+    encoder = choose.choose(tmp_path / "m", 1)
+    batch = encoder.input(TEXTS)
+    network = AutoModel.from_pretrained(tmp_path / "m").eval()
+    with torch.inference_mode():
+        hidden = network(**{name: torch.from_numpy(array) for name, array in batch.items()}).last_hidden_state
+    expected = reduce(hidden, torch.from_numpy(batch["attention_mask"])[..., None])
+    assert cosines(encoder.encode(batch), expected.numpy()).min() > 0.99999
+
+
+def test_a_dense_module_after_pooling_is_honoured(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer, models
+
+    tiny_bert(tmp_path / "base")
+    base = SentenceTransformer(str(tmp_path / "base"), device="cpu")
+    torch.manual_seed(0)
+    dense = models.Dense(in_features=32, out_features=12)
+    SentenceTransformer(modules=[base[0], base[1], dense], device="cpu").save(str(tmp_path / "dense"))
+    ours = choose.choose(tmp_path / "dense", 1)
+    assert ours.spec.dim == 12
+    assert cosines(ours.documents(TEXTS), sentence_transformers_vectors(tmp_path / "dense", TEXTS)).min() > 0.99999
+    rebuild(tmp_path / "dense", tmp_path / "again")
+    assert cosines(ours.documents(TEXTS), sentence_transformers_vectors(tmp_path / "again", TEXTS)).min() > 0.99999
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "no model.safetensors"),
+        ("1_Pooling/config.json", "1_Pooling"),
+    ],
+)
+def test_half_a_folder_is_refused_with_what_is_missing(tmp_path: Path, remove: str, message: str) -> None:
+    tiny_bert(tmp_path / "m")
+    (tmp_path / "m" / remove).unlink()
+    with pytest.raises(UsageError, match=message):
+        choose.model(tmp_path / "m")
+
+
+def test_a_folder_that_is_no_model_says_what_a_model_looks_like(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a model"):
+        choose.model(tmp_path)
+    with pytest.raises(UsageError, match="no model 'nowhere'"):
+        choose.model("nowhere")
+
+
+def test_a_pickled_checkpoint_is_never_opened(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="pickle"):
+        choose.model(tmp_path / "m")
+
+
+def test_truncated_weights_are_refused(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="cannot be read as safetensors"):
+        choose.model(tmp_path / "m")
+
+
+def test_weights_that_lack_a_layer_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny_bert(tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    gone = next(name for name in weights if "intermediate" in name)
+    save_file({name: value for name, value in weights.items() if name != gone}, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(UsageError, match="lack 1 tensors"):
+        choose.model(tmp_path / "m")
+
+
+def test_static_rounding_equals_torch_fake_quantize(folder: Path) -> None:
+    model = choose.model(folder)
+    chosen = next(layer for layer in model.layers if layer.kind == "linear")
+    integer = plugins.load("methods", "quantize.weights_int")(layers=("linear",))
+    model = integer.apply(model, Samples(calibration=[], texts=[]))
+    rounded = dataclasses.replace(model, activations={chosen.weight: ActivationQuant(mode="static", scale=0.05, zero_point=100)})
+    seen: list[torch.Tensor] = []
+    from slimseek.models import transformer
+
+    hook = transformer._rounding(rounded.activations[chosen.weight])
+    values = torch.randn(3, 5, 32) * 4
+    seen.append(hook(torch.nn.Identity(), (values,))[0])
+    assert torch.allclose(seen[0], torch.fake_quantize_per_tensor_affine(values, 0.05, 100, 0, 255), atol=1e-6)
+
+
+def test_dynamic_rounding_of_a_row_does_not_depend_on_other_rows() -> None:
+    from slimseek.models import transformer
+
+    hook = transformer._rounding(ActivationQuant(mode="dynamic"))
+    values = torch.randn(4, 6, 32)
+    louder = values.clone()
+    louder[1:] *= 30
+    module = torch.nn.Identity()
+    assert torch.equal(hook(module, (values,))[0][0], hook(module, (louder,))[0][0])
+    assert (hook(module, (values,))[0] - values).abs().max() <= values.abs().amax(-1).max() / 254 + 1e-6
+
+
+def test_observe_shows_the_inputs_of_linear_layers_without_padding(folder: Path) -> None:
+    model = choose.model(folder)
+    read = TextInput(model.spec, model.files[TOKENIZER])
+    batch = read(TEXTS)
+    rows: dict[str, int] = {}
+    Transformer().observe(model, [batch], lambda name, values: rows.update({name: len(values)}))
+    tokens = int(batch["attention_mask"].sum())
+    attended = {name: count for name, count in rows.items() if "pooler" not in name}
+    assert len(attended) == 12
+    assert set(attended.values()) == {tokens}
+
+
+def test_macs_are_those_of_the_matrix_products(folder: Path) -> None:
+    model = choose.model(folder)
+    length, width, inner, heads_and_layers = 10, 32, 64, 2
+    linear = heads_and_layers * length * (4 * width * width + 2 * width * inner)
+    attention = heads_and_layers * 2 * length * length * width
+    pooler = width * width
+    assert Transformer().macs(model, length) in (linear + attention, linear + attention + pooler)
+
+
+def test_the_graph_takes_every_shape_and_gives_the_same_vectors(folder: Path) -> None:
+    from slimseek.backends.onnxruntime import open_session
+
+    model = choose.model(folder)
+    session = open_session(Transformer().to_onnx(model).SerializeToString(), 1)
+    reference = Transformer().run(model, 1)
+    generator = np.random.default_rng(0)
+    for rows, length in ((1, 3), (3, 17), (8, 64)):
+        batch = {
+            "input_ids": generator.integers(5, 20, (rows, length)),
+            "attention_mask": np.ones((rows, length), np.int64),
+        }
+        batch["attention_mask"][0, length // 2 + 1 :] = 0
+        assert np.allclose(session(batch), reference(batch), atol=1e-5)
+
+
+def test_every_weight_of_the_graph_carries_its_tensors_name(folder: Path) -> None:
+    model = choose.model(folder)
+    names = {initializer.name.partition("#")[0] for initializer in Transformer().to_onnx(model).graph.initializer}
+    used = {layer.weight for layer in model.layers if "pooler" not in layer.name}
+    assert used <= names
