@@ -182,7 +182,9 @@ def clock(encoders: dict[str, Encoder], test: SearchSet) -> dict[str, dict[str, 
     rows = [row for row in next(iter(encoders.values())).input.ids(list(test.corpus.values())[:400]) if len(row) >= 128]
     times: dict[str, dict[str, float]] = {name: {} for name in encoders}
     for count, length in SHAPES:
-        chosen = [rows[int(position)][: length - 1] + rows[0][-1:] for position in generator.integers(0, len(rows), count)]
+        chosen = [
+            rows[int(position)][: length - 1] + rows[0][-1:] for position in generator.integers(0, len(rows), count)
+        ]
         calls = {}
         for name, encoder in encoders.items():
             # A cut vocabulary has other ids for the same tokens: every id is brought into its range.
@@ -207,10 +209,14 @@ def print_markdown(results: dict[str, object]) -> None:
     for collection, rows in results["collections"].items():  # type: ignore[attr-defined]
         base = rows[BASELINE]
         print(f"\n{collection}\n")
-        print("| | MB shipped | nDCG@10 kept (95 %) | invariance | query p50 | 1x12 | 1x128 | 32x128 |\n|---|---|---|---|---|---|---|---|")
+        print(
+            "| | MB shipped | nDCG@10 kept (95 %) | invariance | query p50 | 1x12 | 1x128 | 32x128 |\n|---|---|---|---|---|---|---|---|"
+        )
         for name, row in rows.items():
             low, high = row["kept_interval"]
-            speeds = " | ".join(f"{base[f'ms_{count}x{length}'] / row[f'ms_{count}x{length}']:.2f}" for count, length in SHAPES)
+            speeds = " | ".join(
+                f"{base[f'ms_{count}x{length}'] / row[f'ms_{count}x{length}']:.2f}" for count, length in SHAPES
+            )
             print(
                 f"| {name} | {row['size_bytes'] / 1e6:.1f} | {row['kept']:.1%} ({low:.1%} to {high:.1%}) "
                 f"| {row['invariance']:.5f} | {row['query_ms_p50']:.2f} ms | {speeds} |"

@@ -10,14 +10,21 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from small import tiny_bert
 
 from slimseek import choose, deploy, integers, plugins
 from slimseek.errors import GateFailed, UsageError
 from slimseek.evaluate import cosines
 from slimseek.schema import Model, QuantizedTensor, QuantSpec, Samples
+from small import tiny_bert
 
-TEXTS = ["the cat sleeps", "a dog runs through the winter forest near the river", "stone", "engine of stone", "apple", "winter river"]
+TEXTS = [
+    "the cat sleeps",
+    "a dog runs through the winter forest near the river",
+    "stone",
+    "engine of stone",
+    "apple",
+    "winter river",
+]
 BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 
 
@@ -67,7 +74,9 @@ def formed(model: Model, form: str) -> Model:
 def package(model: Model, backend: str, folder: Path) -> choose.Encoder:
     found = plugins.load("backends", backend)()
     found.export(model, folder)
-    return choose.assemble(backend, model.spec, model.files, found.open(folder, 1), shipped={}, runtime=backend, threads=1)
+    return choose.assemble(
+        backend, model.spec, model.files, found.open(folder, 1), shipped={}, runtime=backend, threads=1
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -192,7 +201,9 @@ def test_a_package_that_differs_from_its_artifact_is_not_written(original: Model
 
 
 def test_packing_into_four_bit_initializers_keeps_every_value() -> None:
-    tensor = integers.quantize(np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 16), QuantSpec(bits=4, granularity="channel"))
+    tensor = integers.quantize(
+        np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 16), QuantSpec(bits=4, granularity="channel")
+    )
     lowering = plugins.require("slimseek.backends._lowering")
     editor = lowering.Editor(onnx.GraphProto())
     name = lowering.integer_constant(editor, "w", tensor, transposed=False)

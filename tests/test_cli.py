@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+
 from small import tiny_bert, tiny_collection
 
 RECIPE = """version: 1
@@ -23,7 +24,12 @@ gates: {metric: ndcg@10, max_loss: 0.5}
 
 
 def slimseek(*arguments: str | Path, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from slimseek.cli import main; main()", *(str(argument) for argument in arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        "from slimseek.cli import main; main()",
+        *(str(argument) for argument in arguments),
+    ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home, check=False)
 
@@ -67,7 +73,18 @@ def test_compress_writes_a_smaller_artifact_with_its_proof(home: Path) -> None:
 
 
 def test_the_same_command_twice_needs_force(home: Path) -> None:
-    command = ["compress", "model", "--data", "collection", "--recipe", "recipe.yaml", "--out", "artifact", "--threads", "1"]
+    command = [
+        "compress",
+        "model",
+        "--data",
+        "collection",
+        "--recipe",
+        "recipe.yaml",
+        "--out",
+        "artifact",
+        "--threads",
+        "1",
+    ]
     assert "--force" in fault(slimseek(*command, home=home))
 
 
@@ -86,20 +103,28 @@ def test_rebuild_gives_an_ordinary_model(home: Path) -> None:
 
 def test_deploy_index_and_query_find_the_document(home: Path) -> None:
     for target in ("onnxruntime", "openvino"):
-        done = slimseek("deploy", "artifact", "--target", target, "--out", f"served-{target}", "--json", "--threads", "1", home=home)
+        done = slimseek(
+            "deploy", "artifact", "--target", target, "--out", f"served-{target}", "--json", "--threads", "1", home=home
+        )
         assert done.returncode == 0, done.stderr
         package = json.loads(done.stdout)
         assert package["target"] == target
         assert all(gate["status"] == "passed" for gate in package["gates"])
-        indexed = slimseek("index", f"served-{target}", "--data", "collection", "--out", f"index-{target}", "--threads", "1", home=home)
+        indexed = slimseek(
+            "index", f"served-{target}", "--data", "collection", "--out", f"index-{target}", "--threads", "1", home=home
+        )
         assert indexed.returncode == 0, indexed.stderr
         text = "The bridge over the river is made of stone."
-        found = slimseek("query", f"index-{target}", text, "--model", f"served-{target}", "--k", "2", "--json", home=home)
+        found = slimseek(
+            "query", f"index-{target}", text, "--model", f"served-{target}", "--k", "2", "--json", home=home
+        )
         assert json.loads(found.stdout)[0]["id"] == "d4"
 
 
 def test_evaluate_prints_one_json_document_with_paired_differences(home: Path) -> None:
-    done = slimseek("evaluate", "artifact", "--data", "collection", "--baseline", "model", "--json", "--threads", "1", home=home)
+    done = slimseek(
+        "evaluate", "artifact", "--data", "collection", "--baseline", "model", "--json", "--threads", "1", home=home
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     names = {measurement["name"] for measurement in document["subject"]["measurements"]}
@@ -126,7 +151,9 @@ def test_small_commands_answer(home: Path, command: list[str]) -> None:
 def test_a_printed_recipe_is_one_that_compress_takes(home: Path) -> None:
     from slimseek import recipe
 
-    assert recipe.parse(slimseek("recipe", "int4-vocabulary", home=home).stdout).steps[0].method == "simplify.vocabulary"
+    assert (
+        recipe.parse(slimseek("recipe", "int4-vocabulary", home=home).stdout).steps[0].method == "simplify.vocabulary"
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,10 +225,12 @@ def test_a_damaged_artifact_is_refused(home: Path, tmp_path: Path, damage: str) 
         ("corpus.jsonl", "", "corpus"),
         ("corpus.jsonl", "not json\n", "line 1"),
         ("queries.jsonl", '{"text": "no id"}\n', "_id"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\tghost\t1\n", "ghost"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\ntest-d1\tghost\t1\n", "ghost"),
     ],
 )
-def test_a_broken_collection_is_refused_by_file_and_line(home: Path, tmp_path: Path, file: str, content: str, words: str) -> None:
+def test_a_broken_collection_is_refused_by_file_and_line(
+    home: Path, tmp_path: Path, file: str, content: str, words: str
+) -> None:
     shutil.copytree(home / "collection", tmp_path / "collection")
     (tmp_path / "collection" / file).write_text(content)
     line = fault(slimseek("evaluate", home / "model", "--data", tmp_path / "collection"))
@@ -213,7 +242,19 @@ def test_a_gate_that_fails_keeps_the_last_good_model_and_says_so(home: Path) -> 
         "version: 1\nsteps:\n  - quantize.weights_int: {bits: 8}\n  - simplify.vocabulary: {min_count: 1000}\n"
         "gates: {metric: ndcg@10, max_loss: 0.0}\n"
     )
-    done = slimseek("compress", "model", "--data", "collection", "--recipe", "harsh.yaml", "--out", "kept", "--threads", "1", home=home)
+    done = slimseek(
+        "compress",
+        "model",
+        "--data",
+        "collection",
+        "--recipe",
+        "harsh.yaml",
+        "--out",
+        "kept",
+        "--threads",
+        "1",
+        home=home,
+    )
     report = json.loads((home / "kept" / "report.json").read_text())
     failed = [gate for gate in report["gates"] if gate["status"] == "failed"]
     assert done.returncode == 3, done.stderr

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import tiny_bert
 from transformers import AutoModel
 
 from slimseek import choose, plugins
@@ -21,8 +20,15 @@ from slimseek.inputs.text import TOKENIZER, TextInput
 from slimseek.models.transformer import Transformer
 from slimseek.rebuild import rebuild
 from slimseek.schema import ActivationQuant, Samples
+from small import tiny_bert
 
-TEXTS = ["the cat sleeps", "a dog runs through the winter forest near the river", "stone", "", "engine of stone and iron"]
+TEXTS = [
+    "the cat sleeps",
+    "a dog runs through the winter forest near the river",
+    "stone",
+    "",
+    "engine of stone and iron",
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,10 @@ def test_vectors_equal_those_of_sentence_transformers(folder: Path) -> None:
         ("pooling_mode_cls_token", lambda hidden, mask: hidden[:, 0]),
         ("pooling_mode_mean_tokens", lambda hidden, mask: (hidden * mask).sum(1) / mask.sum(1)),
         ("pooling_mode_max_tokens", lambda hidden, mask: hidden.masked_fill(mask == 0, -torch.inf).amax(1)),
-        ("pooling_mode_lasttoken", lambda hidden, mask: torch.stack([row[int(m.sum()) - 1] for row, m in zip(hidden, mask)])),
+        (
+            "pooling_mode_lasttoken",
+            lambda hidden, mask: torch.stack([row[int(m.sum()) - 1] for row, m in zip(hidden, mask)]),
+        ),
     ],
 )
 def test_every_pooling_equals_its_definition_on_the_hidden_states(tmp_path: Path, mode: str, reduce) -> None:  # type: ignore[no-untyped-def]
@@ -145,7 +154,9 @@ def test_static_rounding_equals_torch_fake_quantize(folder: Path) -> None:
     chosen = next(layer for layer in model.layers if layer.kind == "linear")
     integer = plugins.load("methods", "quantize.weights_int")(layers=("linear",))
     model = integer.apply(model, Samples(calibration=[], texts=[]))
-    rounded = dataclasses.replace(model, activations={chosen.weight: ActivationQuant(mode="static", scale=0.05, zero_point=100)})
+    rounded = dataclasses.replace(
+        model, activations={chosen.weight: ActivationQuant(mode="static", scale=0.05, zero_point=100)}
+    )
     seen: list[torch.Tensor] = []
     from slimseek.models import transformer
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from slimseek import integers
 from slimseek.choose import REFERENCE_LENGTH, encoder, family
-from slimseek.errors import SlimseekError
+from slimseek.errors import SlimseekError, UsageError
 from slimseek.evaluate import Quality, compare, invariance, quality, quality_gate
 from slimseek.progress import say
 from slimseek.recipe import build
@@ -84,6 +84,17 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
             return Compressed(model=model, records=tuple(records), failed=failed)
         model = changed
     return Compressed(model=model, records=tuple(records), failed=None)
+
+
+def check_finite(model: Model) -> None:
+    """Refuse a model with NaN or infinite weights.
+
+    Raises:
+        UsageError: the tensor's name.
+    """
+    gate = _finite(model)
+    if gate.status == "failed":
+        raise UsageError(f"the model's weights are not finite ({gate.detail}); it cannot be compressed")
 
 
 def weight_error(before: Model, after: Model) -> tuple[float | None, float | None, float | None]:

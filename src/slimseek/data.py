@@ -7,6 +7,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from slimseek import plugins
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TextInput
@@ -79,19 +81,24 @@ def split(collection: Collection) -> Splits:
         UsageError: fewer than two judged queries.
     """
     qrels = {name: judged for name, judged in collection.qrels.items() if judged}
-    held = qrels.get("test") or qrels.get("dev") or qrels.get("train")
-    if not held or len(held) < 2:
+    reported = next((name for name in ("test", "dev", "train") if name in qrels), "test")
+    held = qrels.get(reported, {})
+    if len(held) < 2:
         raise UsageError(f"{collection.name}: at least two judged queries are needed")
-    apart = next((qrels[name] for name in ("dev", "train") if name in qrels and qrels[name] is not held), None)
-    if apart is None:
-        ids = _by_hash(held)
-        half = len(ids) // 2
-        notice = f"{collection.name} has one split only: {half} of its {len(ids)} queries are used to choose, the rest to report"
-        return Splits(
-            dev={name: held[name] for name in ids[:half]}, test={name: held[name] for name in ids[half:]}, notice=notice
-        )
-    dev = {name: apart[name] for name in _by_hash(apart)[:MOST_DEV_QUERIES] if name not in held}
-    return Splits(dev=dev, test=held, notice="")
+    notice = "" if reported == "test" else f"{collection.name} has no test split: {reported} takes its place"
+    for name in ("dev", "train"):
+        apart = {query: row for query, row in qrels.get(name, {}).items() if query not in held}
+        if apart:
+            return Splits(
+                dev={query: apart[query] for query in _by_hash(apart)[:MOST_DEV_QUERIES]}, test=held, notice=notice
+            )
+    ids = _by_hash(held)
+    half = len(ids) // 2
+    return Splits(
+        dev={query: held[query] for query in ids[:half]},
+        test={query: held[query] for query in ids[half:]},
+        notice=f"{collection.name} has only {reported} queries: {half} of {len(ids)} to choose by, the rest to report",
+    )
 
 
 def search_set(
@@ -170,6 +177,14 @@ def describe(collection: Collection, read: TextInput | None = None) -> Descripti
         notice=split(collection).notice,
         findings=collection.findings,
     )
+
+
+def fingerprint(collection: Collection) -> str:
+    """The sha256 of ids, texts and judgements, whatever their order: what a cached score of a collection hangs on."""
+    digest = hashlib.sha256()
+    for part in (collection.corpus, collection.queries, collection.qrels):
+        digest.update(msgspec.json.encode(part, order="deterministic") + b"\n")
+    return digest.hexdigest()
 
 
 def _by_hash(ids: Qrels) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimseek.errors import SlimseekError
+from slimseek.errors import UsageError
 from slimseek.inputs.text import TextInput
 from slimseek.schema import Array, Encode, Model, ModelSpec
 
@@ -54,7 +54,7 @@ class Encoder:
         padding, and its vector does not depend on the batch.
 
         Raises:
-            SlimseekError: a vector is not finite, or is zero.
+            UsageError: a vector is not finite, or is zero.
         """
         rows = self.input.ids(texts, prefix)
         vectors = np.zeros((len(rows), self.spec.dim), np.float32)
@@ -85,12 +85,10 @@ def check_finite(vectors: Array, name: str) -> None:
     """Refuse vectors that poison a ranking.
 
     Raises:
-        SlimseekError: NaN, infinity, or a zero vector.
+        UsageError: NaN, infinity, or a zero vector.
     """
     if not np.isfinite(vectors).all():
-        raise SlimseekError(
-            f"{name} gave NaN or infinite vectors for {int((~np.isfinite(vectors)).any(1).sum())} texts"
-        )
+        raise UsageError(f"{name} gave NaN or infinite vectors for {int((~np.isfinite(vectors)).any(1).sum())} texts")
     zeros = int((~vectors.any(1)).sum())
     if zeros:
-        raise SlimseekError(f"{name} gave zero vectors for {zeros} texts")
+        raise UsageError(f"{name} gave zero vectors for {zeros} texts")

@@ -65,6 +65,7 @@ def compress(
     deploy.check_target(options.target)
     with folders.writing(Path(out), inputs=_paths(source, collection), force=options.force) as folder:
         original = choose.model(source)
+        machine.check_finite(original)
         found = data.load(str(collection))
         splits = data.split(found)
         say(splits.notice)

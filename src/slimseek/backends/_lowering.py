@@ -131,26 +131,39 @@ def value(editor: Editor, name: str, tensor: Tensor, initializer: str) -> str:
 
 
 def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: bool) -> str:
-    """DequantizeLinear over the stored integers: one axis of scales, or blocks for groups."""
+    """DequantizeLinear over the stored integers: one axis of scales, or blocks for groups.
+
+    Not every runtime takes a last block that is shorter, so such a tensor is filled up and the rest sliced off.
+    """
     spec = tensor.spec
     suffix = ".T" if transposed else ""
     axis = (1 - spec.axis) if transposed else spec.axis
-    integers = integer_constant(editor, f"{name}.integers{suffix}", tensor, transposed)
+    integers, signed = (tensor.integers.T if transposed else tensor.integers), spec.symmetric
     attributes = {"axis": axis}
+    width, missing = integers.shape[1 - axis] if integers.ndim > 1 else 0, 0
     if spec.granularity == "group":
         assert spec.group_size is not None
         attributes = {"axis": 1 - axis, "block_size": spec.group_size}
+        missing = -width % spec.group_size
+        integers = np.pad(integers, [(0, missing if place == 1 - axis else 0) for place in range(2)])
 
     def laid_out(scales: Array) -> Array:
         if spec.granularity == "group":
             return scales if axis == 0 else scales.T
         return scales.reshape(()) if spec.granularity == "tensor" else scales.reshape(-1)
 
-    inputs = [integers, scale_constant(editor, f"{name}.scale{suffix}", laid_out(tensor.scale))]
+    stored = _integers_constant(editor, f"{name}.integers{suffix}", integers, spec.bits, signed)
+    inputs = [stored, scale_constant(editor, f"{name}.scale{suffix}", laid_out(tensor.scale))]
     if tensor.zero_point is not None:
         zero_point = laid_out(tensor.zero_point)
         inputs.append(_integers_constant(editor, f"{name}.zero_point{suffix}", zero_point, spec.bits, False))
-    return editor.node("DequantizeLinear", inputs, "", "", **attributes)
+    values = editor.node("DequantizeLinear", inputs, "", "", **attributes)
+    if not missing:
+        return values
+    start, stop, along = (
+        editor.constant(f"slim_slice_{number}", np.array([number], np.int64)) for number in (0, width, 1 - axis)
+    )
+    return editor.node("Slice", [values, start, stop, along])
 
 
 def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor) -> tuple[str, str, str]:
@@ -175,8 +188,18 @@ def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor) -> tuple[str
     scale = eight_bit_scale(tensor)
     scale_name = editor.constant(f"{name}.int8_scale", scale)
     zero_name = editor.constant(f"{name}.int8_zero_point", np.zeros(scale.shape, np.int8))
-    wide = dequantized(editor, name, tensor, transposed=spec.axis == 0)
+    wide = folding(editor, name, tensor)
     return editor.node("QuantizeLinear", [wide, scale_name, zero_name], axis=1), scale_name, zero_name
+
+
+def folding(editor: Editor, name: str, tensor: QuantizedTensor) -> str:
+    """The float32 weight [in, out], computed once, when a runtime loads the graph.
+
+    A Transpose stands after the DequantizeLinear: ONNX Runtime keeps a DequantizeLinear that feeds a product or a
+    QuantizeLinear directly, and would run it again with every query.
+    """
+    rows = dequantized(editor, name, tensor, transposed=tensor.spec.axis == 1)
+    return editor.node("Transpose", [rows], perm=[1, 0])
 
 
 def quantized_input(editor: Editor, layer: Linear) -> tuple[str, str, str]:

@@ -55,10 +55,10 @@ def open_session(model: Path | bytes, threads: int) -> Encode:
 
 
 def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
-    """Float input: dequantize and multiply. Rounded input: MatMulIntegerToFloat, whose result is float again."""
+    """Float input: weights expanded at load, a float product. Rounded input: MatMulIntegerToFloat, whose result is float again."""
     lowering = require("slimseek.backends._lowering")
     if layer.activation is None:
-        weight = lowering.dequantized(editor, layer.name, layer.weight, transposed=layer.weight.spec.axis == 0)
+        weight = lowering.folding(editor, layer.name, layer.weight)
         _with_bias(editor, "MatMul", [layer.input, weight], layer)
         return
     weight, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight)

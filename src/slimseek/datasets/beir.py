@@ -37,9 +37,7 @@ class Beir(Dataset):
             if file.is_file():
                 qrels[split] = _judgements(file, corpus, queries, findings)
         if not qrels:
-            raise UsageError(
-                f"{folder} has no judgements; expected qrels/test.tsv (and train.tsv, dev.tsv if there are any)"
-            )
+            raise UsageError(f"{folder} has no judgements; it needs qrels/test.tsv (and train.tsv, dev.tsv)")
         judged = {query for split in qrels.values() for query in split}
         findings += [
             *tally("documents without text", [name for name, text in corpus.items() if not text]),
@@ -58,7 +56,7 @@ def _items(file: Path) -> dict[str, str]:
     for number, line in _lines(file):
         try:
             record = msgspec.json.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"{file}, line {number}: not valid JSON ({error})") from error
         name, text = _record(record, file, number)
         if name in items:
@@ -70,7 +68,7 @@ def _items(file: Path) -> dict[str, str]:
 
 
 def _record(record: Any, file: Path, number: int) -> tuple[str, str]:
-    if not isinstance(record, dict) or not isinstance(record.get("_id"), str | int):
+    if not isinstance(record, dict) or type(record.get("_id")) not in (str, int):  # a bool is an int, and no id
         raise UsageError(f"{file}, line {number}: there is no _id (a string or a number)")
     if not isinstance(record.get("text"), str) or not isinstance(record.get("title") or "", str):
         raise UsageError(f"{file}, line {number}: there is no text (a string)")
@@ -78,9 +76,10 @@ def _record(record: Any, file: Path, number: int) -> tuple[str, str]:
 
 
 def _judgements(file: Path, corpus: dict[str, str], queries: dict[str, str], findings: list[Finding]) -> Qrels:
-    """Query to document to relevance. A line without a score is relevant; one given twice counts once, the last wins."""
+    """Query to document to relevance. No score means relevant; of lines given twice the last counts."""
     qrels: Qrels = {}
     unknown: list[str] = []
+    lost: set[str] = set()
     twice: list[str] = []
     count = 0
     for number, line in _lines(file):
@@ -91,20 +90,25 @@ def _judgements(file: Path, corpus: dict[str, str], queries: dict[str, str], fin
         missing = query if query not in queries else document if document not in corpus else None
         if missing is not None:
             unknown.append(missing)
+            lost.add(query)
             continue
         if document in qrels.setdefault(query, {}):
             twice.append(f"{query} {document}")
         qrels[query][document] = _score(score, file, number)
-    if len(unknown) > max(count * TOLERATED, 0 if not qrels else 1):
+    lost -= qrels.keys()
+    if len(unknown) > count * TOLERATED or lost:
         raise UsageError(
             f"{file}: {len(unknown)} of {count} lines name an unknown query or document, such as {unknown[0]!r}"
+            + (f"; nothing is left of query {min(lost)!r}" if lost else "")
         )
     name = file.stem
     negative = [f"{query} {document}" for query, row in qrels.items() for document, value in row.items() if value < 0]
+    useless = [query for query, row in qrels.items() if max(row.values()) <= 0]
     findings += [
         *tally(f"{name} judgements of an unknown query or document, left out", unknown),
         *tally(f"{name} judgements given twice, the last counts", twice),
         *tally(f"{name} judgements below zero, read as not relevant", negative),
+        *tally(f"{name} queries without a relevant document, left out", useless),
     ]
     return qrels
 

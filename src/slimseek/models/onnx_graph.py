@@ -254,7 +254,9 @@ def _take_inputs_(graph: onnx.GraphProto, file: Path) -> None:
         if dtype == TensorProto.INT32:
             _rename_(graph, {value.name: f"{value.name}.int32"})
             graph.node.insert(0, helper.make_node("Cast", [value.name], [f"{value.name}.int32"], to=TensorProto.INT32))
-        graph.input.append(helper.make_tensor_value_info(value.name, TensorProto.INT64, known[value.name].shape))
+        axes = [axis.dim_param for axis in value.type.tensor_type.shape.dim if axis.dim_param]
+        shape = axes if len(set(axes)) == 2 else known[value.name].shape
+        graph.input.append(helper.make_tensor_value_info(value.name, TensorProto.INT64, shape))
 
 
 def _check_axes(value: onnx.ValueInfoProto, file: Path) -> None:
@@ -302,8 +304,7 @@ def _take_weights_(graph: onnx.GraphProto, file: Path) -> Weights:
 def _make_single_precision_(graph: onnx.GraphProto) -> None:
     """A float16 graph computes in float32 from here on; its weights are still stored in float16."""
     for inner in _graphs(graph):
-        del inner.value_info[:]
-        for value in (*inner.input, *inner.output):
+        for value in (*inner.input, *inner.output, *inner.value_info):
             if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
         for node in inner.node:
@@ -447,8 +448,12 @@ def _prune_(graph: onnx.GraphProto, weights: Weights) -> Weights:
             needed |= _uses(node)
     _replace_nodes_(graph, kept[::-1])
     initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
+    # Shapes of values are what fusions for a runtime go by; those of weights would outlive a cut of the weight.
+    shapes = [value for value in graph.value_info if value.name in needed - set(weights)]
     del graph.initializer[:]
+    del graph.value_info[:]
     graph.initializer.extend(initializers)
+    graph.value_info.extend(shapes)
     return {name: array for name, array in weights.items() if name in needed}
 
 
@@ -734,7 +739,7 @@ def _settings(node: Any) -> dict[str, Any]:
 def _rename_(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Rename values wherever they are made or used."""
     for inner in _graphs(graph):
-        for tensor in (*inner.initializer, *inner.input, *inner.output):
+        for tensor in (*inner.initializer, *inner.input, *inner.output, *inner.value_info):
             tensor.name = names.get(tensor.name, tensor.name)
         for node in inner.node:
             for places in (node.input, node.output):
