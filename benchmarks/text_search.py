@@ -28,8 +28,13 @@ from slimseek.progress import say, shown_on
 from slimseek.schema import Collection, Model, SearchSet
 
 COLLECTIONS = ("scifact", "xquad_en")
-RECIPES = ("fp16", "int8", "int8-dynamic", "int4", "int4-vocabulary")
-TARGETS = ("onnxruntime", "openvino")
+RECIPES = {
+    "fp16": ("onnxruntime",),
+    "int8": ("onnxruntime", "openvino"),
+    "int8-dynamic": ("onnxruntime",),
+    "int4": ("onnxruntime",),
+    "int4-vocabulary": ("onnxruntime", "openvino"),
+}
 SHAPES = ((1, 12), (1, 128), (32, 128))
 CALIBRATION = 300
 BASELINE = "fp32 onnxruntime"
@@ -79,7 +84,7 @@ def subjects(collection: Collection, place: Path, threads: int) -> dict[str, Cal
     found["dynamic int8 onnxruntime (theirs)"] = lambda: alternatives.dynamic_int8(original, threads)
     found["static int8 openvino (NNCF)"] = lambda: nncf_static(original, samples.calibration, place, threads)
     found["bf16 openvino (its default)"] = lambda: openvino_default(place / "fp32-openvino", threads)
-    for shorthand in RECIPES:
+    for shorthand, targets in RECIPES.items():
         steps = recipe.load(shorthand)
         made: list[Model] = []
 
@@ -88,7 +93,7 @@ def subjects(collection: Collection, place: Path, threads: int) -> dict[str, Cal
                 made.append(compress.run(original, steps, samples).model)
             return made[0]
 
-        for target in TARGETS:
+        for target in targets:
             package(f"{shorthand} {target}", compressed, target)
     return found
 
@@ -195,10 +200,10 @@ def clock(encoders: dict[str, Encoder], test: SearchSet) -> dict[str, dict[str, 
         for name, values in seconds.items():
             times[name][f"ms_{count}x{length}"] = float(np.median(values)) * 1000
     queries = list(test.queries.values())[:200]
-    seconds = timing.interleaved(
-        {name: lambda number, e=encoder: e.queries([queries[number % len(queries)]]) for name, encoder in encoders.items()},
-        rounds=5, calls=40, warm_up=3,
-    )  # fmt: skip
+    calls = {}
+    for name, encoder in encoders.items():
+        calls[name] = lambda number, e=encoder: e.queries([queries[number % len(queries)]])
+    seconds = timing.interleaved(calls, rounds=5, calls=40, warm_up=3)
     for name, values in seconds.items():
         times[name] |= {f"query_ms_p{p}": float(np.percentile(values, p)) * 1000 for p in (50, 95)}
     return times
@@ -209,14 +214,12 @@ def print_markdown(results: dict[str, object]) -> None:
     for collection, rows in results["collections"].items():  # type: ignore[attr-defined]
         base = rows[BASELINE]
         print(f"\n{collection}\n")
-        print(
-            "| | MB shipped | nDCG@10 kept (95 %) | invariance | query p50 | 1x12 | 1x128 | 32x128 |\n|---|---|---|---|---|---|---|---|"
-        )
+        print("| | MB shipped | nDCG@10 kept (95 %) | invariance | query p50 | 1x12 | 1x128 | 32x128 |")
+        print("|---|---|---|---|---|---|---|---|")
         for name, row in rows.items():
             low, high = row["kept_interval"]
-            speeds = " | ".join(
-                f"{base[f'ms_{count}x{length}'] / row[f'ms_{count}x{length}']:.2f}" for count, length in SHAPES
-            )
+            times = [f"ms_{count}x{length}" for count, length in SHAPES]
+            speeds = " | ".join(f"{base[time] / row[time]:.2f}" for time in times)
             print(
                 f"| {name} | {row['size_bytes'] / 1e6:.1f} | {row['kept']:.1%} ({low:.1%} to {high:.1%}) "
                 f"| {row['invariance']:.5f} | {row['query_ms_p50']:.2f} ms | {speeds} |"

@@ -94,7 +94,8 @@ def test_rebuild_gives_an_ordinary_model(home: Path) -> None:
     assert json.loads(done.stdout)["value"] > 0.9999
     script = (
         "import sys; from transformers import AutoModel; from sentence_transformers import SentenceTransformer;"
-        "AutoModel.from_pretrained('rebuilt'); print(SentenceTransformer('rebuilt', device='cpu').encode(['a cat']).shape);"
+        "AutoModel.from_pretrained('rebuilt');"
+        "print(SentenceTransformer('rebuilt', device='cpu').encode(['a cat']).shape);"
         "assert 'slimseek' not in sys.modules"
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=home, check=True)

@@ -6,16 +6,26 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from slimseek.encoder import Encoder
+from slimseek import timing
+from slimseek.encoder import ROWS_IN_BATCH, TOKENS_IN_BATCH, Encoder, bucket, check_finite
+from slimseek.errors import SlimseekError, UsageError
 from slimseek.evaluate import (
+    DEPTH,
     compare,
     cosines,
+    cost,
+    examples,
     invariance,
+    measure,
     neighbours_shared,
     overlap,
+    quality,
     quality_gate,
     rank,
+    report,
 )
 from slimseek.schema import Array, Batch, Change, Measurement, SearchSet
 from small import CORPUS, tiny_encoder
@@ -89,13 +99,13 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
 
 
 def test_the_interval_covers_a_known_shift_as_often_as_it_says() -> None:
-    """95 in 100; of 60 samples fewer than 50 would be a fault (by the binomial law less than once in ten thousand)."""
-    covered = 0
-    for seed in range(60):
-        low, high = compare(*shifted(80, loss=0.05, noise=0.1, seed=seed)).interval
-        covered += low <= -0.05 <= high
-    assert covered >= 50
-    assert covered < 60 or len({compare(*shifted(80, 0.05, 0.1, seed)).interval for seed in range(3)}) == 3
+    """95 in 100; of 60 samples fewer than 50 would be chance once in ten thousand times.
+
+    Nor is it wider than it must be: noise of 0.1 on a mean of 0.6 has the standard error 0.1 / 0.6 / sqrt(80) = 0.0186.
+    """
+    intervals = [compare(*shifted(80, loss=0.05, noise=0.1, seed=seed)).interval for seed in range(60)]
+    assert sum(low <= -0.05 <= high for low, high in intervals) >= 50
+    assert np.mean([high - low for low, high in intervals]) == pytest.approx(2 * 1.96 * 0.0186, rel=0.1)
 
 
 def test_the_same_scores_give_the_same_interval_again() -> None:
@@ -256,18 +266,259 @@ def test_ranking_is_by_inner_product_and_ties_by_the_documents_order() -> None:
     }
 
 
-def many(count: int) -> tuple[SearchSet, Encoder]:
-    """``count`` documents of descending score for the one query, the last of them relevant."""
-    documents = [" ".join(["cat"] * 20 + ["stone"] * number) for number in range(count)]
-    corpus = {f"d{number}": text for number, text in enumerate(documents)}
-    vectors = {len(text.split()) - 20: text for text in documents}
+def test_the_ranking_is_that_of_brute_force() -> None:
+    random = np.random.default_rng(0)
+    documents, queries = (random.standard_normal((count, 8)).astype(np.float32) for count in (200, 5))
+    corpus = {f"d{number}": "" for number in range(200)}
+    names = {f"q{number}": "" for number in range(5)}
+    judged = SearchSet(name="set", queries=names, corpus=corpus, qrels={name: {"d1": 1} for name in names})
+    expected = np.argsort(-(queries.astype(np.float64) @ documents.T), axis=1)[:, :DEPTH]
+    assert rank(queries, documents, judged) == {
+        f"q{row}": [f"d{place}" for place in places] for row, places in enumerate(expected)
+    }
+
+
+def random_texts(count: int) -> list[str]:
+    """Texts of five letters each, all different."""
+    random = np.random.default_rng(0)
+    return [" ".join(random.choice(list("bdfghjklmnpqrtvwxyz"), 5)) + f" {number}" for number in range(count)]
+
+
+def test_quality_is_encoding_searching_and_scoring() -> None:
+    """Each query is a document, so that with its own text the right one stands first; the fifth is judged wrong."""
+    encoder = tiny_encoder()
+    judged = search_set()
+    judged.qrels["q-d5"] = {"d1": 1}
+    found = quality(encoder, judged, ["mrr@10", "recall@1"])
+    assert [measurement.name for measurement in found.measurements] == ["mrr@10", "recall@1"]
+    np.testing.assert_array_equal(found.documents, encoder.documents(list(CORPUS.values())))
+    np.testing.assert_array_equal(found.queries, encoder.queries(list(CORPUS.values())))
+    assert all(found.ranking[f"q-{name}"][0] == name for name in CORPUS)
+    place = found.ranking["q-d5"].index("d1") + 1
+    assert found.get("mrr@10").per_query == pytest.approx((1, 1, 1, 1, 1 / place, 1))
+    assert found.get("mrr@10").value == pytest.approx((5 + 1 / place) / 6)
+    assert found.get("recall@1").per_query == (1, 1, 1, 1, 0, 1)
+    assert (found.get("recall@1").n, found.get("recall@1").higher_is_better) == (6, True)
+
+
+@pytest.mark.parametrize("metric", ["recall@200", "mrr@1000"])
+def test_a_metric_deeper_than_a_hundred_sees_that_deep(metric: str) -> None:
+    """The one relevant document is the 131st of 150."""
+    encoder, texts = tiny_encoder(), random_texts(150)
+    order = np.argsort(-(encoder.queries(["cat b d"]) @ encoder.documents(texts).T)[0], kind="stable")
+    judged = SearchSet(
+        name="deep",
+        queries={"q": "cat b d"},
+        corpus={f"d{number}": text for number, text in enumerate(texts)},
+        qrels={"q": {f"d{order[130]}": 1}},
+    )
+    value = 1.0 if metric.startswith("recall") else 1 / 131
+    assert quality(encoder, judged, [metric]).get(metric).value == pytest.approx(value)
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_encoded() -> None:
+    def encode(batch: Batch) -> Array:
+        pytest.fail("nothing should be encoded")
+
+    with pytest.raises(UsageError, match="unknown metric"):
+        quality(dataclasses.replace(tiny_encoder(), encode=encode), search_set(), ["ndcg@10", "taste@10"])
+
+
+def test_the_interval_of_a_mean_is_that_of_a_plain_bootstrap() -> None:
+    """Half of 40 queries find theirs: the mean 0.5 has standard error sqrt(0.25 / 40) = 0.079."""
+    names = {f"q{number}": "" for number in range(40)}
+    judged = SearchSet(name="set", queries=names, corpus=CORPUS, qrels={name: {"d1": 1} for name in names})
+    ranking = {name: ["d1" if number % 2 else "d2"] for number, name in enumerate(names)}
+    found = measure("recall@1", judged, ranking)
+    assert found.per_query == (0.0, 1.0) * 20
+    assert found.interval == pytest.approx((0.5 - 1.96 * 0.079, 0.5 + 1.96 * 0.079), abs=0.015)
+
+
+def test_the_examples_are_the_queries_that_changed_most() -> None:
+    judged = search_set()
+    before = quality(tiny_encoder(), judged, ["mrr@10"])
+    ranking = dict(before.ranking)
+    ranking["q-d2"] = [*(name for name in ranking["q-d2"] if name != "d2"), "d2"]
+    ranking["q-d4"] = [ranking["q-d4"][1], "d4", *ranking["q-d4"][2:]]
+    after = dataclasses.replace(before, ranking=ranking, measurements=(measure("mrr@10", judged, ranking),))
+    found = examples(judged, before, after, "mrr@10")
+    assert [example.query for example in found] == [CORPUS["d2"], CORPUS["d4"]], "those unchanged are left out"
+    assert [(example.score_before, example.score_after) for example in found] == [
+        (1, pytest.approx(1 / 6)),
+        (1, 1 / 2),
+    ]
+    assert found[1].before[0] == (CORPUS["d4"], True)
+    assert found[1].after[:2] == ((CORPUS[ranking["q-d4"][0]], False), (CORPUS["d4"], True))
+    assert [example.query for example in examples(judged, before, after, "mrr@10", count=1)] == [CORPUS["d2"]]
+
+
+# ---------------------------------------------------------------- encoding
+
+
+@given(length=st.integers(1, 600), longest=st.integers(1, 600))
+@settings(deadline=None)
+def test_a_bucket_holds_the_sequence_and_stays_within_the_model(length: int, longest: int) -> None:
+    width = bucket(length, longest)
+    assert width >= length
+    assert width <= max(longest, length)
+    assert width - length < 32
+    assert width - length < 4 or length > 32
+    assert bucket(width, longest) == width, "a row that fills its bucket stays there"
+    assert bucket(length + 1, longest) >= width
+
+
+def test_the_buckets_are_few() -> None:
+    """CASES S2: a runtime meets 28 widths instead of 512; by hand 8 up to 32, 4 up to 64, 4 up to 128, 12 up to 512."""
+    widths = {bucket(length, 512) for length in range(1, 513)}
+    assert widths == {*range(4, 33, 4), *range(40, 65, 8), *range(80, 129, 16), *range(160, 513, 32)}
+    assert len(widths) == 28
+    assert bucket(13, 14) == 14
+
+
+def test_vectors_are_those_of_one_text_at_a_time_in_the_order_given() -> None:
+    encoder = tiny_encoder()
+    texts = [*TEXTS, *reversed(TEXTS), *random_texts(80)]
+    alone = np.concatenate([encoder.encode(encoder.input([text])) for text in texts])
+    np.testing.assert_allclose(encoder.vectors(texts), alone, atol=1e-6)
+    assert encoder.vectors(texts).dtype == np.float32
+    np.testing.assert_array_equal(encoder.vectors(texts)[::-1], encoder.vectors(texts[::-1]))
+
+
+def test_no_texts_give_no_vectors() -> None:
+    assert tiny_encoder().vectors([]).shape == (0, 32)
+
+
+def test_batches_are_bounded_and_each_is_as_wide_as_its_bucket() -> None:
+    encoder, shapes, done = tiny_encoder(), [], []
 
     def encode(batch: Batch) -> Array:
-        stones = batch["attention_mask"].sum(1) - 22
-        angle = np.clip(stones, 0, None) * 0.005
-        return np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+        shapes.append(batch["input_ids"].shape)
+        return encoder.encode(batch)
 
-    assert len(vectors) == count
-    base = tiny_encoder(dim=2)
-    preprocess = dataclasses.asdict  # noqa: F841
-    return SearchSet(name="many", queries={"q": "cat"}, corpus=corpus, qrels={"q": {f"d{count - 1}": 1}}), base
+    texts = ["cat"] * 150 + ["the cat the dog"] * 3 + [" ".join(["stone"] * 100)] * 70
+    dataclasses.replace(encoder, encode=encode).documents(texts, done.append)
+    assert sorted(shapes) == [(3, 8), (6, 64), (22, 4), (64, 4), (64, 4), (64, 64)]
+    assert all(rows <= ROWS_IN_BATCH and rows * width <= TOKENS_IN_BATCH for rows, width in shapes)
+    assert sum(done) == len(texts)
+    assert len(done) == len(shapes)
+
+
+def test_queries_and_documents_carry_their_own_prefix() -> None:
+    encoder = tiny_encoder(query_prefix="river: ")
+    plain = tiny_encoder()
+    np.testing.assert_array_equal(encoder.queries(["a cat"]), plain.documents(["river: a cat"]))
+    np.testing.assert_array_equal(encoder.documents(["a cat"]), plain.documents(["a cat"]))
+
+
+def test_vectors_that_poison_a_ranking_are_refused() -> None:
+    good = np.ones((4, 3), np.float32)
+    check_finite(good, "model")
+    check_finite(np.array([[0, 0, -1e-30]], np.float32), "model")
+    for bad, words in (
+        (np.nan, "NaN or infinite vectors for 2 texts"),
+        (-np.inf, "NaN or infinite vectors for 2 texts"),
+    ):
+        vectors = good.copy()
+        vectors[1, :2] = vectors[3, 0] = bad
+        with pytest.raises(SlimseekError, match=f"model gave {words}"):
+            check_finite(vectors, "model")
+    vectors = good.copy()
+    vectors[2] = 0
+    with pytest.raises(SlimseekError, match="model gave zero vectors for 1 texts"):
+        check_finite(vectors, "model")
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_an_encoder_that_gives_such_vectors_is_stopped(bad: float) -> None:
+    """CASES V9: also where it is one text among many."""
+
+    def encode(batch: Batch) -> Array:
+        vectors = np.ones((len(batch["input_ids"]), 32), np.float32)
+        vectors[batch["attention_mask"].sum(1) == 2] = bad  # the empty text
+        return vectors
+
+    encoder = dataclasses.replace(tiny_encoder(), encode=encode)
+    encoder.documents(["a cat"])
+    with pytest.raises(SlimseekError, match="for 1 texts"):
+        encoder.documents(["a cat", "", "a dog"])
+
+
+# ---------------------------------------------------------------- time and cost
+
+
+def test_subjects_are_timed_in_turns_and_warm_up_is_not_counted() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def subject(name: str) -> object:
+        return lambda number: calls.append((name, number))
+
+    seconds = timing.interleaved(
+        {"a": subject("a"), "b": subject("b")}, rounds=2, calls=3, warm_up=2  # type: ignore[dict-item]
+    )  # fmt: skip
+    block = {turn: [turn * 3, turn * 3 + 1, *range(turn * 3, turn * 3 + 3)] for turn in range(2)}
+    assert calls == [(name, number) for turn in range(2) for name in "ab" for number in block[turn]]
+    assert {name: values.shape for name, values in seconds.items()} == {"a": (6,), "b": (6,)}
+    assert all((values >= 0).all() for values in seconds.values())
+
+
+def test_each_time_belongs_to_its_own_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that every call moves by its own number."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def subject(factor: int) -> object:
+        def call(number: int) -> None:
+            now[0] += factor * (number + 1)
+
+        return call
+
+    seconds = timing.interleaved({"a": subject(1), "b": subject(100)}, rounds=2, calls=2)  # type: ignore[dict-item]
+    assert seconds["a"].tolist() == [1, 2, 3, 4]
+    assert seconds["b"].tolist() == [100, 200, 300, 400]
+
+
+def test_cost_gives_bytes_latency_and_throughput_of_every_subject() -> None:
+    encoder = tiny_encoder()
+    seen: list[int] = []
+
+    def encode(batch: Batch) -> Array:
+        seen.append(len(batch["input_ids"]))
+        return encoder.encode(batch)
+
+    subjects = {"one": (encoder, ""), "two": (dataclasses.replace(encoder, encode=encode), "")}
+    found = cost(subjects, ["cat", "dog"], TEXTS, rounds=2)
+    assert set(found) == {"one", "two"}
+    for measurements in found.values():
+        values = {measurement.name: measurement for measurement in measurements}
+        assert [values[name].value for name in ("size", "size_weights", "size_rest")] == [67536, 65536, 2000]
+        assert {name: measurement.unit for name, measurement in values.items()} == {
+            "size": "B", "size_weights": "B", "size_rest": "B", "latency_p50": "ms", "latency_p95": "ms",
+            "latency_p99": "ms", "throughput": "texts/s",
+        }  # fmt: skip
+        assert {name for name, measurement in values.items() if measurement.higher_is_better} == {"throughput"}
+        assert values["latency_p50"].n == 80
+        assert values["latency_p50"].value <= values["latency_p95"].value <= values["latency_p99"].value
+        assert all(measurement.value > 0 for measurement in measurements)
+    assert seen.count(1) >= 2 * (40 + 3), "latency is of one query at a time"
+
+
+def test_a_report_names_the_machine_and_finds_its_figures() -> None:
+    found = report("tiny", 3, [scores(1, 0)], [Measurement(name="size", value=5.0, unit="B")])
+    assert found.subject == "tiny"
+    assert [measurement.name for measurement in found.measurements] == ["ndcg@10", "size"]
+    assert found.get("size") == Measurement(name="size", value=5.0, unit="B")
+    assert found.get("weight") is None
+    assert found.environment.threads == 3
+    assert 1 <= found.environment.cores == timing.default_threads()
+    assert found.environment.versions["numpy"] == np.__version__
+    assert set(found.environment.instruction_sets) <= set(timing.INSTRUCTION_SETS)
+
+
+def test_versions_leave_out_what_is_not_installed() -> None:
+    assert timing.versions(("numpy", "no-such-library-here")) == {"numpy": np.__version__}
+
+
+def test_a_model_that_fails_in_a_fresh_process_gives_one_line() -> None:
+    with pytest.raises(SlimseekError, match=r"nowhere failed in a fresh process: .*there is no model") as error:
+        timing.fresh_start("nowhere", 1)
+    assert "\n" not in str(error.value)

@@ -70,7 +70,7 @@ def test_vectors_equal_those_of_sentence_transformers(folder: Path) -> None:
         ("pooling_mode_max_tokens", lambda hidden, mask: hidden.masked_fill(mask == 0, -torch.inf).amax(1)),
         (
             "pooling_mode_lasttoken",
-            lambda hidden, mask: torch.stack([row[int(m.sum()) - 1] for row, m in zip(hidden, mask)]),
+            lambda hidden, mask: torch.stack([row[int(m.sum()) - 1] for row, m in zip(hidden, mask, strict=True)]),
         ),
     ],
 )

@@ -55,7 +55,7 @@ def open_session(model: Path | bytes, threads: int) -> Encode:
 
 
 def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
-    """Float input: weights expanded at load, a float product. Rounded input: MatMulIntegerToFloat, whose result is float again."""
+    """Float input: a float product. Rounded input: MatMulIntegerToFloat, whose result is float again."""
     lowering = require("slimseek.backends._lowering")
     if layer.activation is None:
         weight = lowering.folding(editor, layer.name, layer.weight)
