@@ -5,7 +5,6 @@ good model.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -215,8 +214,3 @@ def _part(name: str, model: Model) -> str:
 
 def _words(parameters: dict[str, object]) -> str:
     return ", ".join(f"{name}={value}" for name, value in parameters.items())
-
-
-def all_passed(gates: Sequence[GateResult]) -> bool:
-    """Whether no gate failed; an undecided one is not a failure."""
-    return all(gate.status != "failed" for gate in gates)

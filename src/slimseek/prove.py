@@ -57,7 +57,7 @@ def prove(
     with tempfile.TemporaryDirectory() as temporary:
         subjects: dict[str, tuple[Encoder, str]] = {}
         gates: list[GateResult] = []
-        for label, model in ((f"{name}, fp32", original), (f"{name}, {recipe.name}", compressed.model)):
+        for label, model in ((name, original), (f"{name} {recipe.name}", compressed.model)):
             place = Path(temporary) / str(len(subjects))
             place.mkdir()
             texts = list(test.corpus.values())[:PARITY_TEXTS]

@@ -13,6 +13,7 @@ from slimseek.inputs.text import TOKENIZER, TextInput
 from slimseek.methods.quantize._ranges import Histogram
 from slimseek.schema import ActivationQuant, Array, Model, QuantizedTensor, Samples, Step
 
+BATCH = 8
 Estimator = Literal["minmax", "percentile", "mse"]
 
 
@@ -63,7 +64,8 @@ class ActivationsInt(Step, frozen=True, kw_only=True):
                 seen.setdefault(name, Histogram()).add(values)
 
         read = TextInput(model.spec, model.files[TOKENIZER])
-        batches = [read([text]) for text in samples.calibration]
+        texts = sorted(samples.calibration, key=len)
+        batches = [read(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
         family = plugins.load("models", model.spec.family)()
         family.observe(dataclasses.replace(model, activations={}), batches, visit)
         # A layer that no text reaches (a pooler that the vector does not use) keeps a float input.

@@ -1,0 +1,154 @@
+"""simplify.vocabulary: rows and ids stay together, for every algorithm of tokenizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from slimseek import choose, integers, plugins
+from slimseek.errors import NoEffect, UsageError
+from slimseek.evaluate import cosines
+from slimseek.inputs.text import TOKENIZER
+from slimseek.methods.simplify._tokenizer import Vocabulary, rewrite
+from slimseek.schema import Model, Samples
+from small import tiny_bert
+
+TEXTS = ["the cat sleeps near the river", "a dog runs through the winter forest"]
+UNSEEN = ["engine of stone", "bridge 7", "Zebra!", "👌🏻 emoji", "搜索", ""]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def cut(model: Model, **parameters: int) -> Model:
+    step = plugins.load("methods", "simplify.vocabulary")(**parameters)
+    return step.apply(model, Samples(calibration=[], texts=TEXTS))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_bert(path)
+    return choose.model(path)
+
+
+def tokens(model: Model, text: str) -> list[str]:
+    tokenizer = Tokenizer.from_buffer(model.files[TOKENIZER])
+    return tokenizer.encode(text).tokens
+
+
+def test_texts_of_the_collection_keep_their_tokens_and_their_vectors(model: Model) -> None:
+    smaller = cut(model)
+    assert [tokens(smaller, text) for text in TEXTS] == [tokens(model, text) for text in TEXTS]
+    before, after = (choose.encoder(side, "side", 1).documents(TEXTS) for side in (model, smaller))
+    assert np.array_equal(before, after)
+
+
+def test_every_id_of_the_cut_tokenizer_is_a_row_and_the_same_row_as_before(model: Model) -> None:
+    table = model.spec.preprocess.token_table
+    assert table is not None
+    smaller = cut(cut(model), min_count=2)
+    old = Tokenizer.from_buffer(model.files[TOKENIZER]).get_vocab()
+    new = Tokenizer.from_buffer(smaller.files[TOKENIZER]).get_vocab()
+    assert len(new) == smaller.tensors[table].shape[0] < model.tensors[table].shape[0]
+    assert sorted(new.values()) == list(range(len(new)))
+    for token, row in new.items():
+        assert np.array_equal(smaller.tensors[table][row], model.tensors[table][old[token]])
+
+
+def test_unseen_words_fall_into_pieces_and_nothing_runs_past_the_table(model: Model) -> None:
+    smaller = cut(model)
+    rows = smaller.tensors[smaller.spec.preprocess.token_table].shape[0]  # type: ignore[index]
+    for text in UNSEEN:
+        ids = Tokenizer.from_buffer(smaller.files[TOKENIZER]).encode(text).ids
+        assert max(ids) < rows
+        if "[UNK]" not in tokens(model, text):
+            assert "[UNK]" not in tokens(smaller, text)
+    assert np.isfinite(choose.encoder(smaller, "cut", 1).documents(UNSEEN)).all()
+
+
+def test_configuration_names_the_new_size_and_padding(model: Model) -> None:
+    smaller = cut(model)
+    config = json.loads(smaller.files["config.json"])
+    new = Tokenizer.from_buffer(smaller.files[TOKENIZER]).get_vocab()
+    assert config["vocab_size"] == len(new)
+    assert config["pad_token_id"] == new["[PAD]"] == smaller.spec.preprocess.pad_id
+
+
+def test_a_quantized_table_is_cut_with_its_scales(model: Model) -> None:
+    quantized = plugins.load("methods", "quantize.weights_int")(bits=4, granularity="group", group_size=16).apply(
+        model, Samples(calibration=[], texts=[])
+    )
+    table = model.spec.preprocess.token_table
+    assert table is not None
+    after_cut, cut_first = cut(quantized), cut(model)
+    kept = integers.dequantize(after_cut.tensors[table])
+    old = Tokenizer.from_buffer(model.files[TOKENIZER]).get_vocab()
+    new = Tokenizer.from_buffer(cut_first.files[TOKENIZER]).get_vocab()
+    rows = [old[token] for token in sorted(new, key=lambda token: new[token])]
+    assert np.array_equal(kept, integers.dequantize(quantized.tensors[table])[rows])
+
+
+def test_a_cut_that_changes_nothing_says_so(model: Model) -> None:
+    with pytest.raises(NoEffect):
+        cut(model, keep_first=10_000)
+    with pytest.raises(UsageError, match="min_count is 0"):
+        cut(model, min_count=0)
+
+
+def trained(kind: str) -> Tokenizer:
+    corpus = TEXTS * 5 + ["engine of stone and iron", "the bridge over the river is made of stone"] * 5
+    if kind == "BPE":
+        tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+        trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=SPECIAL, show_progress=False)
+    elif kind == "Unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=SPECIAL, unk_token="[UNK]", show_progress=False)
+    else:
+        tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+        trainer = trainers.WordLevelTrainer(special_tokens=SPECIAL, show_progress=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(corpus, trainer)
+    ids = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram", "WordLevel"])
+def test_every_algorithm_keeps_the_tokens_of_the_texts(kind: str) -> None:
+    before = trained(kind)
+    content = before.to_str().encode()
+    vocabulary = Vocabulary.read(content)
+    used = {number for text in TEXTS for number in before.encode(text).ids}
+    kept = sorted(vocabulary.closed(used | vocabulary.always))
+    assert len(kept) < before.get_vocab_size()
+    files = rewrite({TOKENIZER: content}, vocabulary, {old: new for new, old in enumerate(kept)})
+    after = Tokenizer.from_buffer(files[TOKENIZER])
+    for text in TEXTS:
+        assert after.encode(text).tokens == before.encode(text).tokens
+        assert [kept[number] for number in after.encode(text).ids] == before.encode(text).ids
+    assert max(after.get_vocab().values()) == len(kept) - 1
+
+
+def test_the_older_post_processor_with_pairs_is_rewritten(tmp_path: Path) -> None:
+    tokenizer = trained("WordLevel")
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+    )
+    content = tokenizer.to_str().encode()
+    vocabulary = Vocabulary.read(content)
+    # Specials stand first; drop the padding token's neighbours by keeping only what is always kept, ids reversed.
+    kept = sorted(vocabulary.always, reverse=True)
+    files = rewrite({TOKENIZER: content}, vocabulary, {old: new for new, old in enumerate(kept)})
+    after = Tokenizer.from_buffer(files[TOKENIZER])
+    assert after.encode("nothing").tokens == ["[CLS]", "[UNK]", "[SEP]"]
+
+
+def test_a_cut_model_survives_rebuild_as_an_ordinary_one(model: Model, tmp_path: Path) -> None:
+    smaller = cut(model)
+    (tmp_path / "m").mkdir()
+    choose.family(smaller).save(smaller, tmp_path / "m")
+    again = choose.choose(tmp_path / "m", 1).documents([*TEXTS, *UNSEEN])
+    assert cosines(again, choose.encoder(smaller, "cut", 1).documents([*TEXTS, *UNSEEN])).min() > 0.99999
