@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,8 +28,9 @@ from slimseek.evaluate import (
     rank,
     report,
 )
-from slimseek.schema import Array, Batch, Change, Measurement, SearchSet
-from small import CORPUS, tiny_encoder
+from slimseek.inputs.text import TextInput
+from slimseek.schema import Array, Batch, Change, Measurement, SearchSet, TextPreprocess
+from small import CORPUS, tiny_encoder, tiny_tokenizer
 
 TEXTS = [*CORPUS.values(), *(" ".join(list(CORPUS.values())[: count + 2]) for count in range(5)), "", "a", "stone"]
 
@@ -121,7 +123,9 @@ def test_a_baseline_of_zero_gives_no_nan() -> None:
         assert found.n_needed is None
 
 
-@pytest.mark.parametrize(("loss", "max_loss", "noise"), [(0.0, 0.01, 0.05), (0.002, 0.01, 0.1), (0.01, 0.03, 0.2)])
+@pytest.mark.parametrize(
+    ("loss", "max_loss", "noise"), [(0.0, 0.01, 0.05), (0.002, 0.01, 0.1), (0.01, 0.03, 0.2), (0.3, 0.31, 0.05)]
+)
 def test_with_as_many_queries_as_it_asks_for_the_bound_reaches_the_loss(
     loss: float, max_loss: float, noise: float
 ) -> None:
@@ -215,6 +219,21 @@ def test_the_invariance_gate_fails_where_a_vector_depends_on_its_batch() -> None
     assert found.value < 0.999
 
 
+def test_the_invariance_gate_fails_for_a_single_text_among_many() -> None:
+    """The first row of a batch turns by a twentieth: cosine 0.9988 for that text, 1 for all others."""
+    encoder = tiny_encoder()
+
+    def encode(batch: Batch) -> Array:
+        vectors = encoder.encode(batch)
+        if len(vectors) > 1 and batch["attention_mask"][0].sum() == len(["[CLS]", "stone", "[SEP]"]):
+            vectors[0, :2] += np.array([-vectors[0, 1], vectors[0, 0]]) * 0.05 / np.hypot(*vectors[0, :2])
+        return vectors
+
+    found = invariance(dataclasses.replace(encoder, encode=encode), [*TEXTS[:11], "stone", "cat", "dog"])
+    assert found.status == "failed"
+    assert found.value == pytest.approx(1 / np.hypot(1, 0.05), abs=1e-5)
+
+
 def test_the_invariance_gate_passes_where_it_does_not() -> None:
     for encoder in (tiny_encoder(), one_scale_for_each_row(tiny_encoder())):
         found = invariance(encoder, TEXTS)
@@ -286,7 +305,7 @@ def random_texts(count: int) -> list[str]:
 
 def test_quality_is_encoding_searching_and_scoring() -> None:
     """Each query is a document, so that with its own text the right one stands first; the fifth is judged wrong."""
-    encoder = tiny_encoder()
+    encoder = tiny_encoder(query_prefix="a ")
     judged = search_set()
     judged.qrels["q-d5"] = {"d1": 1}
     found = quality(encoder, judged, ["mrr@10", "recall@1"])
@@ -403,6 +422,20 @@ def test_batches_are_bounded_and_each_is_as_wide_as_its_bucket() -> None:
     assert len(done) == len(shapes)
 
 
+def test_long_texts_come_in_smaller_batches() -> None:
+    """Of 256 tokens, 16 rows are 4,096."""
+    encoder, shapes = tiny_encoder(), []
+    spec = msgspec.structs.replace(encoder.spec, preprocess=TextPreprocess(max_length=256))
+
+    def encode(batch: Batch) -> Array:
+        shapes.append(batch["input_ids"].shape)
+        return encoder.encode(batch)
+
+    longer = dataclasses.replace(encoder, spec=spec, input=TextInput(spec, tiny_tokenizer()), encode=encode)
+    longer.documents([" ".join(["cat"] * 300)] * 40)
+    assert shapes == [(16, 256), (16, 256), (8, 256)]
+
+
 def test_queries_and_documents_carry_their_own_prefix() -> None:
     encoder = tiny_encoder(query_prefix="river: ")
     plain = tiny_encoder()
@@ -477,29 +510,38 @@ def test_each_time_belongs_to_its_own_call(monkeypatch: pytest.MonkeyPatch) -> N
     assert seconds["b"].tolist() == [100, 200, 300, 400]
 
 
-def test_cost_gives_bytes_latency_and_throughput_of_every_subject() -> None:
-    encoder = tiny_encoder()
-    seen: list[int] = []
+def test_cost_gives_bytes_latency_and_throughput_of_every_subject(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that every batch of the one moves by 2 ms, and of the other by 10 ms."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    rows: list[int] = []
 
-    def encode(batch: Batch) -> Array:
-        seen.append(len(batch["input_ids"]))
-        return encoder.encode(batch)
+    def slow(seconds: float) -> Encoder:
+        encoder = tiny_encoder()
 
-    subjects = {"one": (encoder, ""), "two": (dataclasses.replace(encoder, encode=encode), "")}
-    found = cost(subjects, ["cat", "dog"], TEXTS, rounds=2)
+        def encode(batch: Batch) -> Array:
+            now[0] += seconds
+            rows.append(len(batch["input_ids"]))
+            return encoder.encode(batch)
+
+        return dataclasses.replace(encoder, encode=encode)
+
+    found = cost({"one": (slow(0.002), ""), "two": (slow(0.01), "")}, ["cat", "dog"], ["stone"] * 100, rounds=2)
     assert set(found) == {"one", "two"}
-    for measurements in found.values():
-        values = {measurement.name: measurement for measurement in measurements}
-        assert [values[name].value for name in ("size", "size_weights", "size_rest")] == [67536, 65536, 2000]
-        assert {name: measurement.unit for name, measurement in values.items()} == {
-            "size": "B", "size_weights": "B", "size_rest": "B", "latency_p50": "ms", "latency_p95": "ms",
-            "latency_p99": "ms", "throughput": "texts/s",
-        }  # fmt: skip
+    for name, seconds in (("one", 0.002), ("two", 0.01)):
+        values = {measurement.name: measurement for measurement in found[name]}
+        assert {name: (measurement.value, measurement.unit) for name, measurement in values.items()} == {
+            "size": (67536, "B"),
+            "size_weights": (65536, "B"),
+            "size_rest": (2000, "B"),
+            "latency_p50": (pytest.approx(seconds * 1000), "ms"),
+            "latency_p95": (pytest.approx(seconds * 1000), "ms"),
+            "latency_p99": (pytest.approx(seconds * 1000), "ms"),
+            "throughput": (pytest.approx(100 / (2 * seconds)), "texts/s"),  # 64 texts and 36
+        }
         assert {name for name, measurement in values.items() if measurement.higher_is_better} == {"throughput"}
-        assert values["latency_p50"].n == 80
-        assert values["latency_p50"].value <= values["latency_p95"].value <= values["latency_p99"].value
-        assert all(measurement.value > 0 for measurement in measurements)
-    assert seen.count(1) >= 2 * (40 + 3), "latency is of one query at a time"
+        assert values["latency_p50"].n == 2 * 40
+    assert set(rows) == {1, 36, 64}, "latency is of one query at a time"
 
 
 def test_a_report_names_the_machine_and_finds_its_figures() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import io
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 from slimseek import plugins, search
 from slimseek.errors import ArtifactError, UsageError
@@ -111,17 +112,12 @@ def test_indexing_twice_gives_the_same_bytes(path: Path, tmp_path: Path) -> None
         assert (path / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
-def test_progress_sees_every_chunk(tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-
-    def progress(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
-        for done, item in enumerate(items, 1):
-            yield item
-            seen.append((label, done, total))
-
+def test_progress_sees_every_document(tmp_path: Path) -> None:
     corpus = {str(number): f"text {number}" for number in range(600)}
-    search.index(tiny_encoder(), corpus, tmp_path / "out", progress=progress)
-    assert seen == [("encode documents", done, 3) for done in (1, 2, 3)]
+    shown = io.StringIO()
+    with shown_on(Console(file=shown, width=200)):
+        search.index(tiny_encoder(), corpus, tmp_path / "out")
+    assert "encode documents, tiny: 600 in" in shown.getvalue()
     [[result]] = search.open(tmp_path / "out", tiny_encoder()).query(["text 599"], k=1)
     assert result.id == "599"
 

@@ -35,10 +35,11 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 MODEL_FILES = "model"
 REPORT = "report.json"
+PART = "#"
 
 
 class PackedTensor(Value, frozen=True):
-    """How a quantized tensor lies in ``weights.safetensors``: NAME, NAME.scale and, if asymmetric, NAME.zero_point."""
+    """How a quantized tensor lies in ``weights.safetensors``: NAME, NAME#scale and, if asymmetric, NAME#zero_point."""
 
     shape: tuple[int, ...]
     spec: QuantSpec
@@ -92,7 +93,7 @@ def write(
         stored |= _pack(name, tensor)
         if isinstance(tensor, QuantizedTensor):
             quant[name] = PackedTensor(shape=tensor.shape, spec=tensor.spec)
-    save_file({name: np.ascontiguousarray(array) for name, array in stored.items()}, folder / WEIGHTS)
+    save_file({name: np.require(array, requirements="C") for name, array in stored.items()}, folder / WEIGHTS)
     for path, content in model.files.items():
         target = folder / MODEL_FILES / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +128,14 @@ def read(path: Path) -> tuple[Artifact, Model]:
         stored = load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path / WEIGHTS} cannot be read: {error}") from error
-    parts = {f"{name}.{part}" for name in artifact.quant for part in ("scale", "zero_point")}
-    tensors = {name: _unpack(name, stored, artifact.quant.get(name), path) for name in stored if name not in parts}
+    tensors = {
+        name: _unpack(name, stored, artifact.quant.get(name), path)
+        for name in (*artifact.quant, *stored)
+        if PART not in name
+    }
+    for layer in artifact.layers:
+        if layer.weight not in tensors:
+            raise ArtifactError(f"{path}: the layer {layer.name} has no weight {layer.weight}")
     prefix = f"{MODEL_FILES}/"
     files = {
         entry.path.removeprefix(prefix): (path / entry.path).read_bytes()
@@ -149,9 +156,9 @@ def _pack(name: str, tensor: Tensor) -> dict[str, Array]:
     if not isinstance(tensor, QuantizedTensor):
         return {name: tensor}
     bits = tensor.spec.bits
-    stored = {name: integers.pack(tensor.integers, bits), f"{name}.scale": tensor.scale}
+    stored = {name: integers.pack(tensor.integers, bits), f"{name}{PART}scale": tensor.scale}
     if tensor.zero_point is not None:
-        stored[f"{name}.zero_point"] = integers.pack(tensor.zero_point, bits)
+        stored[f"{name}{PART}zero_point"] = integers.pack(tensor.zero_point, bits)
     return stored
 
 
@@ -160,10 +167,12 @@ def _unpack(name: str, stored: Mapping[str, Array], packed: PackedTensor | None,
         return stored[name]
     spec = packed.spec
     try:
-        scale = stored[f"{name}.scale"]
+        scale = stored[f"{name}{PART}scale"]
+        if scale.shape != integers.scale_shape(packed.shape, spec):
+            raise UsageError(f"its scales are {list(scale.shape)}, which does not fit {list(packed.shape)} and {spec}")
         zero_point = None
         if not spec.symmetric:
-            zero_point = integers.unpack(stored[f"{name}.zero_point"], spec.bits, scale.shape, signed=False)
+            zero_point = integers.unpack(stored[f"{name}{PART}zero_point"], spec.bits, scale.shape, signed=False)
         values = integers.unpack(stored[name], spec.bits, packed.shape, signed=spec.symmetric)
     except (KeyError, UsageError) as error:
         raise ArtifactError(f"{path}: the tensor {name} is not whole ({error})") from error

@@ -205,7 +205,7 @@ def _part(name: str, model: Model) -> str:
         return "token table"
     if layer is not None and layer.kind == "embedding":
         return "other tables"
-    if layer is not None and "attention" in name:
+    if layer is not None and "attention" in f"{name} {layer.name}".lower():
         return "attention"
     if layer is not None:
         return "feed-forward" if layer.kind == "linear" else "convolutions"

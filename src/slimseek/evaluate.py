@@ -47,8 +47,8 @@ def metric(name: str) -> tuple[Metric, int | None]:
     Raises:
         UsageError: no such metric, or a cutoff that is not a whole number from 1 to 1000.
     """
-    plugin, _, cutoff = name.partition("@")
-    if cutoff and not (cutoff.isdecimal() and 1 <= int(cutoff) <= 1000):
+    plugin, at, cutoff = name.partition("@")
+    if at and not (cutoff.isdecimal() and 1 <= int(cutoff) <= 1000):
         raise UsageError(f"metric {name!r}: the number after @ must be from 1 to 1000")
     return plugins.load("metrics", plugin)(), int(cutoff) if cutoff else None
 
@@ -60,16 +60,16 @@ def quality(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str] = ME
     with track(f"encode {len(search_set.corpus):,} documents, {encoder.name}", len(search_set.corpus)) as advance:
         documents = encoder.documents(list(search_set.corpus.values()), advance)
     queries = encoder.queries(list(search_set.queries.values()))
-    ranking = rank(queries, documents, search_set)
+    ranking = rank(queries, documents, search_set, max(DEPTH, *(metric(name)[1] or 0 for name in metrics)))
     measurements = tuple(measure(name, search_set, ranking) for name in metrics)
     return Quality(measurements=measurements, ranking=ranking, documents=documents, queries=queries)
 
 
-def rank(queries: Array, documents: Array, search_set: SearchSet) -> dict[str, list[str]]:
-    """Query id to document ids, best first, by exact inner products; ties by the documents' order."""
+def rank(queries: Array, documents: Array, search_set: SearchSet, depth: int = DEPTH) -> dict[str, list[str]]:
+    """Query id to the ``depth`` best document ids by exact inner products; ties by the documents' order."""
     index = plugins.load("indexes", "exact")()
     index.build(documents)
-    hits = index.query(queries, min(DEPTH, len(documents)))
+    hits = index.query(queries, min(depth, len(documents)))
     ids = list(search_set.corpus)
     return {
         query: [ids[hit] for hit in row if hit >= 0] for query, row in zip(search_set.queries, hits.ids, strict=True)
@@ -131,7 +131,7 @@ def quality_gate(change: Change, max_loss: float) -> GateResult:
     asked = f"loss of {change.metric} at most {max_loss:.1%}"
     measured = f"{change.relative:+.2%}, one-sided 95 % bound {change.lower_bound:+.2%}, n = {change.n}"
     status: GateStatus
-    if change.lower_bound >= -max_loss:
+    if change.lower_bound >= -max_loss and change.n > 1:
         status, more = "passed", ""
     elif change.relative >= -max_loss:
         status = "undecided"

@@ -5,6 +5,7 @@ An artifact, a deployed package and a saved index are all such folders; they dif
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -20,6 +21,7 @@ from slimseek.errors import ArtifactError, UsageError
 from slimseek.schema import FileEntry, Value
 
 M = TypeVar("M", bound=Value)
+MANIFESTS = ("manifest.json", "package.json", "index.json", "slimseek.json")
 
 
 @contextmanager
@@ -47,7 +49,8 @@ def writing(out: Path, *, inputs: tuple[Path, ...] = (), force: bool = False) ->
         yield temporary
         _replace(temporary, out)
     except OSError as error:
-        if error.filename is None or Path(str(error.filename)).is_relative_to(temporary) or error.errno == 28:
+        touched = Path(str(error.filename or out))
+        if touched.is_relative_to(temporary) or touched.is_relative_to(out) or error.errno == errno.ENOSPC:
             raise UsageError(f"cannot write {out}: {error.strerror}; nothing was written") from error
         raise
     finally:
@@ -67,8 +70,17 @@ def _check_target(out: Path, inputs: tuple[Path, ...], force: bool) -> None:
             raise UsageError(
                 f"the output folder {out} is not empty; choose another --out, or add --force to replace it"
             )
-        if not any((out / name).is_file() for name in ("manifest.json", "package.json", "index.json", "modules.json")):
+        if not any(_is_ours(out / name) for name in MANIFESTS):
             raise UsageError(f"--force replaces only folders that slimseek wrote, and {out} is not one")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a manifest is slimseek's: others carry files of these names, too."""
+    try:
+        manifest = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return False
+    return isinstance(manifest, dict) and "format_version" in manifest
 
 
 def _replace(temporary: Path, out: Path) -> None:
@@ -77,12 +89,13 @@ def _replace(temporary: Path, out: Path) -> None:
         temporary.rename(out)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    out.rename(old / "folder")
     try:
-        temporary.rename(out)
-    except OSError:
-        (old / "folder").rename(out)
-        raise
+        out.rename(old / "folder")
+        try:
+            temporary.rename(out)
+        except OSError:
+            (old / "folder").rename(out)
+            raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
 

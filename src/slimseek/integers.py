@@ -28,9 +28,11 @@ def quantize(values: Array, spec: QuantSpec) -> QuantizedTensor:
     Raises:
         UsageError: a value is NaN or infinite.
     """
-    if not np.isfinite(values).all():
+    with np.errstate(over="ignore"):
+        wide = np.asarray(values, np.float32)
+    if not np.isfinite(wide).all():
         raise UsageError("the tensor holds NaN or infinite values and cannot be quantized")
-    blocks = _blocks(np.asarray(values, np.float32), spec)
+    blocks = _blocks(wide, spec)
     if spec.symmetric:
         top = 2 ** (spec.bits - 1) - 1
         scale = _storable(np.abs(blocks).max(-1) / top, spec)
@@ -38,7 +40,7 @@ def quantize(values: Array, spec: QuantSpec) -> QuantizedTensor:
         zero_point = None
     else:
         levels = 2**spec.bits - 1
-        low = np.minimum(blocks.min(-1), 0)
+        low = np.minimum(blocks.min(-1), 0).astype(np.float64)
         scale = _storable((np.maximum(blocks.max(-1), 0) - low) / levels, spec)
         zero_point = np.clip(np.rint(-low[..., None] / _divisor(scale)), 0, levels).astype(np.uint8)
         integers = np.clip(np.rint(blocks / _divisor(scale)) + zero_point, 0, levels).astype(np.uint8)
@@ -83,10 +85,16 @@ def expanded(tensor: Tensor) -> Array:
 
 
 def take_rows(tensor: Tensor, rows: Array) -> Tensor:
-    """The chosen rows (axis 0) of a tensor, its integers and scales as they are."""
+    """The chosen rows (axis 0) of a tensor, its integers and scales as they are.
+
+    Raises:
+        UsageError: scales are shared across rows.
+    """
     if not isinstance(tensor, QuantizedTensor):
         chosen: Array = tensor[rows]
         return chosen
+    if tensor.spec.axis != 0 and tensor.spec.granularity == "group":
+        raise UsageError("rows of a tensor whose groups run across them cannot be taken; cut before quantizing")
     if tensor.spec.axis != 0 or tensor.spec.granularity == "tensor":
         return QuantizedTensor(
             spec=tensor.spec, integers=tensor.integers[rows], scale=tensor.scale, zero_point=tensor.zero_point
@@ -95,6 +103,22 @@ def take_rows(tensor: Tensor, rows: Array) -> Tensor:
     return QuantizedTensor(
         spec=tensor.spec, integers=tensor.integers[rows], scale=tensor.scale[rows], zero_point=zero_point
     )
+
+
+def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, int]:
+    """Shape [channels, groups] of the scales of a tensor.
+
+    Raises:
+        UsageError: no tensor of this shape can be stored so: bits, axis or group size are out of range.
+    """
+    grouped = spec.granularity == "group"
+    size = spec.group_size or 0
+    if not 2 <= spec.bits <= 8 or not 0 <= spec.axis < len(shape) or min(shape) < 0 or grouped != (size >= 2):
+        raise UsageError(f"{spec} does not fit a tensor of shape {list(shape)}")
+    if spec.granularity == "tensor":
+        return 1, 1
+    values = int(np.prod(shape)) // max(shape[spec.axis], 1)
+    return shape[spec.axis], -(-values // size) if grouped else 1
 
 
 def matrix(tensor: QuantizedTensor) -> Array:

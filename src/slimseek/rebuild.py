@@ -10,9 +10,25 @@ from slimseek import folder as folders
 from slimseek.errors import GateFailed
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
-from slimseek.schema import GateResult
+from slimseek.schema import FileEntry, GateResult, Value
 
 LEAST_COSINE = 0.9999
+PROVENANCE = "slimseek.json"
+
+
+class Provenance(Value, frozen=True):
+    """``slimseek.json`` in a rebuilt model: where it came from. No library reads it.
+
+    Attributes:
+        source: the artifact.
+        parity: least cosine of its vectors with the artifact's.
+        files: the model's files with their hashes.
+    """
+
+    source: str
+    parity: float
+    files: tuple[FileEntry, ...]
+    format_version: int = 1
 
 
 def rebuild(source: str | Path, out: str | Path, *, threads: int | None = None, force: bool = False) -> GateResult:
@@ -44,6 +60,8 @@ def rebuild(source: str | Path, out: str | Path, *, threads: int | None = None, 
             value=least,
             limit=LEAST_COSINE,
         )
+        provenance = Provenance(source=str(source), parity=least, files=folders.entries(folder, leave_out=PROVENANCE))
+        folders.write_json(folder / PROVENANCE, provenance)
         if parity.status == "failed":
             raise GateFailed(f"the rebuilt model differs from the artifact: {parity.detail}; nothing was written")
     return parity

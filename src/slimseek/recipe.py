@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import yaml
@@ -102,11 +102,27 @@ def build(step: RecipeStep) -> Step:
         UsageError: no such method, or a parameter that it does not take.
     """
     method = plugins.load("methods", step.method)
-    try:
-        built: Step = msgspec.convert(step.parameters, method)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{step.method}: {error}") from error
+    fields = {field.encode_name: field for field in msgspec.structs.fields(method)}
+    for name, value in step.parameters.items():
+        if name not in fields:
+            raise UsageError(f"{step.method}: there is no parameter {name!r}; it takes {', '.join(fields)}")
+        try:
+            msgspec.convert(value, fields[name].type)
+        except msgspec.ValidationError as error:
+            wanted = _allowed(fields[name].type)
+            raise UsageError(f"{step.method}: {name} is {msgspec.json.encode(value).decode()}; {wanted}") from error
+    built: Step = msgspec.convert(step.parameters, method)
     return built
+
+
+def _allowed(wanted: Any) -> str:
+    """What a parameter takes, in words."""
+    if get_origin(wanted) is Literal:
+        return f"{', '.join(str(value) for value in get_args(wanted))} are allowed"
+    if get_origin(wanted) is tuple:
+        return f"a list is wanted, of which {_allowed(get_args(wanted)[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return f"{words.get(wanted, str(wanted))} is wanted"
 
 
 def _read(path: Path) -> str:

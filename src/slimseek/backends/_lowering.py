@@ -8,16 +8,18 @@ stands here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek.integers import dequantize, eight_bit_scale, is_eight_bit
+from slimseek.integers import dequantize, eight_bit_scale, is_eight_bit, matrix
 from slimseek.schema import ActivationQuant, Array, Model, QuantizedTensor, Tensor
 
 MICROSOFT = "com.microsoft"
@@ -136,6 +138,8 @@ def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: 
     Not every runtime takes a last block that is shorter, so such a tensor is filled up and the rest sliced off.
     """
     spec = tensor.spec
+    if spec.granularity == "group" and len(tensor.shape) > 2:
+        return _dequantized_kernel(editor, name, tensor)
     suffix = ".T" if transposed else ""
     axis = (1 - spec.axis) if transposed else spec.axis
     integers, signed = (tensor.integers.T if transposed else tensor.integers), spec.symmetric
@@ -164,6 +168,17 @@ def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: 
         editor.constant(f"slim_slice_{number}", np.array([number], np.int64)) for number in (0, width, 1 - axis)
     )
     return editor.node("Slice", [values, start, stop, along])
+
+
+def _dequantized_kernel(editor: Editor, name: str, tensor: QuantizedTensor) -> str:
+    """Groups of a kernel run through a whole channel: dequantize it as a matrix, then give it its shape."""
+    axis = tensor.spec.axis
+    flat = dataclasses.replace(tensor, spec=msgspec.structs.replace(tensor.spec, axis=0), integers=matrix(tensor))
+    moved = (tensor.shape[axis], *tensor.shape[:axis], *tensor.shape[axis + 1 :])
+    shape = editor.constant(f"{name}.shape", np.array(moved, np.int64))
+    kernel = editor.node("Reshape", [dequantized(editor, name, flat, transposed=False), shape])
+    order = [*range(1, axis + 1), 0, *range(axis + 1, len(moved))]
+    return kernel if axis == 0 else editor.node("Transpose", [kernel], perm=order)
 
 
 def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor) -> tuple[str, str, str]:
@@ -296,7 +311,7 @@ def _biases(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
 
 def _finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
     """The new model: constants that nothing uses are left out."""
-    used = {name for node in editor.nodes for name in node.input}
+    used = {name for node in editor.nodes for name in _inputs(node)}
     lowered = onnx.ModelProto()
     lowered.CopyFrom(graph)
     del lowered.graph.node[:]
@@ -311,3 +326,12 @@ def _finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
         del node.metadata_props[:]
         node.doc_string = ""
     return lowered
+
+
+def _inputs(node: Any) -> Iterator[str]:
+    """Names that a node reads, those inside the branches of an If or the body of a Loop included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _inputs(inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -146,7 +147,7 @@ class OnnxGraph(Family):
             if name != GRAPH:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
-        graph = self.to_onnx(model)
+        graph = self.to_onnx(dataclasses.replace(model, tensors=_dense(model.tensors)))
         onnx.save(graph, folder / FILE, save_as_external_data=graph.ByteSize() > LARGEST_SINGLE_FILE)
 
     def macs(self, model: Model, length: int) -> int:
@@ -373,7 +374,7 @@ def _chosen(values: Mapping[str, Array], file: Path) -> str:
         values: what the graph gives for a batch of the shape ``SAMPLE``, by name.
         file: for messages.
     """
-    floats = {name: value for name, value in values.items() if value.dtype == np.float32}
+    floats = {name: value for name, value in values.items() if getattr(value, "dtype", None) == np.float32}
     vectors = [
         name
         for name, value in floats.items()
@@ -382,7 +383,7 @@ def _chosen(values: Mapping[str, Array], file: Path) -> str:
     tokens = [name for name, value in floats.items() if value.ndim == 3 and value.shape[:2] == SAMPLE]
     chosen = _only(vectors, VECTOR_NAMES, file) or _only(tokens, TOKENS_NAMES, file)
     if chosen is None:
-        given = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
+        given = ", ".join(f"{name} {list(np.shape(value))}" for name, value in values.items())
         raise UsageError(
             f"{file} gives {given} for a batch of {list(SAMPLE)} tokens: neither a vector [batch, dim] nor tokens "
             f"[batch, sequence, width] (a pooler's output and logits are no vectors to search by)"
@@ -542,15 +543,17 @@ def _token_table(graph: onnx.GraphProto, weights: Weights, tokenizer: bytes) -> 
         elif _is_table(node, weights) and node.input[1] in ids:
             tables.add(node.input[0])
         elif node.op_type != "Equal" or not all(
-            _are_first(constants.get(name), special) for name in node.input if name not in ids
+            _is_first(constants.get(name), special) for name in node.input if name not in ids
         ):
             return None
     return tables.pop() if len(tables) == 1 else None
 
 
-def _are_first(numbers: Array | None, special: set[int]) -> bool:
-    """Whether these ids are known, and they and all below them are special tokens."""
-    return numbers is not None and set(range(int(numbers.max()) + 1)) <= special and int(numbers.min()) >= 0
+def _is_first(numbers: Array | None, special: set[int]) -> bool:
+    """Whether this is one known id, and it and all below it are special tokens."""
+    if numbers is None or numbers.size != 1:
+        return False
+    return numbers.item() >= 0 and set(range(int(numbers.item()) + 1)) <= special
 
 
 def _graph(model: Model) -> onnx.ModelProto:

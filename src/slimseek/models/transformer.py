@@ -124,7 +124,9 @@ class Transformer(Family):
         def show(weight: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
             def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                 values, mask = inputs[0], current["attention_mask"]
-                rows = values[mask.bool()] if values.shape[:2] == mask.shape else values.flatten(0, -2)
+                rows = (
+                    values[mask.bool()] if values.ndim > 2 and values.shape[:2] == mask.shape else values.flatten(0, -2)
+                )
                 visit(weight, rows.numpy())
 
             return hook

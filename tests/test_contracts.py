@@ -1,0 +1,399 @@
+"""Every plug-in of every folder, found by itself, through one battery: to add a file is to have it tested."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import random
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import pytrec_eval
+
+from slimseek import choose, compress, plugins
+from slimseek.errors import NoEffect, UsageError
+from slimseek.schema import (
+    Array,
+    Backend,
+    Dataset,
+    Family,
+    Index,
+    Metric,
+    Model,
+    QuantizedTensor,
+    Recipe,
+    RecipeStep,
+    Samples,
+    Step,
+    Tensor,
+)
+from small import CORPUS, tiny_bert
+
+BASES = {
+    "methods": Step, "metrics": Metric, "backends": Backend, "datasets": Dataset, "indexes": Index, "models": Family,
+}  # fmt: skip
+ALL = [(folder, name) for folder in BASES for name in plugins.names(folder)]
+METHODS, METRICS = plugins.names("methods"), plugins.names("metrics")
+TEXTS = [CORPUS["d1"], CORPUS["d2"], f"{CORPUS['d2']} {CORPUS['d1']}", "", "a word of letters"]
+SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)  # without some words of the vocabulary, so that it can be cut
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "slimseek"
+
+
+# ---------------------------------------------------------------- the files
+
+
+def file_of(folder: str, name: str) -> Path:
+    return SOURCE / folder / f"{name.replace('.', '/')}.py"
+
+
+def test_no_plug_in_is_overlooked() -> None:
+    """Every file of a plug-in folder that does not begin with an underscore, methods one folder deeper."""
+    for folder in BASES:
+        below = SOURCE / folder
+        files = [path for path in below.rglob("*.py") if not path.name.startswith("_")]
+        found = {path.relative_to(below).with_suffix("").as_posix().replace("/", ".") for path in files}
+        assert set(plugins.names(folder)) == found
+        assert found, f"no plug-in in {folder}"
+
+
+@pytest.mark.parametrize(("folder", "name"), ALL)
+def test_a_plug_in_is_a_file_with_docstrings_and_one_public_class(folder: str, name: str) -> None:
+    tree = ast.parse(file_of(folder, name).read_text("utf-8"))
+    public = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    assert [ast.get_docstring(tree) is not None, len(public)] == [True, 1]
+    assert ast.get_docstring(public[0]), f"{public[0].name} has no docstring"
+    kind = plugins.load(folder, name)
+    assert kind.__name__ == public[0].name
+    assert issubclass(kind, BASES[folder])
+
+
+@pytest.mark.parametrize(("folder", "name"), ALL)
+def test_a_plug_in_is_made_without_arguments(folder: str, name: str) -> None:
+    made = plugins.load(folder, name)()
+    assert isinstance(made, BASES[folder])
+    assert type(made) is not BASES[folder]
+
+
+@pytest.mark.parametrize("folder", BASES)
+@pytest.mark.parametrize("name", ["no_such_thing", "", "_private", "../errors", "quantize._ranges"])
+def test_an_unknown_plug_in_names_those_there_are(folder: str, name: str) -> None:
+    with pytest.raises(UsageError) as error:
+        plugins.load(folder, name)
+    assert repr(name) in str(error.value)
+    assert str(error.value).endswith(f"known: {', '.join(plugins.names(folder))}")
+
+
+@pytest.mark.parametrize("folder", ["methods", "backends"])
+def test_every_method_and_backend_has_a_card_and_no_card_is_left_over(folder: str) -> None:
+    cards = {path.stem: path.read_text("utf-8") for path in (ROOT / "docs" / folder).glob("*.md")}
+    expected = set(plugins.names(folder))
+    assert sorted(expected - set(cards)) == [], f"docs/{folder} lacks these cards"
+    assert sorted(set(cards) - expected) == [], f"docs/{folder} has cards of nothing"
+    for name, text in cards.items():
+        assert text.startswith("# "), name
+        assert name in text.splitlines()[0], f"the first line of the card names {name}"
+        assert len(text.split()) > 30, f"the card of {name} says something"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_card_of_a_method_names_each_of_its_parameters(name: str) -> None:
+    card = (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8")
+    missing = [field.name for field in msgspec.structs.fields(plugins.load("methods", name)) if field.name not in card]
+    assert missing == []
+
+
+# ---------------------------------------------------------------- methods
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
+    """A real model of two layers, and the same with integer weights, which some methods need."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_bert(folder)
+    plain = choose.model(folder)
+    return plain, plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES)
+
+
+def attempt(step: Step, model: Model) -> Model | UsageError:
+    """The changed model, or the refusal."""
+    try:
+        return step.apply(model, SAMPLES)
+    except UsageError as error:
+        return error
+
+
+def applied(name: str, models: tuple[Model, ...]) -> tuple[Step, Model, Model]:
+    """The method with its defaults, the first model that it can change, and the changed one."""
+    step: Step = plugins.load("methods", name)()
+    for model in models:
+        result = attempt(step, model)
+        if isinstance(result, Model):
+            return step, model, result
+        assert isinstance(result, NoEffect)
+        assert name in str(result), "NoEffect says which step had none"
+    pytest.fail(f"{name} changes neither a float model nor one with integer weights")
+
+
+def parts(tensor: Tensor) -> tuple[Any, ...]:
+    if not isinstance(tensor, QuantizedTensor):
+        return tensor.dtype.str, tensor.shape, tensor.tobytes()
+    zero_point = None if tensor.zero_point is None else parts(tensor.zero_point)
+    return tensor.spec, parts(tensor.integers), parts(tensor.scale), zero_point
+
+
+def content(model: Model) -> dict[str, Any]:
+    """Everything that a model holds, to the last bit."""
+    return {
+        "spec": model.spec,
+        "files": dict(model.files),
+        "layers": model.layers,
+        "activations": dict(model.activations),
+        **{f"tensor {name}": parts(tensor) for name, tensor in model.tensors.items()},
+    }
+
+
+def poisoned(model: Model, name: str, everywhere: bool) -> Model:
+    """The same with NaN in that tensor."""
+    tensor = model.tensors[name]
+    array = (tensor.scale if isinstance(tensor, QuantizedTensor) else tensor).copy()
+    array.reshape(-1)[slice(None) if everywhere else array.size // 2] = np.nan
+    bad = dataclasses.replace(tensor, scale=array) if isinstance(tensor, QuantizedTensor) else array
+    return dataclasses.replace(model, tensors=dict(model.tensors) | {name: bad})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_settings_are_frozen_and_go_to_json_and_back(name: str) -> None:
+    step = plugins.load("methods", name)()
+    for field in msgspec.structs.fields(step):
+        with pytest.raises(AttributeError):
+            setattr(step, field.name, getattr(step, field.name))
+    for settings in (step, *other_settings(name)):
+        assert msgspec.json.decode(msgspec.json.encode(settings), type=type(step)) == settings
+        assert msgspec.convert(msgspec.to_builtins(settings), type(step)) == settings
+    with pytest.raises(msgspec.ValidationError, match="no_such_setting"):
+        msgspec.convert({"no_such_setting": 1}, type(step))
+
+
+def other_settings(name: str) -> list[Step]:
+    """Each choice of each setting that is one of a few words."""
+    kind = plugins.load("methods", name)
+    found = []
+    for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        if isinstance(field.type, msgspec.inspect.LiteralType):
+            found += [kind(**{field.name: value}) for value in field.type.values]
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_gives_a_new_model_and_leaves_the_old_one_bit_for_bit(name: str, models: tuple[Model, Model]) -> None:
+    before = [content(model) for model in models]
+    _, model, changed = applied(name, models)
+    assert changed is not model
+    assert content(changed) != content(model), "a step that changes nothing raises NoEffect"
+    assert [content(model) for model in models] == before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_changed_model_still_encodes(name: str, models: tuple[Model, Model]) -> None:
+    """Finite vectors of the right width, close to those before."""
+    _, model, changed = applied(name, models)
+    vectors = choose.encoder(changed, "changed", 1).documents(TEXTS)
+    assert vectors.shape == (len(TEXTS), changed.spec.dim)
+    assert np.isfinite(vectors).all()
+    assert changed.spec.dim == model.spec.dim
+    original = choose.encoder(model, "before", 1).documents(TEXTS)
+    cosines = (vectors * original).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(original, axis=1)
+    assert cosines.min() > 0.9, "the defaults are sound"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_method_gives_the_same_model_again(name: str, models: tuple[Model, Model]) -> None:
+    _, _, first = applied(name, models)
+    _, _, second = applied(name, models)
+    assert content(first) == content(second)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_applied_twice_a_method_changes_more_or_says_that_it_does_not(name: str, models: tuple[Model, Model]) -> None:
+    step, _, changed = applied(name, models)
+    again = attempt(step, changed)
+    if isinstance(again, Model):
+        assert content(again) != content(changed)
+        return
+    assert isinstance(again, NoEffect)
+    assert name in str(again)
+    assert "\n" not in str(again)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_nan_in_what_a_method_changes_is_refused_and_the_tensor_named(
+    name: str, models: tuple[Model, Model], everywhere: bool
+) -> None:
+    """CASES Q22: by the method, or by the gate that follows every step."""
+    step, model, changed = applied(name, models)
+    tensors = [tensor for tensor in model.tensors if changed.tensors.get(tensor) is not model.tensors[tensor]]
+    for tensor in tensors[:3]:
+        bad = poisoned(model, tensor, everywhere)
+        result = attempt(step, bad)
+        if isinstance(result, UsageError):
+            assert tensor in str(result)
+            assert "\n" not in str(result)
+            continue
+        recipe = Recipe(steps=(RecipeStep(method=name, parameters=msgspec.to_builtins(step)),))
+        failed = compress.run(bad, recipe, SAMPLES).failed
+        assert failed is not None
+        assert (failed.gate, failed.status) == ("finite", "failed")
+        assert tensor in failed.detail
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_looks_at_what_a_model_computes_refuses_nan_there(name: str, models: tuple[Model, Model]) -> None:
+    step, model, changed = applied(name, models)
+    if any(changed.tensors.get(tensor) is not model.tensors[tensor] for tensor in model.tensors):
+        pytest.skip("it changes tensors; see above")
+    table = model.spec.preprocess.token_table
+    assert table is not None
+    with pytest.raises(UsageError, match="NaN or infinite"):
+        step.apply(poisoned(model, table, everywhere=True), SAMPLES)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_notes_are_lines(name: str, models: tuple[Model, Model]) -> None:
+    step, model, changed = applied(name, models)
+    notes = step.notes(model, changed)
+    assert isinstance(notes, tuple)
+    assert all(isinstance(note, str) and note and "\n" not in note for note in notes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_made_is_recorded_so_that_it_can_be_made_again(name: str, models: tuple[Model, Model]) -> None:
+    step, model, changed = applied(name, models)
+    ran = compress.run(model, Recipe(steps=(RecipeStep(method=name),)), SAMPLES)
+    assert ran.failed is None
+    assert content(ran.model) == content(changed)
+    [record] = ran.records
+    assert record.step == name
+    assert msgspec.convert(record.parameters, type(step)) == step
+    assert record.changed
+    assert (record.bytes_before, record.bytes_after) == (compress.weight_bytes(model), compress.weight_bytes(changed))
+    assert (record.parameters_before, record.parameters_after) == (model.parameters, changed.parameters)
+    assert record.compression_ratio == record.bytes_after / record.bytes_before
+    assert record.macs_before > 0
+    assert {gate.gate for gate in record.gates} >= {"finite", "invariance"}
+
+
+# ---------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_is_one_for_a_perfect_and_zero_for_an_empty_ranking(name: str) -> None:
+    metric = plugins.load("metrics", name)()
+    documents = [f"d{number}" for number in range(5)]
+    qrels = {"q": dict.fromkeys(documents, 1)}
+    assert metric.per_query(qrels, {"q": documents}, 5) == {"q": pytest.approx(1.0)}
+    for empty in ({"q": []}, {}, {"q": ["x", "y"]}):
+        assert metric.per_query(qrels, empty, 5) == {"q": 0.0}
+    assert metric.label
+    assert metric.higher_is_better
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_in_a_metric_the_order_matters(name: str) -> None:
+    metric = plugins.load("metrics", name)()
+    ranked = ["good", "x", "y", "z"]
+    values = [
+        metric.per_query({"q": {"good": 1}}, {"q": ranked[4 - turn :] + ranked[: 4 - turn]}, 2)["q"]
+        for turn in range(4)
+    ]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > values[3]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_lies_between_zero_and_one_and_agrees_with_pytrec_eval(name: str) -> None:
+    """200 random rankings of 15 of 30 documents, graded 0 to 3."""
+    trec = {"ndcg": "ndcg_cut_7", "mrr": "recip_rank", "map": "map_cut_7", "recall": "recall_7", "precision": "P_7"}
+    generator = random.Random(0)
+    documents = [f"d{number}" for number in range(30)]
+    qrels = {
+        f"q{number}": {document: generator.randint(0, 3) for document in generator.sample(documents, 10)} | {"d0": 1}
+        for number in range(200)
+    }
+    ranking = {query: generator.sample(documents, 15) for query in qrels}
+    found = plugins.load("metrics", name)().per_query(qrels, ranking, 7)
+    assert set(found) == set(qrels)
+    assert all(isinstance(value, float) and 0 <= value <= 1 for value in found.values())
+    assert len(set(found.values())) > 3
+    if name in trec:
+        measure = trec[name].replace("_7", ".7")
+        cut = 7 if name == "mrr" else 15  # trec_eval's reciprocal rank knows no cutoff
+        run = {query: {row: 1.0 / place for place, row in enumerate(rows[:cut], 1)} for query, rows in ranking.items()}
+        reference = pytrec_eval.RelevanceEvaluator(qrels, {measure}).evaluate(run)
+        assert found == {query: pytest.approx(values[trec[name]]) for query, values in reference.items()}
+
+
+# ---------------------------------------------------------------- backends, datasets, families, indexes
+
+
+@pytest.mark.parametrize("name", plugins.names("backends"))
+def test_a_backend_works_here_or_says_in_a_line_what_brings_it(name: str) -> None:
+    backend = plugins.load("backends", name)()
+    reason = backend.available()
+    if reason is None:
+        versions = backend.versions()
+        assert versions
+        assert all(version and version[0].isdigit() for version in versions.values())
+    else:
+        assert "\n" not in reason
+        assert "pip install" in reason
+
+
+def nothing_to_recognise(folder: Path) -> list[Path]:
+    """Paths that are no model and no collection."""
+    (folder / "empty").mkdir()
+    (folder / "text.txt").write_text("hello")
+    (folder / "photos").mkdir()
+    (folder / "photos" / "cat.png").write_bytes(b"\x89PNG")
+    return [folder / "empty", folder / "photos", folder / "text.txt", folder / "absent", Path("no/such/place")]
+
+
+@pytest.mark.parametrize("name", plugins.names("datasets"))
+def test_a_dataset_recognises_nothing_in_a_random_path(name: str, tmp_path: Path) -> None:
+    reader = plugins.load("datasets", name)()
+    for path in [*map(str, nothing_to_recognise(tmp_path)), "no such name", str(SOURCE)]:
+        assert reader.recognises(path) is False, path
+
+
+@pytest.mark.parametrize("name", plugins.names("models"))
+def test_a_family_recognises_nothing_in_an_empty_folder(name: str, tmp_path: Path) -> None:
+    family = plugins.load("models", name)()
+    for path in [*nothing_to_recognise(tmp_path), SOURCE]:
+        assert family.recognises(path) is False, path
+
+
+def test_one_family_and_no_other_recognises_a_model(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "tiny")
+    found = [name for name in plugins.names("models") if plugins.load("models", name)().recognises(tmp_path / "tiny")]
+    assert found == ["transformer"]
+
+
+@pytest.mark.parametrize("name", plugins.names("indexes"))
+def test_an_index_is_made_without_arguments_and_keeps_float32(name: str) -> None:
+    """What an index does is in test_indexes.py."""
+    index = plugins.load("indexes", name)()
+    assert index.precision == "f32"
+    vectors: Array = np.eye(3, dtype=np.float32)
+    index.build(vectors)
+    assert index.query(vectors, 1).ids.tolist() == [[0], [1], [2]]
+
+
+def test_a_library_that_is_absent_is_named_with_what_brings_it() -> None:
+    """Every library of ``plugins.EXTRAS`` belongs to an extra that pyproject.toml has."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(plugins.EXTRAS.values()) <= set(extras)
