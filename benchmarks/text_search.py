@@ -27,9 +27,8 @@ from slimseek.plugins import require
 from slimseek.progress import say, shown_on
 from slimseek.schema import Collection, Model, SearchSet
 
-COLLECTIONS = ("scifact", "xquad_en")
+COLLECTIONS = ("xquad_en", "scifact")
 RECIPES = {
-    "fp16": ("onnxruntime",),
     "int8": ("onnxruntime", "openvino"),
     "int8-dynamic": ("onnxruntime",),
     "int4": ("onnxruntime",),

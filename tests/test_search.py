@@ -14,6 +14,7 @@ from rich.console import Console
 
 from slimseek import plugins, search
 from slimseek.errors import ArtifactError, UsageError
+from slimseek.progress import shown_on
 from slimseek.search import Manifest, Result
 from small import CORPUS, tiny_encoder
 
