@@ -215,7 +215,7 @@ def test_scales_of_groups_are_float16_only_while_all_are_normal_float16_numbers(
     ),
     how=st.sampled_from(SPECS),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_every_value_goes_to_its_nearest_level_at_most_half_a_step_away(values: Array, how: QuantSpec) -> None:
     """All 2^bits levels of a scale are tried; one scale belongs to exactly the values counted for it."""
     tensor = quantize(values, how)
@@ -284,7 +284,7 @@ def test_dequantize_leaves_integer_buffers_and_widens_half() -> None:
 
 
 @given(data=st.data(), bits=st.sampled_from(BITS), signed=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_packed_integers_come_back_and_take_exactly_their_bits(data: st.DataObject, bits: int, signed: bool) -> None:
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     shape = data.draw(arrays.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=9))

@@ -121,7 +121,7 @@ def judged_runs(draw: st.DrawFn) -> tuple[Qrels, dict[str, dict[str, float]]]:
 
 
 @given(judged=judged_runs(), cutoff=st.sampled_from([1, 3, 5, 10]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_agrees_with_pytrec_eval_and_with_the_formula(
     judged: tuple[Qrels, dict[str, dict[str, float]]], cutoff: int
 ) -> None:

@@ -712,7 +712,8 @@ def test_the_same_run_gives_the_same_page(page: str) -> None:
 @pytest.mark.parametrize("library", ["altair", "vl_convert", "jinja2"])
 def test_without_the_extra_only_the_page_is_refused(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, "slimseek.report._charts", raising=False)
+    for name in ("_charts", "_drawing", "_scatter"):
+        monkeypatch.delitem(sys.modules, f"slimseek.report.{name}", raising=False)
     assert report.verdict(full()).startswith("MiniLM: ")
     with pytest.raises(MissingExtra, match=rf"{library} is not installed; run: pip install 'slimseek\[report\]'"):
         report.render(full())

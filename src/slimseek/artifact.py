@@ -90,7 +90,11 @@ def write(
     stored: dict[str, Array] = {}
     quant = {}
     for name, tensor in model.tensors.items():
-        stored |= _pack(name, tensor)
+        packed = _pack(name, tensor)
+        taken = [part for part in packed if part in stored or (part != name and part in model.tensors)]
+        if taken:
+            raise UsageError(f"two tensors would be stored as {taken[0]!r}; rename one of them")
+        stored |= packed
         if isinstance(tensor, QuantizedTensor):
             quant[name] = PackedTensor(shape=tensor.shape, spec=tensor.spec)
     save_file({name: np.require(array, requirements="C") for name, array in stored.items()}, folder / WEIGHTS)
@@ -128,10 +132,11 @@ def read(path: Path) -> tuple[Artifact, Model]:
         stored = load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path / WEIGHTS} cannot be read: {error}") from error
+    parts = {f"{name}{PART}{part}" for name in artifact.quant for part in ("scale", "zero_point")}
     tensors = {
         name: _unpack(name, stored, artifact.quant.get(name), path)
         for name in (*artifact.quant, *stored)
-        if PART not in name
+        if name not in parts
     }
     for layer in artifact.layers:
         if layer.weight not in tensors:

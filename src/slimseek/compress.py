@@ -137,10 +137,13 @@ def bytes_by_part(model: Model) -> dict[str, int]:
 def _judge(
     model: Model, samples: Samples, recipe: Recipe, judge: Judge | None, check_quality: bool
 ) -> tuple[Change | None, tuple[GateResult, ...]]:
+    finite = _finite(model)
+    if finite.status == "failed":
+        return None, (finite,)
     threads = judge.threads if judge is not None else 1
     subject = encoder(model, "after this step", threads)
     try:
-        gates = [_finite(model), invariance(subject, samples.calibration[:INVARIANCE_TEXTS])]
+        gates = [finite, invariance(subject, samples.calibration[:INVARIANCE_TEXTS])]
         if judge is None or not check_quality:
             return None, tuple(gates)
         after = quality(subject, judge.search_set, [recipe.gates.metric])

@@ -60,7 +60,7 @@ def quality(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str] = ME
     with track(f"encode {len(search_set.corpus):,} documents, {encoder.name}", len(search_set.corpus)) as advance:
         documents = encoder.documents(list(search_set.corpus.values()), advance)
     queries = encoder.queries(list(search_set.queries.values()))
-    ranking = rank(queries, documents, search_set, max(DEPTH, *(metric(name)[1] or 0 for name in metrics)))
+    ranking = rank(queries, documents, search_set, max([DEPTH, *(metric(name)[1] or 0 for name in metrics)]))
     measurements = tuple(measure(name, search_set, ranking) for name in metrics)
     return Quality(measurements=measurements, ranking=ranking, documents=documents, queries=queries)
 

@@ -17,5 +17,5 @@ class AveragePrecision(Metric):
     default_cutoff = None
 
     def per_query(self, qrels: Qrels, ranking: Mapping[str, Sequence[str]], cutoff: int | None) -> dict[str, float]:
-        """The value of each judged query, 0 to 1; ``None`` for the cutoff takes the whole ranking."""
+        """The value of each judged query, 0 to 1; ``None`` for the cutoff takes the whole ranking (100 deep)."""
         return per_query(ir_measures.AP @ cutoff if cutoff else ir_measures.AP, qrels, ranking)

@@ -48,9 +48,12 @@ class ActivationsInt(Step, frozen=True, kw_only=True):
         if not weights:
             raise NoEffect("quantize.activations_int: no linear layer has integer weights; quantize weights first")
         if self.mode == "dynamic":
-            return dataclasses.replace(model, activations={name: ActivationQuant(mode="dynamic") for name in weights})
-        ranges = self._calibrate(model, samples, set(weights))
-        return dataclasses.replace(model, activations=ranges)
+            found = {name: ActivationQuant(mode="dynamic") for name in weights}
+        else:
+            found = self._calibrate(model, samples, set(weights))
+        if found == dict(model.activations):
+            raise NoEffect("quantize.activations_int: the inputs are rounded in just this way already")
+        return dataclasses.replace(model, activations=found)
 
     def _calibrate(self, model: Model, samples: Samples, weights: set[str]) -> dict[str, ActivationQuant]:
         if not samples.calibration:
