@@ -132,7 +132,8 @@ def read(path: Path) -> tuple[Artifact, Model]:
         stored = load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path / WEIGHTS} cannot be read: {error}") from error
-    parts = {f"{name}{PART}{part}" for name in artifact.quant for part in ("scale", "zero_point")}
+    parts = {f"{name}{PART}scale" for name in artifact.quant}
+    parts |= {f"{name}{PART}zero_point" for name, packed in artifact.quant.items() if not packed.spec.symmetric}
     tensors = {
         name: _unpack(name, stored, artifact.quant.get(name), path)
         for name in (*artifact.quant, *stored)
