@@ -44,13 +44,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("build/text_search"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/text_search.json"))
+    parser.add_argument("--collections", nargs="+", default=COLLECTIONS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quality", action="store_true", help="only quality")
     parser.add_argument("--time", action="store_true", help="only time, of packages made before")
     arguments = parser.parse_args()
     with shown_on(Console(stderr=True)):
         results = {"environment": msgspec.to_builtins(timing.environment(arguments.threads)), "collections": {}}
-        for name in COLLECTIONS:
+        for name in arguments.collections:
             place = arguments.work / name
             place.mkdir(parents=True, exist_ok=True)
             collection = data.load(str(arguments.data / name))

@@ -163,7 +163,7 @@ def rebuild(artifact: Artifact, out: Out, threads: Threads = 0, force: Force = F
 
     with _Run(json, quiet) as run:
         parity = write(artifact, out, threads=threads or None, force=force)
-        run.answer(parity, lambda console: console.print(f"{out}: {parity.detail}", markup=False))
+        run.answer(parity, lambda console: console.print(f"{out}: {parity.detail}", markup=False, soft_wrap=True))
 
 
 @app.command()
@@ -194,7 +194,8 @@ def index(
         encoder = choose(model, threads or None)
         search.index(encoder, collections.load(data).corpus, out, kind=kind, precision=precision, force=force)  # type: ignore[arg-type]
         stats = search.open(out, encoder).stats()
-        run.answer(stats, lambda console: console.print(f"{out}: {stats}", markup=False))
+        line = f"{out}: {stats.documents:,} documents, {stats.kind} {stats.precision}, {stats.index_bytes / 1e6:.1f} MB"
+        run.answer(stats, lambda console: console.print(line, markup=False, soft_wrap=True))
 
 
 @app.command()
@@ -236,7 +237,10 @@ def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], out: A
     with _Run(json, quiet=True) as run:
         comparison = report_of(artifact)
         reports.write(comparison, out)
-        run.answer(comparison, lambda console: console.print(f"{reports.verdict(comparison)}\n{out}", markup=False))
+        run.answer(
+            comparison,
+            lambda console: console.print(f"{reports.verdict(comparison)}\n{out}", markup=False, soft_wrap=True),
+        )
 
 
 @app.command()

@@ -31,18 +31,18 @@ def comparison(found: Comparison, console: Console, out: Path, served: Path | No
         table.add_row(row.label, *(_cell(cell) for cell in cells))
     console.print(table)
     gates(found.gates, console)
-    console.print(f"\n{report.verdict(found)}", markup=False)
-    console.print(f"\nreport: {out / 'report.html'}", markup=False)
+    console.print(f"\n{report.verdict(found)}", markup=False, soft_wrap=True)
+    console.print(f"\nreport: {out / 'report.html'}", markup=False, soft_wrap=True)
     if served is not None:
-        console.print(f"serve it: slimseek serve {served}", markup=False)
+        console.print(f"serve it: slimseek serve {served}", markup=False, soft_wrap=True)
     else:
-        console.print(f"next: slimseek deploy {out} --target auto --out {out}-served", markup=False)
+        console.print(f"next: slimseek deploy {out} --target auto --out {out}-served", markup=False, soft_wrap=True)
 
 
 def gates(found: Sequence[GateResult], console: Console) -> None:
     """One line a gate."""
     for gate in found:
-        console.print(f"  {SYMBOLS[gate.status]:7}{gate.gate}: {gate.detail}", markup=False)
+        console.print(f"  {SYMBOLS[gate.status]:7}{gate.gate}: {gate.detail}", markup=False, soft_wrap=True)
 
 
 def evaluation(found: Any, console: Console) -> None:
@@ -61,9 +61,10 @@ def evaluation(found: Any, console: Console) -> None:
         console.print(
             f"  {change.metric}: {change.relative:+.2%}, 95 % interval {low:+.2%} to {high:+.2%}, n = {change.n}",
             markup=False,
+            soft_wrap=True,
         )
     if found.overlap is not None:
-        console.print(f"  top-10 overlap with the baseline: {found.overlap:.3f}", markup=False)
+        console.print(f"  top-10 overlap with the baseline: {found.overlap:.3f}", markup=False, soft_wrap=True)
 
 
 def model(found: Any, console: Console) -> None:
@@ -91,18 +92,20 @@ def collection(found: Any, console: Console) -> None:
     """What a collection holds, and what is odd in it."""
     for name, value in msgspec.to_builtins(found).items():
         if name != "findings":
-            console.print(f"{name.replace('_', ' ')}: {_plain(value)}", markup=False)
+            console.print(f"{name.replace('_', ' ')}: {_plain(value)}", markup=False, soft_wrap=True)
     for finding in found.findings:
         shown = f" ({', '.join(finding.examples)})" if finding.examples else ""
-        console.print(f"  {finding.what}: {finding.count:,}{shown}", markup=False)
+        console.print(f"  {finding.what}: {finding.count:,}{shown}", markup=False, soft_wrap=True)
 
 
 def package(found: Any, console: Console, out: Path) -> None:
     """A deployed package: target, bytes, gates, next command."""
     size = sum(entry.bytes for entry in found.files)
-    console.print(f"{out}: {found.target}, {form.size(size)} shipped", markup=False)
+    console.print(f"{out}: {found.target}, {form.size(size)} shipped", markup=False, soft_wrap=True)
     gates(found.gates, console)
-    console.print(f"\nnext: slimseek serve {out}{'' if found.collection else ' --data DATA'}", markup=False)
+    console.print(
+        f"\nnext: slimseek serve {out}{'' if found.collection else ' --data DATA'}", markup=False, soft_wrap=True
+    )
 
 
 def results(found: Any, console: Console) -> None:
@@ -118,13 +121,14 @@ def catalogue(found: Any, console: Console) -> None:
     for title, entries in (("models", found.models), ("backends", found.backends), ("extras", found.extras)):
         console.print(f"{title}:")
         for name, reason in entries.items():
-            console.print(f"  {name:14} {reason or 'works here'}", markup=False)
+            console.print(f"  {name:14} {reason or 'works here'}", markup=False, soft_wrap=True)
     for title in ("families", "methods", "recipes", "metrics"):
-        console.print(f"{title}: {', '.join(getattr(found, title))}", markup=False)
+        console.print(f"{title}: {', '.join(getattr(found, title))}", markup=False, soft_wrap=True)
     machine = found.environment
     console.print(
         f"machine: {machine.cpu}, {machine.cores} cores, {', '.join(machine.instruction_sets) or 'no vector units'}",
         markup=False,
+        soft_wrap=True,
     )
 
 
