@@ -518,8 +518,6 @@ class Step(Value, frozen=True):
 class Backend(ABC):
     """A runtime: writes a package from a model and opens it again."""
 
-    needs_text_extra: ClassVar[bool] = True
-
     @abstractmethod
     def available(self) -> str | None:
         """``None`` when it works here, else the reason and what would bring it."""
