@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from slimseek import choose, deploy, integers, plugins
 from slimseek.errors import GateFailed, UsageError
 from slimseek.evaluate import cosines
+from slimseek.plugins import require
 from slimseek.schema import Model, QuantizedTensor, QuantSpec, Samples
 from small import tiny_bert
 
@@ -134,9 +135,25 @@ def test_static_eight_bits_really_run_as_integers_in_onnxruntime(original: Model
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options)
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    assert kinds.count("MatMulIntegerToFloat") == 12
-    assert "MatMul" not in kinds
+    assert (kinds.count("QAttention"), kinds.count("MatMulIntegerToFloat")) == (2, 6)
+    assert not {"MatMul", "MultiHeadAttention"} & set(kinds)
     assert "DequantizeLinear" not in kinds, "packed weights are expanded once, when the graph is loaded"
+
+
+def test_attention_under_another_mask_than_padding_is_not_joined(original: Model, tmp_path: Path) -> None:
+    package(formed(original, "int8 static"), "onnxruntime", tmp_path)
+    assert "QAttention" in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    lowering, fusion = require("slimseek.backends._lowering"), require("slimseek.backends._fusion")
+    model = formed(original, "int8 static")
+    rules = require("slimseek.backends.onnxruntime")
+    graph = lowering.lower(fusion.fused(model), model, rules._linear, rules._table)
+    for initializer in graph.graph.initializer:
+        values = numpy_helper.to_array(initializer)
+        if values.size == 1 and values.dtype == np.float32 and values.min() <= -1e4:
+            initializer.CopyFrom(numpy_helper.from_array(np.full_like(values, -2.0), initializer.name))
+    kinds = {node.op_type for node in require("slimseek.backends._attention").join_projections(graph).graph.node}
+    assert "MultiHeadAttention" in kinds
+    assert "QAttention" not in kinds
 
 
 def test_static_eight_bits_really_run_as_integers_in_openvino(original: Model, tmp_path: Path) -> None:

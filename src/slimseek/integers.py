@@ -6,15 +6,20 @@ first, the rest flattened; a channel is cut into groups, the last of which may b
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from slimseek.errors import UsageError
 from slimseek.schema import Array, QuantizedTensor, QuantSpec, Tensor
 
 MIN_NORMAL_FLOAT16 = 6.2e-5
+SHRINKS = np.linspace(1.0, 0.4, 31, dtype=np.float32)
+SEARCHED_AT_ONCE = 2**20
+Scaling = Literal["max", "mse"]
 
 
-def quantize(values: Array, spec: QuantSpec) -> QuantizedTensor:
+def quantize(values: Array, spec: QuantSpec, scaling: Scaling = "max") -> QuantizedTensor:
     """Round to the nearest level: integer = round(value / scale) + zero_point.
 
     Symmetric: scale = max|w| / (2^(bits-1) - 1), integers in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
@@ -24,6 +29,8 @@ def quantize(values: Array, spec: QuantSpec) -> QuantizedTensor:
     Args:
         values: float array of any shape with at least one axis.
         spec: bits, granularity and axis.
+        scaling: ``max`` as above; ``mse`` shrinks each range to the share, from 1 down to 0.4, whose values
+            then lie nearest by mean squared error: the few largest are clipped, the rest get finer steps.
 
     Raises:
         UsageError: a value is NaN or infinite.
@@ -33,18 +40,10 @@ def quantize(values: Array, spec: QuantSpec) -> QuantizedTensor:
     if not np.isfinite(wide).all():
         raise UsageError("the tensor holds NaN or infinite values and cannot be quantized")
     blocks = _blocks(wide, spec)
-    if spec.symmetric:
-        top = 2 ** (spec.bits - 1) - 1
-        scale = _storable(np.abs(blocks).max(-1) / top, spec)
-        integers = np.clip(np.rint(blocks / _divisor(scale)), -top, top).astype(np.int8)
-        zero_point = None
-    else:
-        levels = 2**spec.bits - 1
-        low = np.minimum(blocks.min(-1), 0).astype(np.float64)
-        scale = _storable((np.maximum(blocks.max(-1), 0) - low) / levels, spec)
-        zero_point = np.clip(np.rint(-low[..., None] / _divisor(scale)), 0, levels).astype(np.uint8)
-        integers = np.clip(np.rint(blocks / _divisor(scale)) + zero_point, 0, levels).astype(np.uint8)
-        zero_point = zero_point[..., 0]
+    scale, zero_point = _grid(blocks, spec, np.float32(1))
+    if scaling == "mse":
+        scale, zero_point = _best_grid(blocks, spec)
+    integers = _rounded(blocks, scale, zero_point, spec)
     return QuantizedTensor(
         spec=spec, integers=_unblocks(integers, values.shape, spec), scale=scale, zero_point=zero_point
     )
@@ -54,10 +53,8 @@ def dequantize(tensor: Tensor) -> Array:
     """The float32 values that the integers stand for; a float tensor comes back as float32, others unchanged."""
     if not isinstance(tensor, QuantizedTensor):
         return tensor.astype(np.float32) if np.issubdtype(tensor.dtype, np.floating) else tensor
-    blocks = _blocks(tensor.integers, tensor.spec).astype(np.float32)
-    if tensor.zero_point is not None:
-        blocks -= tensor.zero_point[..., None].astype(np.float32)
-    return _unblocks(blocks * tensor.scale[..., None].astype(np.float32), tensor.shape, tensor.spec)
+    blocks = _values(_blocks(tensor.integers, tensor.spec), tensor.scale, tensor.zero_point)
+    return _unblocks(blocks, tensor.shape, tensor.spec)
 
 
 def eight_bit_scale(tensor: QuantizedTensor) -> Array:
@@ -167,6 +164,51 @@ def stored_bytes(tensor: Tensor) -> int:
     return (tensor.integers.size * tensor.spec.bits + 7) // 8 + int(tensor.scale.nbytes) + zero_points
 
 
+def _grid(blocks: Array, spec: QuantSpec, shrink: Array | np.float32) -> tuple[Array, Array | None]:
+    """Scales and zero points [channels, groups] that cover ``shrink`` times the range of each block."""
+    if spec.symmetric:
+        return _storable(np.abs(blocks).max(-1) * shrink / (2 ** (spec.bits - 1) - 1), spec), None
+    levels = 2**spec.bits - 1
+    low = np.minimum(blocks.min(-1), 0).astype(np.float64) * shrink
+    scale = _storable((np.maximum(blocks.max(-1), 0) * shrink - low) / levels, spec)
+    return scale, np.clip(np.rint(-low / _divisor(scale)), 0, levels).astype(np.uint8)
+
+
+def _best_grid(blocks: Array, spec: QuantSpec) -> tuple[Array, Array | None]:
+    """The grid with the least squared error for each block, out of those of ``SHRINKS``; in parts, to bound memory."""
+    rows = max(1, SEARCHED_AT_ONCE // max(blocks[0].size, 1))
+    chosen = np.ones(blocks.shape[:2], np.float32)
+    for start in range(0, len(blocks), rows):
+        part = blocks[start : start + rows]
+        least = np.full(part.shape[:2], np.inf, np.float32)
+        for shrink in SHRINKS:
+            scale, zero_point = _grid(part, spec, shrink)
+            difference = _values(_rounded(part, scale, zero_point, spec), scale, zero_point) - part
+            error = np.einsum("cgv,cgv->cg", difference, difference)
+            better = error < least
+            least[better] = error[better]
+            chosen[start : start + rows][better] = shrink
+    return _grid(blocks, spec, chosen)
+
+
+def _rounded(blocks: Array, scale: Array, zero_point: Array | None, spec: QuantSpec) -> Array:
+    steps = np.rint(blocks / _divisor(scale)[..., None])
+    if zero_point is None:
+        top = 2 ** (spec.bits - 1) - 1
+        signed: Array = np.clip(steps, -top, top).astype(np.int8)
+        return signed
+    unsigned: Array = np.clip(steps + zero_point[..., None], 0, 2**spec.bits - 1).astype(np.uint8)
+    return unsigned
+
+
+def _values(integers: Array, scale: Array, zero_point: Array | None) -> Array:
+    steps = integers.astype(np.float32)
+    if zero_point is not None:
+        steps -= zero_point[..., None].astype(np.float32)
+    result: Array = steps * scale[..., None].astype(np.float32)
+    return result
+
+
 def _storable(scale: Array, spec: QuantSpec) -> Array:
     """Scales in the type they are stored in; an all-zero block gets scale 0 and integers 0."""
     positive = scale[scale > 0]
@@ -175,7 +217,7 @@ def _storable(scale: Array, spec: QuantSpec) -> Array:
 
 
 def _divisor(scale: Array) -> Array:
-    wide = scale.astype(np.float32)[..., None]
+    wide = scale.astype(np.float32)
     return np.where(wide > 0, wide, np.float32(1))
 
 

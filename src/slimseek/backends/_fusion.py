@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir
+from onnx import helper
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
 from slimseek import plugins
@@ -29,7 +30,22 @@ def fused(model: Model) -> onnx.ModelProto:
     except Exception:  # any graph that the rewriter does not expect runs unfused
         return plain
     graph.ir_version = min(graph.ir_version, IR_VERSION)
+    _split_bias_gelu(graph.graph)
     return graph
+
+
+def _split_bias_gelu(graph: onnx.GraphProto) -> None:
+    """BiasGelu as Add and Gelu: an eight-bit product takes the bias; after a float product the runtime joins them."""
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "BiasGelu":
+            nodes.append(node)
+            continue
+        added = f"{node.output[0]}.biased"
+        nodes.append(helper.make_node("Add", node.input, [added], name=f"node_{added}"))
+        nodes.append(helper.make_node("Gelu", [added], node.output, name=node.name, domain=node.domain))
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def write(graph: onnx.ModelProto, path: Path) -> None:

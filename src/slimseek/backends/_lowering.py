@@ -9,6 +9,7 @@ stands here.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,7 @@ class Editor:
         self.constants: dict[str, Any] = {initializer.name: initializer for initializer in graph.initializer}
         self.nodes: list[Any] = []
         self._made: dict[tuple[Any, ...], str] = {}
+        self._taken = {output for node in graph.node for output in node.output}
 
     def constant(self, name: str, array: Array) -> str:
         """An initializer with these values, once for each name."""
@@ -65,11 +67,18 @@ class Editor:
         key = (kind, tuple(inputs), tuple(sorted((name, str(value)) for name, value in attributes.items())))
         if not output and key in self._made:
             return self._made[key]
-        result = output or f"slim_{kind}_{len(self.nodes)}"
+        result = output or self._fresh(kind)
         self.nodes.append(helper.make_node(kind, inputs, [result], name=f"node_{result}", domain=domain, **attributes))
         if not output:
             self._made[key] = result
         return result
+
+    def _fresh(self, kind: str) -> str:
+        """A name that no value of the graph has, those that an earlier pass made included."""
+        numbered = (f"slim_{kind}_{number}" for number in itertools.count(len(self.nodes)))
+        name = next(name for name in numbered if name not in self._taken)
+        self._taken.add(name)
+        return name
 
 
 LinearRule = Callable[[Editor, Linear], None]
@@ -114,7 +123,7 @@ def lower(graph: onnx.ModelProto, model: Model, linear: LinearRule, table: Table
                 continue
         node.input[weight] = value(editor, name, tensor, node.input[weight])
         editor.nodes.append(node)
-    return _finish(graph, editor)
+    return finish(graph, editor)
 
 
 def tensor_name(initializer: str) -> str:
@@ -156,11 +165,11 @@ def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: 
             return scales if axis == 0 else scales.T
         return scales.reshape(()) if spec.granularity == "tensor" else scales.reshape(-1)
 
-    stored = _integers_constant(editor, f"{name}.integers{suffix}", integers, spec.bits, signed)
+    stored = narrow(editor, f"{name}.integers{suffix}", integers, spec.bits, signed)
     inputs = [stored, scale_constant(editor, f"{name}.scale{suffix}", laid_out(tensor.scale))]
     if tensor.zero_point is not None:
         zero_point = laid_out(tensor.zero_point)
-        inputs.append(_integers_constant(editor, f"{name}.zero_point{suffix}", zero_point, spec.bits, False))
+        inputs.append(narrow(editor, f"{name}.zero_point{suffix}", zero_point, spec.bits, False))
     values = editor.node("DequantizeLinear", inputs, "", "", **attributes)
     if not missing:
         return values
@@ -250,10 +259,10 @@ def scale_constant(editor: Editor, name: str, scale: Array) -> str:
 
 def integer_constant(editor: Editor, name: str, tensor: QuantizedTensor, transposed: bool) -> str:
     integers = tensor.integers.T if transposed else tensor.integers
-    return _integers_constant(editor, name, integers, tensor.spec.bits, tensor.spec.symmetric)
+    return narrow(editor, name, integers, tensor.spec.bits, tensor.spec.symmetric)
 
 
-def _integers_constant(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
+def narrow(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
     """An initializer of ONNX's narrowest type: four bits hold two to four, eight bits the rest."""
     if bits > 4:
         return editor.constant(name, integers)
@@ -309,17 +318,22 @@ def _biases(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
-    """The new model: constants that nothing uses are left out."""
-    used = {name for node in editor.nodes for name in _inputs(node)}
+def finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
+    """The new model; nodes and constants that nothing uses are left out."""
+    used = {output.name for output in graph.graph.output}
+    nodes = []
+    for node in reversed(editor.nodes):
+        if used.intersection(node.output):
+            nodes.append(node)
+            used.update(_inputs(node))
     lowered = onnx.ModelProto()
     lowered.CopyFrom(graph)
     del lowered.graph.node[:]
     del lowered.graph.initializer[:]
     del lowered.graph.value_info[:]
-    lowered.graph.node.extend(editor.nodes)
+    lowered.graph.node.extend(reversed(nodes))
     lowered.graph.initializer.extend(value for name, value in editor.constants.items() if name in used)
-    if MICROSOFT in {node.domain for node in editor.nodes} - {opset.domain for opset in lowered.opset_import}:
+    if MICROSOFT in {node.domain for node in nodes} - {opset.domain for opset in lowered.opset_import}:
         lowered.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     del lowered.metadata_props[:]
     for node in lowered.graph.node:

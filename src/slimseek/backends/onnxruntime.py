@@ -31,7 +31,8 @@ class OnnxRuntime(Backend):
         lowering = require("slimseek.backends._lowering")
         graph = require("slimseek.backends._fusion").fused(model)
         lowered = lowering.lower(graph, model, _linear, _table)
-        require("slimseek.backends._fusion").write(lowered, folder / FILE)
+        joined = require("slimseek.backends._attention").join_projections(lowered)
+        require("slimseek.backends._fusion").write(joined, folder / FILE)
 
     def open(self, folder: Path, threads: int) -> Encode:
         """A session with exactly ``threads`` threads."""
@@ -98,12 +99,14 @@ def _table(editor, name: str, table: QuantizedTensor, indices: str, output: str)
     spec = table.spec
     size = spec.group_size or 0
     fits = size >= SMALLEST_BLOCK and size & (size - 1) == 0 and table.shape[1] % size == 0
-    if spec.granularity == "group" and spec.bits <= 4 and spec.symmetric and fits:
+    if spec.granularity == "group" and spec.bits <= 4 and fits:
         integers = lowering.integer_constant(editor, f"{name}.integers", table, transposed=False)
-        scale = lowering.scale_constant(editor, f"{name}.scale", table.scale)
+        inputs = [integers, indices, lowering.scale_constant(editor, f"{name}.scale", table.scale)]
+        if table.zero_point is not None:
+            inputs.append(lowering.narrow(editor, f"{name}.zero_point", table.zero_point, spec.bits, signed=False))
         editor.node(
             "GatherBlockQuantized",
-            [integers, indices, scale],
+            inputs,
             output,
             domain=lowering.MICROSOFT,
             gather_axis=0,

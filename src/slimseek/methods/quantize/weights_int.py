@@ -16,8 +16,8 @@ KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "convolution")
 class WeightsInt(Step, frozen=True, kw_only=True):
     """Round weights to the nearest of 2^bits levels; n bits take n bits on disk.
 
-    scale = max|w| / (2^(bits-1) - 1) for each tensor, channel or group; integer = round(w / scale). Asymmetric:
-    the range from min to max on all 2^bits levels, with a zero point.
+    scale = c max|w| / (2^(bits-1) - 1) for each tensor, channel or group; integer = round(w / scale). Asymmetric:
+    the range from c min to c max on all 2^bits levels, with a zero point.
 
     Attributes:
         bits: 2 to 8.
@@ -25,6 +25,7 @@ class WeightsInt(Step, frozen=True, kw_only=True):
         group_size: values of a channel that share a scale when the granularity is ``group``; a width that it does
             not divide ends in a shorter group.
         symmetric: signed integers without a zero point.
+        scaling: ``mse`` finds the c of each scale, in [0.4, 1], with the least squared error; ``max``: c = 1.
         layers: kinds of layers to quantize.
         skip: layers whose name contains one of these stay as they are.
     """
@@ -33,6 +34,7 @@ class WeightsInt(Step, frozen=True, kw_only=True):
     granularity: Granularity = "channel"
     group_size: int = 32
     symmetric: bool = True
+    scaling: integers.Scaling = "mse"
     layers: tuple[LayerKind, ...] = KINDS
     skip: tuple[str, ...] = ()
 
@@ -52,7 +54,7 @@ class WeightsInt(Step, frozen=True, kw_only=True):
                 continue
             if not np.isfinite(tensor).all():
                 raise UsageError(f"the tensor {layer.weight} holds NaN or infinite values and cannot be quantized")
-            tensors[layer.weight] = integers.quantize(integers.dequantize(tensor), self._spec(layer.axis))
+            tensors[layer.weight] = integers.quantize(integers.dequantize(tensor), self._spec(layer.axis), self.scaling)
         if all(tensors[name] is model.tensors[name] for name in tensors):
             raise NoEffect(
                 f"quantize.weights_int: none of {len(model.layers)} layers is a float layer of {self.layers}"
