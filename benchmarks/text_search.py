@@ -184,7 +184,8 @@ def read(place: Path, name: str) -> dict[str, object]:
 def clock(encoders: dict[str, Encoder], test: SearchSet) -> dict[str, dict[str, float]]:
     """Milliseconds a call at fixed shapes (runtime alone), and of a real query (tokenizer included)."""
     generator = np.random.default_rng(0)
-    rows = [row for row in next(iter(encoders.values())).input.ids(list(test.corpus.values())[:400]) if len(row) >= 128]
+    read = next(iter(encoders.values())).input
+    rows = [row for row in read.rows(list(test.corpus.values())[:400]) if len(row) >= 128]
     times: dict[str, dict[str, float]] = {name: {} for name in encoders}
     for count, length in SHAPES:
         chosen = [

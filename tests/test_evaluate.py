@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimseek import timing
-from slimseek.encoder import ROWS_IN_BATCH, TOKENS_IN_BATCH, Encoder, bucket, check_finite
+from slimseek.encoder import Encoder, check_finite
 from slimseek.errors import SlimseekError, UsageError
 from slimseek.evaluate import (
     DEPTH,
@@ -28,7 +28,7 @@ from slimseek.evaluate import (
     rank,
     report,
 )
-from slimseek.inputs.text import TextInput
+from slimseek.inputs.text import ROWS_IN_BATCH, TOKENS_IN_BATCH, TextInput, bucket
 from slimseek.schema import Array, Batch, Change, Measurement, SearchSet, TextPreprocess
 from small import CORPUS, tiny_encoder, tiny_tokenizer
 
@@ -448,8 +448,8 @@ def test_vectors_that_poison_a_ranking_are_refused() -> None:
     check_finite(good, "model")
     check_finite(np.array([[0, 0, -1e-30]], np.float32), "model")
     for bad, words in (
-        (np.nan, "NaN or infinite vectors for 2 texts"),
-        (-np.inf, "NaN or infinite vectors for 2 texts"),
+        (np.nan, "NaN or infinite vectors for 2 items"),
+        (-np.inf, "NaN or infinite vectors for 2 items"),
     ):
         vectors = good.copy()
         vectors[1, :2] = vectors[3, 0] = bad
@@ -457,7 +457,7 @@ def test_vectors_that_poison_a_ranking_are_refused() -> None:
             check_finite(vectors, "model")
     vectors = good.copy()
     vectors[2] = 0
-    with pytest.raises(SlimseekError, match="model gave zero vectors for 1 texts"):
+    with pytest.raises(SlimseekError, match="model gave zero vectors for 1 items"):
         check_finite(vectors, "model")
 
 
@@ -472,7 +472,7 @@ def test_an_encoder_that_gives_such_vectors_is_stopped(bad: float) -> None:
 
     encoder = dataclasses.replace(tiny_encoder(), encode=encode)
     encoder.documents(["a cat"])
-    with pytest.raises(SlimseekError, match="for 1 texts"):
+    with pytest.raises(SlimseekError, match="for 1 items"):
         encoder.documents(["a cat", "", "a dog"])
 
 

@@ -16,6 +16,8 @@ from slimseek.schema import Array, Hits, Index, Precision
 KINDS = plugins.names("indexes")
 PRECISIONS = get_args(Precision)
 DIM = 48
+LEAST_RECALL = {"f32": 0.95, "f16": 0.95, "int8": 0.95, "binary": 0.5}
+SCORE_ERROR = {"f32": 0.02, "f16": 0.02, "int8": 0.02, "binary": 0.5}
 
 
 def made(kind: str, precision: str = "f32") -> Index:
@@ -67,8 +69,9 @@ class TestContract:
         assert found.ids.dtype == np.int64
         assert found.scores.dtype == np.float32
         wanted = brute_force(queries, documents, 10)
-        assert recall(found, wanted) >= 0.95
-        np.testing.assert_allclose(found.scores, wanted.scores, atol=0.02)
+        assert recall(found, wanted) >= LEAST_RECALL[precision]
+        scores = np.take_along_axis(queries @ documents.T, found.ids, 1)
+        np.testing.assert_allclose(found.scores, scores, atol=SCORE_ERROR[precision])
 
     def test_best_first_and_ties_by_id(self, kind: str, precision: str, documents: Array, queries: Array) -> None:
         three_times = np.concatenate([documents[:20]] * 3)
@@ -90,6 +93,33 @@ class TestContract:
         found = built(kind, documents[:1], precision).query(queries[:1], 1)
         assert found.ids.tolist() == [[0]]
         assert found.scores[0, 0] == pytest.approx(float(queries[0] @ documents[0]), abs=1e-3)
+
+    def test_equal_vectors(self, kind: str, precision: str, documents: Array, queries: Array) -> None:
+        found = built(kind, np.repeat(documents[:1], 9, axis=0), precision).query(queries[:2], 5)
+        assert found.ids.tolist() == [[0, 1, 2, 3, 4]] * 2
+        wanted = np.broadcast_to(queries[:2] @ documents[:1].T, (2, 5))
+        np.testing.assert_allclose(found.scores, wanted, atol=1e-3)
+
+    @pytest.mark.parametrize("dim", [1, 7, 13])
+    def test_dimensions_that_do_not_fill_a_byte(self, kind: str, precision: str, dim: int, tmp_path: Path) -> None:
+        """Each document finds itself, and a reloaded index knows the width; of one dimension only the sign is left."""
+        vectors = np.random.default_rng(dim).choice([-1.0, 1.0], (40, dim)).astype(np.float32)
+        index = built(kind, vectors, precision)
+        found = index.query(vectors, 3)
+        np.testing.assert_array_equal(vectors[found.ids[:, 0]], vectors)
+        index.save(tmp_path)
+        loaded = made(kind, precision)
+        loaded.load(tmp_path)
+        assert_same(loaded.query(vectors, 3), found)
+        with pytest.raises(UsageError, match=f"n, {dim}"):
+            loaded.query(np.ones((1, dim + 1), np.float32), 3)
+
+    def test_queries_far_outside_what_is_stored_saturate(self, kind: str, precision: str, documents: Array) -> None:
+        """Documents of 0 to 1; a query a thousand times as long ranks as it does when short, and nothing overflows."""
+        far = 1000 * documents[:5]
+        index = built(kind, documents, precision)
+        assert (index.query(far, 1).ids[:, 0] == np.arange(5)).mean() >= LEAST_RECALL[precision]
+        assert np.isfinite(index.query(far, 3).scores).all()
 
     def test_batch_does_not_matter(self, kind: str, precision: str, documents: Array, queries: Array) -> None:
         index = built(kind, documents, precision)
@@ -158,11 +188,12 @@ def test_smaller_precision_takes_fewer_bytes(kind: str, documents: Array) -> Non
     vectors = documents.size
     assert sizes["f32"] - sizes["f16"] == 2 * vectors
     assert sizes["f16"] - sizes["int8"] == vectors - 2 * DIM * 4  # the ranges are kept too
+    assert sizes["int8"] - sizes["binary"] == vectors - vectors // 8
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_unknown_precision(kind: str) -> None:
-    with pytest.raises(UsageError, match="'int4'; known: f32, f16, int8"):
+    with pytest.raises(UsageError, match="'int4'; known: f32, f16, int8, binary"):
         made(kind, "int4")
 
 
@@ -174,9 +205,9 @@ def test_f16_refuses_what_it_cannot_hold(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_vectors_of_any_length_rank_by_inner_product(kind: str) -> None:
-    """A long vector wins although a short one points the same way; by hand: 2*3, 2*1, 2*0.5."""
+    """A long vector wins although a short one points the same way; by hand: 2*3, 2*1, 2*0.5. Signs have no length."""
     lengths = np.array([[0.5, 0], [3, 0], [1, 0], [0, 9]], np.float32)
-    for precision in PRECISIONS:
+    for precision in ("f32", "f16", "int8"):
         found = built(kind, lengths, precision).query(np.array([[2, 0]], np.float32), 4)
         assert found.ids.tolist() == [[1, 2, 0, 3]]
         np.testing.assert_allclose(found.scores[0], [6, 2, 1, 0], atol=0.08)
@@ -233,7 +264,8 @@ def test_int8_keeps_the_order_where_dimensions_differ_widely(kind: str, settings
 
 def test_int8_codes_by_hand() -> None:
     """Range 0 to 254 has the middle 127 and step 1; a constant dimension is kept exactly; outside is the border."""
-    ranges = _vectors.ranges_of(np.array([[0, 5], [254, 5]], np.float32), shared_step=False)
+    ranges = _vectors.ranges_of(np.array([[0, 5], [254, 5]], np.float32), "int8")
+    assert ranges is not None
     np.testing.assert_array_equal(ranges, [[127, 5], [1, 0]])
     codes = _vectors.to_codes(np.array([[0, 5], [254, 5], [128.4, 5], [1e9, 5], [-1e9, 5]], np.float32), ranges)
     assert codes.dtype == np.int8
@@ -243,9 +275,100 @@ def test_int8_codes_by_hand() -> None:
 
 def test_int8_error_is_at_most_half_a_step(documents: Array) -> None:
     for shared_step in (False, True):
-        ranges = _vectors.ranges_of(documents, shared_step=shared_step)
+        ranges = _vectors.ranges_of(documents, "int8", shared_step=shared_step)
+        assert ranges is not None
         error = np.abs(_vectors.restored(_vectors.to_codes(documents, ranges), ranges) - documents)
         assert (error <= ranges[1] * 0.5001).all()
+
+
+def test_int8_of_a_single_vector_uses_the_stored_ranges(documents: Array) -> None:
+    """CASES Q18: ranges come from the documents, so that one query alone is neither zero nor NaN."""
+    index = built("usearch", documents, "int8")
+    alone = index.query(documents[7:8], 1)
+    assert alone.ids.tolist() == [[7]]
+    assert alone.scores[0, 0] == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_similarity_does_not_overflow(kind: str) -> None:
+    """CASES Q20: 512 products of the outermost codes, 127 * 127 each, are far more than 8 or 16 bits hold."""
+    vectors = np.ones((3, 512), np.float32) * np.array([[-1], [1], [0.5]], np.float32)
+    found = built(kind, vectors, "int8").query(vectors[1:2], 3)
+    assert found.ids.tolist() == [[1, 2, 0]]
+    np.testing.assert_allclose(found.scores[0], [512, 256, -512], rtol=0.01)
+
+
+def test_signs_by_hand() -> None:
+    """Middle (2, 5, 0); distances (2, 0, 4) from it, so the steps are 2, 0, 4; bits fill a byte from the left."""
+    vectors = np.array([[0, 5, 4], [4, 5, -4]], np.float32)
+    ranges = _vectors.ranges_of(vectors, "binary")
+    assert ranges is not None
+    np.testing.assert_array_equal(ranges, [[2, 5, 0], [2, 0, 4]])
+    signs = _vectors.to_signs(vectors, ranges)
+    assert signs.dtype == np.uint8
+    assert signs.tolist() == [[0b00100000], [0b10000000]]
+    np.testing.assert_array_equal(_vectors.restored(signs, ranges), vectors)
+    uneven = _vectors.ranges_of(np.array([[1], [-1], [3], [-3]], np.float32), "binary")
+    assert uneven is not None
+    assert uneven[1, 0] == (1 + 1 + 9 + 9) / (1 + 1 + 3 + 3)
+
+
+def test_scores_of_signs_are_right_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normal vectors that share half of what they are: a regression of estimated on true inner products has slope 1."""
+    monkeypatch.setattr(_vectors, "ROWS_IN_BLOCK", 1003)
+    random = np.random.default_rng(4)
+    documents = (random.standard_normal((5000, 64)) * np.linspace(0.5, 2, 64) + 0.7).astype(np.float32)
+    queries = (0.5 * documents + 0.5 * random.standard_normal((5000, 64))).astype(np.float32)
+    rows = _vectors.rows_of(documents, "binary")
+    assert rows.nbytes == 5000 * 8 + 2 * 64 * 4
+    estimated = (rows.take(np.arange(5000)) * queries).sum(1)
+    true = (documents.astype(np.float64) * queries).sum(1)
+    assert estimated.mean() / true.mean() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 6, 8, 13, 48])
+def test_hamming_counts_bits(width: int) -> None:
+    random = np.random.default_rng(width)
+    signs = random.integers(0, 256, (50, width), np.uint8)
+    counted = [sum((int(a) ^ int(b)).bit_count() for a, b in zip(row, signs[3], strict=True)) for row in signs]
+    found = _vectors.hamming(signs, signs[3])
+    assert found.dtype == np.int32
+    assert found.tolist() == counted
+
+
+def test_exact_binary_is_hamming_then_scores(documents: Array, queries: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By bits one at a time: the 40 nearest and all as near as the last, ranked by what their signs stand for."""
+    monkeypatch.setattr(_vectors, "ROWS_IN_BLOCK", 101)
+    found = built("exact", documents, "binary").query(queries, 10)
+    middle = documents.astype(np.float64).mean(0).astype(np.float32)
+    distance = np.abs(documents.astype(np.float64) - middle)
+    step = ((distance**2).sum(0) / distance.sum(0)).astype(np.float32)
+    signs = documents > middle
+    values = np.where(signs, 1.0, -1.0) * step + middle
+    for row, query in enumerate(queries):
+        far = (signs != (query > middle)).sum(1)
+        near = np.flatnonzero(far <= np.sort(far)[39])
+        scores = (values[near] * query.astype(np.float64)).sum(1).astype(np.float32)
+        best = np.lexsort((near, -scores))[:10]
+        assert found.ids[row].tolist() == near[best].tolist()
+        np.testing.assert_allclose(found.scores[row], scores[best], rtol=1e-6)
+
+
+def test_a_middle_taken_away_is_worth_having(documents: Array, queries: Array) -> None:
+    """Vectors of length one off the origin, as encoders give them: plain signs find clearly less."""
+    shifted, moved = ((x + 0.2) / np.linalg.norm(x + 0.2, axis=1, keepdims=True) for x in (documents, queries))
+    wanted = brute_force(moved, shifted, 10)
+    found = recall(built("exact", shifted, "binary").query(moved, 10), wanted)
+    plain = np.array([((shifted > 0) != (query > 0)).sum(1).argsort(kind="stable")[:10] for query in moved])
+    assert found > recall(Hits(ids=plain, scores=np.zeros(plain.shape, np.float32)), wanted) + 0.1
+
+
+def test_ranges_that_do_not_fit_are_refused(documents: Array, tmp_path: Path) -> None:
+    for precision in ("int8", "binary"):
+        built("exact", documents, precision).save(tmp_path)
+        np.save(tmp_path / "ranges.npy", np.zeros((2, DIM + 9), np.float32))
+        with pytest.raises(ArtifactError, match=r"vectors\.npy is \d+ wide where"):
+            made("exact", precision).load(tmp_path)
 
 
 def test_usearch_refuses_senseless_settings() -> None:

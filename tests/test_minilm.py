@@ -81,7 +81,7 @@ def test_a_loud_neighbour_does_not_change_a_text(
     smaller = compress.run(minilm, recipe.load("int8-dynamic"), search[1]).model
     deploy.write(smaller, "onnxruntime", tmp_path, texts=list(search[0].corpus.values())[:8], threads=2)
     encoder = choose.choose(tmp_path, 2)
-    ids = np.array(encoder.input.ids(["oil prices fell again on Tuesday"]))
+    ids = np.array(encoder.input.rows(["oil prices fell again on Tuesday"]))
     noise = np.random.default_rng(0).integers(1000, 5000, ids.shape)
     mask = np.ones_like(ids)
     alone = encoder.encode({"input_ids": ids, "attention_mask": mask})

@@ -226,7 +226,7 @@ def test_pooling_is_valid_in_old_and_new_opsets(tmp_path: Path, opset: int, mode
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
     encoder = choose.choose(path, 1)
     table = numpy_helper.to_array(bag().graph.initializer[0])
-    rows = [table[row] for row in encoder.input.ids(TEXTS)]
+    rows = [table[row] for row in encoder.input.rows(TEXTS)]
     expected = np.stack([row.max(0) if mode == "max" else row[-1] for row in rows])
     assert cosines(encoder.documents(TEXTS), expected).min() > 0.999999
 
@@ -395,7 +395,7 @@ def test_static_rounding_is_that_of_the_formula(tmp_path: Path) -> None:
     rounded = inputs("static")(weights()(opened))
     how = rounded.activations["dense"]
     tensors = {name: dequantize(tensor) for name, tensor in rounded.tensors.items()}
-    rows = TextInput(opened.spec, opened.files[TOKENIZER]).ids(TEXTS)
+    rows = TextInput(opened.spec, opened.files[TOKENIZER]).rows(TEXTS)
     pooled = np.stack([tensors["table"][row].mean(0) for row in rows])
     pooled = (np.clip(np.rint(pooled / how.scale) + how.zero_point, 0, 255) - how.zero_point) * how.scale
     expected = pooled @ tensors["dense"].T + tensors["bias"]
@@ -487,7 +487,7 @@ def test_a_quantized_graph_runs_and_has_no_layers(tmp_path: Path) -> None:
         weights()(encoder.model)
 
 
-def test_weights_in_a_branch_stay_there(tmp_path: Path) -> None:
+def test_weights_in_a_branch_are_layers(tmp_path: Path) -> None:
     def edit(made: onnx.ModelProto) -> None:
         twice = numpy_helper.from_array(np.eye(DIM, dtype=np.float32) * 2, "inside")
         ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("then", "else")]
@@ -504,9 +504,14 @@ def test_weights_in_a_branch_stay_there(tmp_path: Path) -> None:
 
     encoder = choose.choose(written(tmp_path, bag(edit=edit)), 1)
     assert encoder.model is not None
-    assert set(encoder.model.tensors) == {"table", "dense", "bias"}
-    assert [layer.weight for layer in encoder.model.layers] == ["table", "dense"]
+    assert set(encoder.model.tensors) == {"table", "dense", "bias", "inside.1"}
+    assert [layer.weight for layer in encoder.model.layers] == ["table", "dense", "inside.1"]
     assert np.allclose(encoder.documents(TEXTS), by_hand(TEXTS), atol=1e-6), "twice the vector, at length one"
+    quantized = weights()(encoder.model)
+    for backend in BACKENDS:
+        (tmp_path / backend).mkdir()
+        deploy.write(quantized, backend, tmp_path / backend, threads=1)
+        assert cosines(choose.choose(tmp_path / backend, 1).documents(TEXTS), by_hand(TEXTS)).min() > 0.999
 
 
 def test_integers_raise_the_opset_and_floats_leave_it(tmp_path: Path) -> None:
@@ -666,9 +671,3 @@ def test_opening_and_running_needs_no_torch(place: Path) -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(place)], check=True)
-
-
-@pytest.mark.skipif(not (SHARED / "silero_vad").is_dir(), reason=f"{SHARED / 'silero_vad'} is not here")
-@pytest.mark.parametrize("name", ["silero_vad/silero_vad.onnx", "silero_vad/silero_vad_16k_op15.onnx"])
-def test_a_graph_of_another_kind_is_refused(name: str) -> None:
-    assert "wants the inputs input, state, sr" in refused(SHARED / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from rich.console import Console
 from slimseek import plugins, search
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.progress import shown_on
+from slimseek.schema import Precision
 from slimseek.search import Manifest, Result
 from small import CORPUS, tiny_encoder
 
@@ -27,10 +28,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "index"
 
 
-@pytest.mark.parametrize("precision", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_follow_the_vectors(kind: str, precision: Any, tmp_path: Path) -> None:
-    """Ranks, scores, ids and texts are those of the inner products computed here."""
+    """Ranks, scores, ids and texts are those of the inner products computed here; binary vectors are rescored."""
     encoder = tiny_encoder()
     manifest = search.index(encoder, CORPUS, tmp_path / "out", kind=kind, precision=precision)
     assert (manifest.kind, manifest.precision, manifest.dim, manifest.count) == (kind, precision, 32, 6)
@@ -105,6 +106,86 @@ def test_stats(path: Path) -> None:
     assert stats.index_bytes == sum(file.stat().st_size for file in (path / "index").iterdir())
 
 
+class TestRescore:
+    """Finer vectors on disk rank what a compact index finds."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("rescore", ["f32", "f16", "int8"])
+    def test_scores_are_those_of_the_finer_vectors(self, kind: str, rescore: Any, tmp_path: Path) -> None:
+        """Four times three candidates are all six documents, so that the answer is that of an index of finer ones."""
+        encoder, queries = tiny_encoder(), ["a cat and a dog", "stone bridge", "winter"]
+        search.index(encoder, CORPUS, tmp_path / "out", kind=kind, precision="binary", rescore=rescore)
+        search.index(encoder, CORPUS, tmp_path / "finer", precision=rescore)
+        found = search.open(tmp_path / "out", encoder).query(queries, k=3)
+        assert found == search.open(tmp_path / "finer", encoder).query(queries, k=3)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_only_the_candidates_are_ranked(self, kind: str, tmp_path: Path) -> None:
+        """60 documents, oversampled twice: the best by inner product among the twenty that the index itself finds."""
+        encoder = tiny_encoder()
+        corpus = {str(number): f"{list(CORPUS.values())[number % 6]} text {number * 37}" for number in range(60)}
+        given = {"kind": kind, "precision": "binary"}
+        search.index(encoder, corpus, tmp_path / "out", rescore="f32", oversample=2, **given)  # type: ignore[arg-type]
+        search.index(encoder, corpus, tmp_path / "alone", rescore="none", **given)  # type: ignore[arg-type]
+        text = "a cat near the river"
+        [candidates] = search.open(tmp_path / "alone", encoder).query([text], k=20)
+        [found] = search.open(tmp_path / "out", encoder).query([text], k=10)
+        scores = encoder.documents([document.text for document in candidates]) @ encoder.queries([text])[0]
+        best = np.argsort(-scores, kind="stable")[:10]
+        assert [result.id for result in found] == [candidates[position].id for position in best]
+        np.testing.assert_allclose([result.score for result in found], scores[best], atol=1e-6)
+        assert {result.id for result in found} != {result.id for result in candidates[:10]}
+
+    def test_equal_documents_stand_in_order(self, tmp_path: Path) -> None:
+        corpus = {str(number): CORPUS["d1" if number % 2 else "d2"] for number in range(40)}
+        search.index(tiny_encoder(), corpus, tmp_path / "out", precision="binary")
+        [found] = search.open(tmp_path / "out", tiny_encoder()).query([CORPUS["d1"]], k=9)
+        assert [result.id for result in found] == [str(number) for number in range(1, 19, 2)]
+
+    @pytest.mark.parametrize(
+        ("precision", "rescore", "finer"),
+        [("binary", "auto", "int8"), ("int8", "auto", None), ("f32", "auto", None), ("int8", "f16", "f16"),
+         ("binary", "none", None)],
+    )  # fmt: skip
+    def test_bytes_in_memory_and_on_disk(self, precision: Any, rescore: Any, finer: str | None, tmp_path: Path) -> None:
+        """What is read at every query and what stays on disk are counted apart; finer vectors are mapped, not read."""
+        manifest = search.index(tiny_encoder(), CORPUS, tmp_path / "out", precision=precision, rescore=rescore)
+        opened = search.open(tmp_path / "out", tiny_encoder())
+        stats = opened.stats()
+        assert (stats.rescore, stats.index_bytes, stats.rescore_bytes) == (
+            finer,
+            sum(file.stat().st_size for file in (tmp_path / "out" / "index").iterdir()),
+            sum(file.stat().st_size for file in (tmp_path / "out").glob("rescore/*")),
+        )
+        assert manifest.oversample == 4
+        assert (opened.finer is None) == (finer is None) == (stats.rescore_bytes == 0)
+        if opened.finer is not None:
+            assert isinstance(opened.finer.kept, np.memmap)
+            assert opened.finer.kept.shape == (6, 32)
+
+    def test_senseless_settings_are_refused_before_any_work(self, tmp_path: Path) -> None:
+        for precision, rescore in (("f32", "f32"), ("f16", "int8"), ("int8", "int8")):
+            with pytest.raises(UsageError, match=f"rescore {rescore} is no finer than the index's {precision}"):
+                search.index(tiny_encoder(), CORPUS, tmp_path / "out", precision=precision, rescore=rescore)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="unknown rescore 'binary'; known: auto, none, f32, f16, int8"):
+            search.index(tiny_encoder(), CORPUS, tmp_path / "out", rescore="binary")  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="oversample is 0; it must be 1 or more"):
+            search.index(tiny_encoder(), CORPUS, tmp_path / "out", precision="binary", oversample=0)
+        assert not list(tmp_path.iterdir())
+
+
+def test_an_index_of_version_1_is_read(path: Path) -> None:
+    """Its manifest knows nothing of rescoring."""
+    expected = search.open(path, tiny_encoder()).query(["cat", "stone"], k=4)
+    manifest = msgspec.json.decode((path / "index.json").read_bytes())
+    for name in ("rescore", "rescore_bytes", "oversample"):
+        del manifest[name]
+    (path / "index.json").write_bytes(msgspec.json.encode(manifest | {"format_version": 1}))
+    opened = search.open(path, tiny_encoder())
+    assert opened.query(["cat", "stone"], k=4) == expected
+    assert opened.stats().rescore is None
+
+
 def test_indexing_twice_gives_the_same_bytes(path: Path, tmp_path: Path) -> None:
     search.index(tiny_encoder(), CORPUS, tmp_path / "again")
     files = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
@@ -165,7 +246,9 @@ class TestRefusals:
             search.open(path, tiny_encoder(noise=0.3))
         search.open(path, tiny_encoder(noise=0.001))
 
-    def test_every_file_is_checked(self, path: Path) -> None:
+    def test_every_file_is_checked(self, tmp_path: Path) -> None:
+        path = tmp_path / "index"
+        search.index(tiny_encoder(), CORPUS, path, precision="binary")
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
             whole = file.read_bytes()
             changed = bytearray(whole)
@@ -183,9 +266,9 @@ class TestRefusals:
 
     def test_a_newer_version(self, path: Path) -> None:
         manifest = msgspec.json.decode((path / "index.json").read_bytes(), type=Manifest)
-        newer = msgspec.structs.replace(manifest, format_version=2)
+        newer = msgspec.structs.replace(manifest, format_version=3)
         (path / "index.json").write_bytes(msgspec.json.encode(newer))
-        with pytest.raises(ArtifactError, match="format version 2"):
+        with pytest.raises(ArtifactError, match="format version 3"):
             search.open(path, tiny_encoder())
 
     def test_a_manifest_that_counts_wrong(self, path: Path) -> None:

@@ -180,6 +180,8 @@ def _unpack(name: str, stored: Mapping[str, Array], packed: PackedTensor | None,
         if not spec.symmetric:
             zero_point = integers.unpack(stored[f"{name}{PART}zero_point"], spec.bits, scale.shape, signed=False)
         values = integers.unpack(stored[name], spec.bits, packed.shape, signed=spec.symmetric)
+        if spec.float8:
+            values = values.view(integers.FLOAT8[spec.float8])
     except (KeyError, UsageError) as error:
         raise ArtifactError(f"{path}: the tensor {name} is not whole ({error})") from error
     return QuantizedTensor(spec=spec, integers=values, scale=scale, zero_point=zero_point)

@@ -10,7 +10,8 @@ from slimseek import artifact, integers, plugins
 from slimseek import folder as folders
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
-from slimseek.inputs.text import TOKENIZER, TextInput
+from slimseek.inputs.reader import reader
+from slimseek.inputs.text import TOKENIZER
 from slimseek.schema import Comparison, Encode, Family, FileEntry, GateResult, Model, ModelSpec, Value
 from slimseek.timing import default_threads
 
@@ -141,12 +142,10 @@ def assemble(
     model: Model | None = None,
 ) -> Encoder:
     """An encoder from its parts; the tokenizer comes from ``files``."""
-    if TOKENIZER not in files:
-        raise UsageError(f"{name} has no {TOKENIZER}")
     return Encoder(
         name=name,
         spec=spec,
-        input=TextInput(spec, files[TOKENIZER]),
+        input=reader(spec, files),
         encode=encode,
         model=model,
         shipped=shipped,
@@ -212,7 +211,7 @@ def _package(path: Path, threads: int) -> Encoder:
     sizes = {entry.path: entry.bytes for entry in package.files}
     weights = sum(size for name, size in sizes.items() if name.startswith("model."))
     rest = sum(sizes.values()) - weights + (path / PACKAGE).stat().st_size
-    files = {TOKENIZER: (path / TOKENIZER).read_bytes()}
+    files = {TOKENIZER: (path / TOKENIZER).read_bytes()} if TOKENIZER in sizes else {}
     return assemble(path.resolve().name, package.spec, files, backend.open(path, threads),
                     shipped={"weights": weights, "rest": rest}, runtime=package.target, threads=threads)  # fmt: skip
 

@@ -96,12 +96,12 @@ def data(
     from slimseek import data as collections
     from slimseek import show
     from slimseek.choose import model as open_model
-    from slimseek.inputs.text import TOKENIZER, TextInput
+    from slimseek.inputs.reader import reader
 
     with _Run(json, quiet=True) as run:
         opened = open_model(model) if model else None
-        reader = None if opened is None else TextInput(opened.spec, opened.files[TOKENIZER])
-        found = collections.describe(collections.load(collection), reader)
+        read = None if opened is None else reader(opened.spec, opened.files)
+        found = collections.describe(collections.load(collection), read)
         run.answer(found, lambda console: show.collection(found, console))
 
 
@@ -182,7 +182,9 @@ def deploy(artifact: Artifact, out: Out, target: Target = "auto", data: MaybeDat
 def index(
     model: Model, data: Data, out: Out,
     kind: Annotated[str, typer.Option("--kind", help="exact or usearch.")] = "exact",
-    precision: Annotated[str, typer.Option("--precision", help="f32, f16 or int8.")] = "f32",
+    precision: Annotated[str, typer.Option("--precision", help="f32, f16, int8 or binary.")] = "f32",
+    rescore: Annotated[str, typer.Option("--rescore", help="Vectors on disk: auto, none, f32, f16 or int8.")] = "auto",
+    oversample: Annotated[int, typer.Option("--oversample", min=1, help="Candidates to rescore, for each hit.")] = 4,
     threads: Threads = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Encode the documents of a collection and write an index."""
@@ -192,9 +194,12 @@ def index(
 
     with _Run(json, quiet) as run:
         encoder = choose(model, threads or None)
-        search.index(encoder, collections.load(data).corpus, out, kind=kind, precision=precision, force=force)  # type: ignore[arg-type]
+        search.index(encoder, collections.load(data).corpus, out, kind=kind, precision=precision, rescore=rescore,  # type: ignore[arg-type]
+                     oversample=oversample, force=force)  # fmt: skip
         stats = search.open(out, encoder).stats()
         line = f"{out}: {stats.documents:,} documents, {stats.kind} {stats.precision}, {stats.index_bytes / 1e6:.1f} MB"
+        if stats.rescore is not None:
+            line += f" in memory, and {stats.rescore_bytes / 1e6:.1f} MB of {stats.rescore} on disk to rescore with"
         run.answer(stats, lambda console: console.print(line, markup=False, soft_wrap=True))
 
 

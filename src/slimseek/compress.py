@@ -17,6 +17,7 @@ from slimseek.evaluate import Quality, compare, invariance, quality, quality_gat
 from slimseek.progress import say
 from slimseek.recipe import build
 from slimseek.schema import (
+    Array,
     Change,
     GateResult,
     Model,
@@ -26,6 +27,7 @@ from slimseek.schema import (
     SearchSet,
     Step,
     StepRecord,
+    Tensor,
 )
 
 INVARIANCE_TEXTS = 32
@@ -157,10 +159,17 @@ def _finite(model: Model) -> GateResult:
     bad = [
         name
         for name, tensor in model.tensors.items()
-        if not np.isfinite(tensor.scale if isinstance(tensor, QuantizedTensor) else tensor).all()
+        if not all(np.isfinite(part).all() for part in _floats(tensor))
     ]
     detail = f"NaN or infinite: {', '.join(bad[:3])}" if bad else "every weight and output is finite, no zero vector"
     return GateResult(gate="finite", status="failed" if bad else "passed", detail=detail)
+
+
+def _floats(tensor: Tensor) -> tuple[Array, ...]:
+    """The stored numbers that could be NaN or infinite."""
+    if not isinstance(tensor, QuantizedTensor):
+        return (tensor,)
+    return (tensor.scale, tensor.integers) if tensor.spec.float8 else (tensor.scale,)
 
 
 def _record(
@@ -204,14 +213,14 @@ def _changed_tensors(before: Model, after: Model) -> tuple[str, ...]:
 
 def _part(name: str, model: Model) -> str:
     layer = next((layer for layer in model.layers if layer.weight == name), None)
-    if name == model.spec.preprocess.token_table:
+    if name == model.spec.token_table:
         return "token table"
     if layer is not None and layer.kind == "embedding":
         return "other tables"
     if layer is not None and "attention" in f"{name} {layer.name}".lower():
         return "attention"
     if layer is not None:
-        return "feed-forward" if layer.kind == "linear" else "convolutions"
+        return {"linear": "feed-forward", "recurrent": "recurrent"}.get(layer.kind, "convolutions")
     return "biases and norms"
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from slimseek import plugins
 from slimseek.errors import UsageError
+from slimseek.inputs.reader import Input
 from slimseek.inputs.text import TextInput
 from slimseek.schema import Collection, Finding, Qrels, Samples, SearchSet, Value
 
@@ -158,11 +159,11 @@ def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: i
     return Samples(calibration=[*read, *asked], texts=[*documents, *queries])
 
 
-def describe(collection: Collection, read: TextInput | None = None) -> Description:
+def describe(collection: Collection, read: Input | None = None) -> Description:
     """Counts, splits, findings, and with a model's tokenizer the share of texts it will cut (of at most 2,000 each)."""
     parts = [collection.corpus, collection.queries]
     shares: list[float | None] = [None, None]
-    if read is not None:
+    if isinstance(read, TextInput):
         shares = [
             read.truncated(texts) / len(texts) for texts in (list(part.values())[:TEXTS_COUNTED] for part in parts)
         ]

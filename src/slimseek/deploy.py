@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,10 +18,10 @@ from slimseek.choose import PACKAGE, PACKAGE_VERSION, Package
 from slimseek.encoder import Encoder
 from slimseek.errors import GateFailed, SlimseekError, UsageError
 from slimseek.evaluate import cosines, invariance, neighbours_shared
-from slimseek.inputs.samples import TEXTS
+from slimseek.inputs.samples import examples
 from slimseek.inputs.text import TOKENIZER
 from slimseek.progress import say
-from slimseek.schema import Array, Backend, GateResult, Model
+from slimseek.schema import Array, Backend, Batch, GateResult, Model
 
 SHAPES = ((1, 3), (3, 17), (8, 128))
 LEAST_PARITY = 0.999
@@ -51,7 +52,7 @@ def deploy(
     target: str,
     out: str | Path,
     *,
-    texts: Sequence[str] = TEXTS,
+    texts: Sequence[str] = (),
     threads: int | None = None,
     force: bool = False,
 ) -> Package:
@@ -61,7 +62,7 @@ def deploy(
         source: an artifact or any model that can be compressed.
         target: a backend, or ``auto``: all that work here are written and timed, the fastest that passes stays.
         out: folder to write.
-        texts: real items for parity and timing, at least two.
+        texts: real items (texts, or paths of arrays) for parity and timing; none for built-in examples.
         threads: threads for checks and timing.
         force: replace what an earlier run wrote.
 
@@ -89,13 +90,14 @@ def deploy(
 
 
 def write(
-    model: Model, target: str, folder: Path, *, texts: Sequence[str] = TEXTS, threads: int, collection: str = ""
+    model: Model, target: str, folder: Path, *, texts: Sequence[str] = (), threads: int, collection: str = ""
 ) -> Package:
     """Export into an existing empty folder, reopen in a fresh process, compare, write the manifest."""
     backend: Backend = plugins.load("backends", target)()
     say(f"export for {target}")
     backend.export(model, folder)
-    (folder / TOKENIZER).write_bytes(model.files[TOKENIZER])
+    if TOKENIZER in model.files:
+        (folder / TOKENIZER).write_bytes(model.files[TOKENIZER])
     package = Package(
         format_version=PACKAGE_VERSION,
         target=target,
@@ -110,7 +112,8 @@ def write(
     )
     folders.write_json(folder / PACKAGE, package)
     reference = choose.encoder(model, "artifact", threads)
-    parity, gates = _verify(reference, folder, texts, threads, rounded=bool(model.activations))
+    items = texts or examples(model.spec)
+    parity, gates = _verify(reference, folder, items, threads, rounded=bool(model.activations))
     package = msgspec.structs.replace(package, parity=parity, gates=gates)
     folders.write_json(folder / PACKAGE, package)
     return package
@@ -167,23 +170,36 @@ def _verify(
 
 def _shapes(reference: Encoder, package: Encoder, least: float) -> GateResult:
     """Whether one graph takes every batch size and length."""
-    generator = np.random.default_rng(0)
-    worst = 1.0
-    for rows, length in SHAPES:
-        width = min(length, reference.spec.preprocess.max_length)
-        ids = reference.input.ids([TEXTS[-1]])[0]
-        batch = reference.input.batch([generator.choice(ids, width).tolist() for _ in range(rows)], width)
-        worst = min(worst, float(cosines(reference.encode(batch), package.encode(batch)).mean()))
+    batches = _text_batches(reference) if reference.spec.preprocess else _array_batches(reference)
+    worst = min(float(cosines(reference.encode(batch), package.encode(batch)).mean()) for batch in batches.values())
     # Random tokens are harder on rounded activations than text is; here the question is the shape.
     limit = least - 0.04 if least == LEAST_PARITY_ROUNDED else least
-    shapes = ", ".join(f"{rows}x{length}" for rows, length in SHAPES)
     return GateResult(
         gate="shapes",
         status="passed" if worst >= limit else "failed",
-        detail=f"batch x tokens {shapes}: least mean cosine {worst:.5f}",
+        detail=f"batches {', '.join(batches)}: least mean cosine {worst:.5f}",
         value=worst,
         limit=limit,
     )
+
+
+def _text_batches(reference: Encoder) -> dict[str, Batch]:
+    """Random tokens of a real text, by batch x tokens."""
+    generator = np.random.default_rng(0)
+    assert reference.spec.preprocess is not None
+    [ids] = reference.input.rows(examples(reference.spec)[-1:])
+    found = {}
+    for count, length in SHAPES:
+        width = min(length, reference.spec.preprocess.max_length)
+        rows: list[Any] = [generator.choice(np.array(ids), width).tolist() for _ in range(count)]
+        found[f"{count}x{width}"] = reference.input.batch(rows, width)
+    return found
+
+
+def _array_batches(reference: Encoder) -> dict[str, Batch]:
+    """Random arrays, by batch size."""
+    rows: list[Any] = reference.input.rows(examples(reference.spec))
+    return {str(count): reference.input.batch(rows[:count]) for count, _ in SHAPES}
 
 
 def _fastest(

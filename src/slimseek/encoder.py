@@ -1,18 +1,18 @@
-"""Items to vectors with any ``Encode``: tokenized, batched in buckets of like length, put back in order."""
+"""Items to vectors with any ``Encode``: read, batched in buckets of like width, put back in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from slimseek.errors import UsageError
-from slimseek.inputs.text import TextInput
-from slimseek.schema import Array, Encode, Model, ModelSpec
+from slimseek.inputs.reader import Input
+from slimseek.schema import Array, Batch, Encode, Model, ModelSpec
 
-TOKENS_IN_BATCH = 4096
-ROWS_IN_BATCH = 64
+ITEMS_READ_AT_ONCE = 16384
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +22,7 @@ class Encoder:
     Attributes:
         name: for reports.
         spec: what it takes and gives.
-        input: texts to arrays.
+        input: items to arrays.
         encode: arrays to vectors.
         model: its weights as data where it can be compressed; ``None`` for a deployed package.
         shipped: bytes by kind (``weights``, ``rest``) that must be shipped to run it.
@@ -32,53 +32,50 @@ class Encoder:
 
     name: str
     spec: ModelSpec
-    input: TextInput
+    input: Input
     encode: Encode
     model: Model | None
     shipped: dict[str, int]
     runtime: str
     threads: int
 
-    def queries(self, texts: Sequence[str]) -> Array:
+    def queries(self, items: Sequence[str]) -> Array:
         """Vectors float32 [n, dim] of queries."""
-        return self.vectors(texts, prefix=self.spec.preprocess.query_prefix)
+        return self.vectors(items, prefix=self.input.query_prefix)
 
-    def documents(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> Array:
+    def documents(self, items: Sequence[str], advance: Callable[[int], None] | None = None) -> Array:
         """Vectors float32 [n, dim] of documents; ``advance`` is told how many are done after each batch."""
-        return self.vectors(texts, prefix=self.spec.preprocess.document_prefix, advance=advance)
+        return self.vectors(items, prefix=self.input.document_prefix, advance=advance)
 
-    def vectors(self, texts: Sequence[str], prefix: str = "", advance: Callable[[int], None] | None = None) -> Array:
-        """Vectors float32 [n, dim], computed in batches of texts of like length.
+    def vectors(self, items: Sequence[str], prefix: str = "", advance: Callable[[int], None] | None = None) -> Array:
+        """Vectors float32 [n, dim] of texts, or of what is in files, computed in batches of rows of like width.
 
         A text is always padded to the width of its own bucket, whatever its neighbours are: so little is computed on
         padding, and its vector does not depend on the batch.
 
         Raises:
-            UsageError: a vector is not finite, or is zero.
+            UsageError: a vector is not finite, or is zero; an item cannot be read.
         """
-        rows = self.input.ids(texts, prefix)
-        vectors = np.zeros((len(rows), self.spec.dim), np.float32)
-        buckets: dict[int, list[int]] = {}
-        for position, row in enumerate(rows):
-            buckets.setdefault(bucket(len(row), self.spec.preprocess.max_length), []).append(position)
-        for width, positions in sorted(buckets.items()):
-            size = max(1, min(ROWS_IN_BATCH, TOKENS_IN_BATCH // width))
-            for start in range(0, len(positions), size):
-                chosen = positions[start : start + size]
-                vectors[chosen] = self.encode(self.input.batch([rows[p] for p in chosen], width))
+        vectors = np.zeros((len(items), self.spec.dim), np.float32)
+        for start in range(0, len(items), ITEMS_READ_AT_ONCE):
+            rows = self.input.rows(items[start : start + ITEMS_READ_AT_ONCE], prefix)
+            for chosen, batch in self._batches(rows):
+                vectors[[start + position for position in chosen]] = self.encode(batch)
                 if advance is not None:
                     advance(len(chosen))
         check_finite(vectors, self.name)
         return vectors
 
-
-def bucket(length: int, longest: int) -> int:
-    """The width that a sequence is padded to: a few widths, so that a runtime meets few shapes and memory is bounded.
-
-    Steps of 4 up to 32 tokens, 8 up to 64, 16 up to 128, then 32; never above ``longest``.
-    """
-    step = 4 if length <= 32 else 8 if length <= 64 else 16 if length <= 128 else 32
-    return min(-(-length // step) * step, max(longest, length))
+    def _batches(self, rows: Sequence[Any]) -> Iterator[tuple[list[int], Batch]]:
+        """Positions of rows and their batch, one width after the other."""
+        buckets: dict[Any, list[int]] = {}
+        for position, row in enumerate(rows):
+            buckets.setdefault(self.input.width(row), []).append(position)
+        for width, positions in sorted(buckets.items()):
+            size = self.input.rows_in_batch(width)
+            for start in range(0, len(positions), size):
+                chosen = positions[start : start + size]
+                yield chosen, self.input.batch([rows[position] for position in chosen], width)
 
 
 def check_finite(vectors: Array, name: str) -> None:
@@ -88,7 +85,7 @@ def check_finite(vectors: Array, name: str) -> None:
         UsageError: NaN, infinity, or a zero vector.
     """
     if not np.isfinite(vectors).all():
-        raise UsageError(f"{name} gave NaN or infinite vectors for {int((~np.isfinite(vectors)).any(1).sum())} texts")
+        raise UsageError(f"{name} gave NaN or infinite vectors for {int((~np.isfinite(vectors)).any(1).sum())} items")
     zeros = int((~vectors.any(1)).sum())
     if zeros:
-        raise UsageError(f"{name} gave zero vectors for {zeros} texts")
+        raise UsageError(f"{name} gave zero vectors for {zeros} items")

@@ -1,4 +1,4 @@
-"""The arithmetic of integers: rounding a tensor to a few bits, reading it back, packing at the true width.
+"""The arithmetic of integers and eight-bit floats: rounding a tensor, reading it back, packing at the true width.
 
 All functions are pure, over numpy arrays. A tensor is seen as a matrix [channels, values]: the axis of channels
 first, the rest flattened; a channel is cut into groups, the last of which may be shorter.
@@ -6,17 +6,19 @@ first, the rest flattened; a channel is cut into groups, the last of which may b
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeGuard
 
+import ml_dtypes
 import numpy as np
 
 from slimseek.errors import UsageError
-from slimseek.schema import Array, QuantizedTensor, QuantSpec, Tensor
+from slimseek.schema import Array, Float8, QuantizedTensor, QuantSpec, Tensor, is_float
 
 MIN_NORMAL_FLOAT16 = 6.2e-5
 SHRINKS = np.linspace(1.0, 0.4, 31, dtype=np.float32)
 SEARCHED_AT_ONCE = 2**20
 Scaling = Literal["max", "mse"]
+FLOAT8: dict[Float8, type] = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
 
 
 def quantize(values: Array, spec: QuantSpec, scaling: Scaling = "max") -> QuantizedTensor:
@@ -24,6 +26,8 @@ def quantize(values: Array, spec: QuantSpec, scaling: Scaling = "max") -> Quanti
 
     Symmetric: scale = max|w| / (2^(bits-1) - 1), integers in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
     Asymmetric: the range [min(w, 0), max(w, 0)] on 2^bits levels, so that 0.0 is exact.
+    Eight-bit floats: scale = max|w| / the largest finite number (448 for e4m3, 57344 for e5m2); the nearest, ties to
+    even, is stored, and what lies outside saturates.
     Scales of groups are float16 where every one is a normal float16 number, and rounding uses the stored scale.
 
     Args:
@@ -43,7 +47,7 @@ def quantize(values: Array, spec: QuantSpec, scaling: Scaling = "max") -> Quanti
     scale, zero_point = _grid(blocks, spec, np.float32(1))
     if scaling == "mse":
         scale, zero_point = _best_grid(blocks, spec)
-    integers = _rounded(blocks, scale, zero_point, spec)
+    integers = to_integers(blocks, scale, zero_point, spec)
     return QuantizedTensor(
         spec=spec, integers=_unblocks(integers, values.shape, spec), scale=scale, zero_point=zero_point
     )
@@ -52,8 +56,8 @@ def quantize(values: Array, spec: QuantSpec, scaling: Scaling = "max") -> Quanti
 def dequantize(tensor: Tensor) -> Array:
     """The float32 values that the integers stand for; a float tensor comes back as float32, others unchanged."""
     if not isinstance(tensor, QuantizedTensor):
-        return tensor.astype(np.float32) if np.issubdtype(tensor.dtype, np.floating) else tensor
-    blocks = _values(_blocks(tensor.integers, tensor.spec), tensor.scale, tensor.zero_point)
+        return tensor.astype(np.float32) if is_float(tensor) else tensor
+    blocks = from_integers(_blocks(tensor.integers, tensor.spec), tensor.scale, tensor.zero_point)
     return _unblocks(blocks, tensor.shape, tensor.spec)
 
 
@@ -64,9 +68,14 @@ def eight_bit_scale(tensor: QuantizedTensor) -> Array:
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 
+def is_integer(tensor: Tensor) -> TypeGuard[QuantizedTensor]:
+    """Whether the tensor is stored as integers with scales: not as plain numbers, and not as eight-bit floats."""
+    return isinstance(tensor, QuantizedTensor) and not tensor.spec.float8
+
+
 def is_eight_bit(tensor: QuantizedTensor) -> bool:
     """Whether the integers themselves are what eight-bit arithmetic computes with."""
-    return tensor.spec.bits == 8 and tensor.spec.granularity != "group"
+    return is_integer(tensor) and tensor.spec.bits == 8 and tensor.spec.granularity != "group"
 
 
 def expanded(tensor: Tensor) -> Array:
@@ -106,9 +115,12 @@ def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, int]:
     """Shape [channels, groups] of the scales of a tensor.
 
     Raises:
-        UsageError: no tensor of this shape can be stored so: bits, axis or group size are out of range.
+        UsageError: no tensor of this shape can be stored so: bits, axis or group size are out of range, or eight-bit
+            floats have other than eight bits, groups or a zero point.
     """
     grouped = spec.granularity == "group"
+    if spec.float8 and (spec.bits != 8 or grouped or not spec.symmetric):
+        raise UsageError(f"{spec}: eight-bit floats take 8 bits and a symmetric scale a tensor or channel")
     size = spec.group_size or 0
     if not 2 <= spec.bits <= 8 or not 0 <= spec.axis < len(shape) or min(shape) < 0 or grouped != (size >= 2):
         raise UsageError(f"{spec} does not fit a tensor of shape {list(shape)}")
@@ -164,10 +176,33 @@ def stored_bytes(tensor: Tensor) -> int:
     return (tensor.integers.size * tensor.spec.bits + 7) // 8 + int(tensor.scale.nbytes) + zero_points
 
 
+def to_integers(blocks: Array, scale: Array, zero_point: Array | None, spec: QuantSpec) -> Array:
+    """Integers of values [..., n] on the nearest level of the grid that their ``scale`` and ``zero_point`` [...] make."""
+    if spec.float8:
+        # A cast alone would make NaN (e4m3) or infinity (e5m2) of what lies outside.
+        inside = np.clip(blocks / _divisor(scale)[..., None], -_largest(spec), _largest(spec))
+        return inside.astype(FLOAT8[spec.float8])
+    steps = np.rint(blocks / _divisor(scale)[..., None])
+    if zero_point is None:
+        signed: Array = np.clip(steps, -_largest(spec), _largest(spec)).astype(np.int8)
+        return signed
+    unsigned: Array = np.clip(steps + zero_point[..., None], 0, 2**spec.bits - 1).astype(np.uint8)
+    return unsigned
+
+
+def from_integers(integers: Array, scale: Array, zero_point: Array | None) -> Array:
+    """The float32 values that integers [..., n] stand for, by their ``scale`` and ``zero_point`` [...]."""
+    steps = integers.astype(np.float32)
+    if zero_point is not None:
+        steps -= zero_point[..., None].astype(np.float32)
+    result: Array = steps * scale[..., None].astype(np.float32)
+    return result
+
+
 def _grid(blocks: Array, spec: QuantSpec, shrink: Array | np.float32) -> tuple[Array, Array | None]:
     """Scales and zero points [channels, groups] that cover ``shrink`` times the range of each block."""
     if spec.symmetric:
-        return _storable(np.abs(blocks).max(-1) * shrink / (2 ** (spec.bits - 1) - 1), spec), None
+        return _storable(np.abs(blocks).max(-1) * shrink / _largest(spec), spec), None
     levels = 2**spec.bits - 1
     low = np.minimum(blocks.min(-1), 0).astype(np.float64) * shrink
     scale = _storable((np.maximum(blocks.max(-1), 0) * shrink - low) / levels, spec)
@@ -183,7 +218,7 @@ def _best_grid(blocks: Array, spec: QuantSpec) -> tuple[Array, Array | None]:
         least = np.full(part.shape[:2], np.inf, np.float32)
         for shrink in SHRINKS:
             scale, zero_point = _grid(part, spec, shrink)
-            difference = _values(_rounded(part, scale, zero_point, spec), scale, zero_point) - part
+            difference = from_integers(to_integers(part, scale, zero_point, spec), scale, zero_point) - part
             error = np.einsum("cgv,cgv->cg", difference, difference)
             better = error < least
             least[better] = error[better]
@@ -191,22 +226,9 @@ def _best_grid(blocks: Array, spec: QuantSpec) -> tuple[Array, Array | None]:
     return _grid(blocks, spec, chosen)
 
 
-def _rounded(blocks: Array, scale: Array, zero_point: Array | None, spec: QuantSpec) -> Array:
-    steps = np.rint(blocks / _divisor(scale)[..., None])
-    if zero_point is None:
-        top = 2 ** (spec.bits - 1) - 1
-        signed: Array = np.clip(steps, -top, top).astype(np.int8)
-        return signed
-    unsigned: Array = np.clip(steps + zero_point[..., None], 0, 2**spec.bits - 1).astype(np.uint8)
-    return unsigned
-
-
-def _values(integers: Array, scale: Array, zero_point: Array | None) -> Array:
-    steps = integers.astype(np.float32)
-    if zero_point is not None:
-        steps -= zero_point[..., None].astype(np.float32)
-    result: Array = steps * scale[..., None].astype(np.float32)
-    return result
+def _largest(spec: QuantSpec) -> float:
+    """The largest number of a symmetric spec."""
+    return float(ml_dtypes.finfo(FLOAT8[spec.float8]).max) if spec.float8 else 2 ** (spec.bits - 1) - 1
 
 
 def _storable(scale: Array, spec: QuantSpec) -> Array:

@@ -12,7 +12,6 @@ from slimseek import folder as folders
 from slimseek import recipe as recipes
 from slimseek.compress import Judge
 from slimseek.errors import UsageError
-from slimseek.inputs.samples import TEXTS
 from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, prove
 from slimseek.rebuild import rebuild
@@ -172,7 +171,7 @@ def _static(source: str | Path) -> tuple[Measurement, ...]:
 
 def _texts(collection: str, asked: bool) -> Sequence[str]:
     if not collection or not (asked or Path(collection).exists() or collection in ("news", "news-full")):
-        return TEXTS
+        return ()
     corpus = data.load(collection).corpus
     return [text for text in corpus.values() if text][:PARITY_TEXTS]
 

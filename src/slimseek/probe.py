@@ -29,14 +29,16 @@ def encode(source: str, threads: int, out: str) -> None:
 def start(source: str, threads: int) -> None:
     """Print one JSON line: the time of the first vector, and the peak of resident memory after a batch.
 
-    The batch is 64 texts of 128 tokens (or the longest the model takes).
+    The batch is 64 texts of 128 tokens (or the longest the model takes), or 64 arrays.
     """
     from slimseek.choose import choose
+    from slimseek.inputs.samples import examples
 
     encoder = choose(source, threads)
-    encoder.queries([TEXT])
+    item = TEXT if encoder.spec.preprocess is not None else examples(encoder.spec)[0]
+    encoder.queries([item])
     ready = time.time()
-    encoder.documents([" ".join([TEXT] * (TOKENS // 8))] * BATCH)
+    encoder.documents([" ".join([TEXT] * (TOKENS // 8)) if item == TEXT else item] * BATCH)
     print(msgspec.json.encode({"ready": ready, "peak_memory_bytes": peak_memory()}).decode())
 
 

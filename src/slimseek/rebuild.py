@@ -9,7 +9,7 @@ from slimseek import choose, timing
 from slimseek import folder as folders
 from slimseek.errors import GateFailed
 from slimseek.evaluate import cosines
-from slimseek.inputs.samples import TEXTS
+from slimseek.inputs.samples import examples
 from slimseek.schema import FileEntry, GateResult, Value
 
 LEAST_COSINE = 0.9999
@@ -52,11 +52,12 @@ def rebuild(source: str | Path, out: str | Path, *, threads: int | None = None, 
         choose.family(model).save(model, folder)
         count = threads or timing.default_threads()
         artifact = choose.encoder(dataclasses.replace(model, activations={}), "artifact", count)
-        least = float(cosines(artifact.documents(TEXTS), choose.choose(folder, count).documents(TEXTS)).min())
+        items = examples(model.spec)
+        least = float(cosines(artifact.documents(items), choose.choose(folder, count).documents(items)).min())
         parity = GateResult(
             gate="parity",
             status="passed" if least >= LEAST_COSINE else "failed",
-            detail=f"{len(TEXTS)} texts, rebuilt model against the artifact's weights: least cosine {least:.6f}",
+            detail=f"{len(items)} items, rebuilt model against the artifact's weights: least cosine {least:.6f}",
             value=least,
             limit=LEAST_COSINE,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -14,6 +15,7 @@ from slimseek.errors import UsageError
 from slimseek.schema import Gates, Recipe, RecipeStep, Step
 
 VERSION = 1
+UNITS = {"%": 0.01, "": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,3 +167,21 @@ def share(text: str) -> float:
     if not 0 <= value < 1:
         raise UsageError(f"{text!r} is not a share; write 1% or 0.01, from 0 to below 1")
     return value
+
+
+def byte_size(size: str | float, whole: int) -> int:
+    """Bytes, from ``10MB`` (10^7) or from a share of ``whole`` bytes: ``12%``, or 0.12 without a unit.
+
+    Raises:
+        UsageError: it is neither, or not above 0.
+    """
+    match = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?) *(%|[kmg]?b|)", str(size).strip().lower())
+    try:
+        value, unit = (float(match[1]), match[2]) if match else (0.0, "")
+    except ValueError:
+        value, unit = 0.0, ""
+    is_share = unit in ("%", "")
+    value *= UNITS[unit]
+    if not 0 < value < float("inf") or (is_share and value > 1):
+        raise UsageError(f"{size!r} is not a size; write 10MB, or a share above 0 and up to 1 such as 12% or 0.12")
+    return int(value * whole if is_share else value)

@@ -23,12 +23,14 @@ Batch = dict[str, Array]
 Encode = Callable[[Batch], Array]
 """What can be measured: named input arrays to float32 vectors of shape [n, dim]."""
 
-Modality = Literal["text", "image", "speech"]
+Modality = Literal["text", "image", "speech", "array"]
 OutputKind = Literal["embedding", "class_logits", "transcript"]
 Granularity = Literal["tensor", "channel", "group"]
+Float8 = Literal["e4m3", "e5m2"]
 GateStatus = Literal["passed", "failed", "undecided"]
-LayerKind = Literal["linear", "embedding", "convolution"]
-Precision = Literal["f32", "f16", "int8"]
+LayerKind = Literal["linear", "embedding", "convolution", "recurrent"]
+OUTPUT_RANGE = "#output"
+Precision = Literal["f32", "f16", "int8", "binary"]
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,6 +73,7 @@ class ModelSpec(Value, frozen=True):
         family: the plug-in of ``models/`` that understands its files.
         dim: width of the vectors it gives.
         normalised: whether its vectors have length one.
+        preprocess: how a text becomes ids; ``None`` for a model whose items are arrays as it takes them.
     """
 
     family: str
@@ -79,7 +82,12 @@ class ModelSpec(Value, frozen=True):
     inputs: tuple[TensorSpec, ...]
     dim: int
     normalised: bool
-    preprocess: TextPreprocess
+    preprocess: TextPreprocess | None
+
+    @property
+    def token_table(self) -> str | None:
+        """Name of the tensor that holds one row a token; ``None`` where there is none or it is not known."""
+        return self.preprocess.token_table if self.preprocess is not None else None
 
 
 class Layer(Value, frozen=True):
@@ -87,7 +95,7 @@ class Layer(Value, frozen=True):
 
     Attributes:
         name: the layer's name in the model.
-        kind: ``linear``, ``embedding`` or ``convolution``.
+        kind: ``linear``, ``embedding``, ``convolution`` or ``recurrent``.
         weight: name of its weight tensor.
         axis: the weight's axis of output channels (0 for ``nn.Linear``, 1 for an ONNX MatMul, 0 for a table's rows).
     """
@@ -99,7 +107,7 @@ class Layer(Value, frozen=True):
 
 
 class QuantSpec(Value, frozen=True):
-    """How a tensor's integers are to be read.
+    """How a tensor's integers, or its eight-bit floats, are to be read.
 
     Attributes:
         bits: width of an integer, 2 to 8.
@@ -107,6 +115,7 @@ class QuantSpec(Value, frozen=True):
         group_size: values that share a scale; ``None`` unless the granularity is ``group``.
         symmetric: whether zero is stored as 0 (signed integers) or as ``zero_point`` (unsigned integers).
         axis: the axis of channels.
+        float8: format of eight-bit floats (symmetric, no groups); unset for integers, whose manifests do not name it.
     """
 
     bits: int
@@ -114,6 +123,7 @@ class QuantSpec(Value, frozen=True):
     group_size: int | None = None
     symmetric: bool = True
     axis: int = 0
+    float8: Float8 | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,7 +132,8 @@ class QuantizedTensor:
 
     Attributes:
         spec: how to read them.
-        integers: int8 (symmetric) or uint8, in the tensor's own shape.
+        integers: int8 (symmetric) or uint8, or eight-bit floats (float8_e4m3fn, float8_e5m2) in their place; in the
+            tensor's own shape.
         scale: float32 or float16, [channels, groups] ([1, 1] for granularity ``tensor``).
         zero_point: uint8 of the scale's shape, or ``None`` when symmetric.
     """
@@ -156,6 +167,11 @@ class ActivationQuant(Value, frozen=True):
 Tensor = Array | QuantizedTensor
 
 
+def is_float(array: Array) -> bool:
+    """Whether an array holds floats of any width; numpy itself does not count bfloat16 among them."""
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """A compressible model as plain data: what the artifact stores, what methods change, what families run.
@@ -163,9 +179,11 @@ class Model:
     Attributes:
         spec: what goes in and comes out.
         files: the small files of its folder (configuration, tokenizer), path to content.
-        tensors: every weight and buffer by name: float32, float16, an integer buffer, or quantized.
+        tensors: every weight and buffer by name: float32, float16, bfloat16, an integer buffer, or
+            quantized.
         layers: the layers that methods may change.
-        activations: weight name to the rounding of that layer's input.
+        activations: weight name to the rounding of that layer's input; ``NAME#output`` to that of a convolution's
+            result, after its activation.
     """
 
     spec: ModelSpec
@@ -180,7 +198,7 @@ class Model:
         return sum(
             int(np.prod(tensor.shape))
             for tensor in self.tensors.values()
-            if isinstance(tensor, QuantizedTensor) or np.issubdtype(tensor.dtype, np.floating)
+            if isinstance(tensor, QuantizedTensor) or is_float(tensor)
         )
 
 
@@ -484,8 +502,8 @@ class Family(ABC):
 
     @abstractmethod
     def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
-        """Run batches and show each linear layer's input to ``visit(weight name, float32 [tokens, width])``; padding
-        is left out.
+        """Run batches and show each linear layer's input to ``visit(weight name, float32 [tokens, width])``, padding
+        left out; a convolution's input [n, channels, ...] too, and its result as ``NAME#output``.
         """
 
     @abstractmethod

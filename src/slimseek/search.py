@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -19,10 +19,11 @@ from slimseek import folder as folders
 from slimseek import plugins
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
+from slimseek.indexes import _vectors
 from slimseek.progress import track
 from slimseek.schema import Array, FileEntry, Hits, Index, Precision, Value
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "index.json"
 DOCUMENTS = "documents.jsonl"
 OFFSETS = "offsets.npy"
@@ -30,11 +31,14 @@ PROBE = "probe.npy"
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog: 0123456789."
 SAME_VECTOR = 0.999
 INDEX_FILES = "index"
+FINER_FILES = "rescore"
 MOST_HITS = 1000
 DOCUMENTS_IN_CHUNK = 256
+OVERSAMPLE = 4
+Rescore = Literal["auto", "none", "f32", "f16", "int8"]
 
 
-class Manifest(Value, frozen=True):
+class Manifest(Value, frozen=True, kw_only=True):
     """What ``index.json`` holds.
 
     Attributes:
@@ -44,7 +48,10 @@ class Manifest(Value, frozen=True):
         count: number of documents.
         model: name of the encoder that made the vectors.
         fingerprint: sha256 of that encoder's name and spec.
-        bytes: bytes of the files under ``index/``, the documents' texts left out.
+        bytes: bytes of the files under ``index/``, which are in memory while it is searched.
+        rescore: precision of the finer vectors that rank what the index finds; ``None`` where there are none.
+        rescore_bytes: bytes of the finer vectors under ``rescore/``: on disk, of which a query reads a few rows.
+        oversample: how many times more candidates than hits are ranked by the finer vectors.
         files: every other file of the folder with its hash.
     """
 
@@ -56,6 +63,9 @@ class Manifest(Value, frozen=True):
     model: str
     fingerprint: str
     bytes: int
+    rescore: Precision | None = None
+    rescore_bytes: int = 0
+    oversample: int = OVERSAMPLE
     files: tuple[FileEntry, ...]
 
 
@@ -84,7 +94,13 @@ class Answer(Value, frozen=True):
 
 
 class Stats(Value, frozen=True):
-    """What runs and how large it is: bytes of the model that is shipped, and of its index."""
+    """What runs and how large it is: bytes of the model that is shipped, and of its index.
+
+    Attributes:
+        index_bytes: what is in memory while the index is searched, and on disk too.
+        rescore: precision of the finer vectors that rank the candidates; ``None`` where there are none.
+        rescore_bytes: bytes of the finer vectors, on disk only.
+    """
 
     model: str
     runtime: str
@@ -95,6 +111,8 @@ class Stats(Value, frozen=True):
     precision: Precision
     model_bytes: int
     index_bytes: int
+    rescore: Precision | None
+    rescore_bytes: int
 
 
 def index(
@@ -104,6 +122,8 @@ def index(
     *,
     kind: str = "exact",
     precision: Precision = "f32",
+    rescore: Rescore = "auto",
+    oversample: int = OVERSAMPLE,
     force: bool = False,
 ) -> Manifest:
     """Encode every document and write a folder that :func:`open` searches.
@@ -114,19 +134,26 @@ def index(
         out: the folder to make.
         kind: a plug-in of ``indexes/``.
         precision: how the index keeps vectors.
+        rescore: precision of finer vectors that are kept on disk, beside the index, and rank the candidates that it
+            finds; ``auto`` is int8 for a binary index and none for the others.
+        oversample: candidates for each hit that is asked for, 1 or more, where there are finer vectors.
         force: replace a folder that slimseek wrote.
 
     Raises:
-        UsageError: no documents, an unknown kind or precision, or ``out`` cannot be written.
+        UsageError: no documents, an unknown kind or precision, vectors for rescoring that are no finer than those of
+            the index, or ``out`` cannot be written.
         MissingExtra: the kind needs a library that is not installed.
     """
     store: Index = plugins.load("indexes", kind)(precision=precision)
+    finer = _finer(precision, rescore)
+    if oversample < 1:
+        raise UsageError(f"oversample is {oversample}; it must be 1 or more")
     if not corpus:
         raise UsageError("the collection has no documents to index")
     with folders.writing(out, force=force) as folder:
-        store.build(_document_vectors(encoder, list(corpus.values())), threads=encoder.threads)
-        (folder / INDEX_FILES).mkdir()
-        store.save(folder / INDEX_FILES)
+        vectors = _document_vectors(encoder, list(corpus.values()))
+        store.build(vectors, threads=encoder.threads)
+        _write_vectors(folder, store, None if finer is None else _vectors.rows_of(vectors, finer))
         _write_documents(folder, corpus)
         np.save(folder / PROBE, encoder.documents([PROBE_TEXT])[0], allow_pickle=False)
         files = folders.entries(folder, leave_out=MANIFEST)
@@ -138,7 +165,10 @@ def index(
             count=len(corpus),
             model=encoder.name,
             fingerprint=fingerprint(encoder),
-            bytes=sum(entry.bytes for entry in files if entry.path.startswith(f"{INDEX_FILES}/")),
+            bytes=_bytes_under(INDEX_FILES, files),
+            rescore=finer,
+            rescore_bytes=_bytes_under(FINER_FILES, files),
+            oversample=oversample,
             files=files,
         )
         folders.write_json(folder / MANIFEST, manifest)
@@ -177,6 +207,7 @@ def open(path: Path, encoder: Encoder) -> Search:
     folders.check(path, manifest.files)
     store: Index = plugins.load("indexes", manifest.kind)(precision=manifest.precision)
     store.load(path / INDEX_FILES)
+    finer = None if manifest.rescore is None else _vectors.load_rows(path / FINER_FILES, manifest.rescore)
     try:
         offsets = np.load(path / OFFSETS, allow_pickle=False)
         documents = np.memmap(path / DOCUMENTS, np.uint8, mode="r")
@@ -186,7 +217,7 @@ def open(path: Path, encoder: Encoder) -> Search:
     if len(offsets) != manifest.count + 1 or offsets[-1] != len(documents):
         raise ArtifactError(f"{path}: {OFFSETS} does not fit {DOCUMENTS} and {MANIFEST}; index again")
     _check_probe(path, encoder, probe)
-    return Search(encoder=encoder, manifest=manifest, index=store, offsets=offsets, documents=documents)
+    return Search(encoder=encoder, manifest=manifest, index=store, finer=finer, offsets=offsets, documents=documents)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,6 +228,7 @@ class Search:
         encoder: makes vectors of queries.
         manifest: what is known of the index.
         index: the vectors.
+        finer: vectors on disk that rank what the index finds; ``None`` where it ranks by its own.
         offsets: int64 [count + 1], where each document's line begins in ``documents``.
         documents: uint8 [bytes], the lines of ``documents.jsonl``, mapped from disk.
     """
@@ -204,6 +236,7 @@ class Search:
     encoder: Encoder
     manifest: Manifest
     index: Index
+    finer: _vectors.Rows | None
     offsets: Array
     documents: Array
 
@@ -222,7 +255,7 @@ class Search:
         begin = perf_counter()
         vectors = self.embed(texts)
         encoded = perf_counter()
-        hits = self.index.query(vectors, min(k, self.manifest.count))
+        hits = self._hits(vectors, min(k, self.manifest.count))
         results = tuple(self._results(ids, scores) for ids, scores in zip(hits.ids, hits.scores, strict=True))
         end = perf_counter()
         return Answer(
@@ -248,7 +281,16 @@ class Search:
             precision=self.manifest.precision,
             model_bytes=sum(self.encoder.shipped.values()),
             index_bytes=self.manifest.bytes,
+            rescore=self.manifest.rescore,
+            rescore_bytes=self.manifest.rescore_bytes,
         )
+
+    def _hits(self, vectors: Array, k: int) -> Hits:
+        """The ``k`` best for float32 [q, dim] queries, by the finer vectors of more candidates where there are some."""
+        if self.finer is None:
+            return self.index.query(vectors, k)
+        candidates = self.index.query(vectors, min(k * self.manifest.oversample, self.manifest.count)).ids
+        return _vectors.rank(vectors, (ids[ids >= 0] for ids in candidates), self.finer.take, k)
 
     def _results(self, ids: Array, scores: Array) -> tuple[Result, ...]:
         """Hits of one query; those that fill up (id -1) stand last and are left out."""
@@ -286,6 +328,24 @@ def _check_probe(path: Path, encoder: Encoder, probe: Array) -> None:
         )
 
 
+def _finer(precision: Precision, rescore: Rescore) -> Precision | None:
+    """The precision to rescore with, or ``None``; UsageError where it is unknown or no finer than the index's own."""
+    if rescore not in get_args(Rescore):
+        raise UsageError(f"unknown rescore {rescore!r}; known: {', '.join(get_args(Rescore))}")
+    if rescore == "auto":
+        return "int8" if precision == "binary" else None
+    if rescore == "none":
+        return None
+    finest_first = get_args(Precision)
+    if finest_first.index(rescore) >= finest_first.index(precision):
+        raise UsageError(f"rescore {rescore} is no finer than the index's {precision}; choose a finer one or none")
+    return rescore
+
+
+def _bytes_under(folder: str, files: tuple[FileEntry, ...]) -> int:
+    return sum(entry.bytes for entry in files if entry.path.startswith(f"{folder}/"))
+
+
 def _document_vectors(encoder: Encoder, texts: Sequence[str]) -> Array:
     vectors = np.empty((len(texts), encoder.spec.dim), np.float32)
     with track(f"encode documents, {encoder.name}", len(texts)) as advance:
@@ -293,6 +353,15 @@ def _document_vectors(encoder: Encoder, texts: Sequence[str]) -> Array:
             chunk = slice(start, start + DOCUMENTS_IN_CHUNK)
             vectors[chunk] = encoder.documents(texts[chunk], advance)
     return vectors
+
+
+def _write_vectors(folder: Path, store: Index, finer: _vectors.Rows | None) -> None:
+    """The index, and the finer vectors where there are some, each in a folder of its own."""
+    (folder / INDEX_FILES).mkdir()
+    store.save(folder / INDEX_FILES)
+    if finer is not None:
+        (folder / FINER_FILES).mkdir()
+        finer.save(folder / FINER_FILES)
 
 
 def _write_documents(folder: Path, corpus: Mapping[str, str]) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from slimseek.backends._lowering import MICROSOFT, Editor, finish
+from slimseek.backends._editor import Editor, finish
 
 PRODUCT = "MatMulIntegerToFloat"
 SURELY_MASKED = -1e4
@@ -88,6 +88,4 @@ def _write(editor: Editor, attention: Any, products: list[Any], mask: str) -> No
         first.input[4],
         joined(5, 0),
     ]
-    editor.nodes.append(
-        helper.make_node("QAttention", inputs, [attention.output[0]], domain=MICROSOFT, num_heads=heads)
-    )
+    editor.contrib("QAttention", inputs, attention.output[0], num_heads=heads)

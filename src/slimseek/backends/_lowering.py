@@ -9,8 +9,7 @@ stands here.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +19,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek.integers import dequantize, eight_bit_scale, is_eight_bit, matrix
+from slimseek.backends._editor import Editor, finish, inner_nodes
+from slimseek.integers import dequantize, eight_bit_scale, is_eight_bit, is_integer, matrix
+from slimseek.models._rounding import round_convolutions_
 from slimseek.schema import ActivationQuant, Array, Model, QuantizedTensor, Tensor
 
-MICROSOFT = "com.microsoft"
+INT32 = 2**31 - 1
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,40 +49,6 @@ class Linear:
     bias: str | None
 
 
-class Editor:
-    """The graph under construction: constants are made once a name, nodes once a meaning."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.constants: dict[str, Any] = {initializer.name: initializer for initializer in graph.initializer}
-        self.nodes: list[Any] = []
-        self._made: dict[tuple[Any, ...], str] = {}
-        self._taken = {output for node in graph.node for output in node.output}
-
-    def constant(self, name: str, array: Array) -> str:
-        """An initializer with these values, once for each name."""
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
-        return name
-
-    def node(self, kind: str, inputs: list[str], output: str = "", domain: str = "", **attributes: Any) -> str:
-        """Append a node and return its output; the same node without a given output is made only once."""
-        key = (kind, tuple(inputs), tuple(sorted((name, str(value)) for name, value in attributes.items())))
-        if not output and key in self._made:
-            return self._made[key]
-        result = output or self._fresh(kind)
-        self.nodes.append(helper.make_node(kind, inputs, [result], name=f"node_{result}", domain=domain, **attributes))
-        if not output:
-            self._made[key] = result
-        return result
-
-    def _fresh(self, kind: str) -> str:
-        """A name that no value of the graph has, those that an earlier pass made included."""
-        numbered = (f"slim_{kind}_{number}" for number in itertools.count(len(self.nodes)))
-        name = next(name for name in numbered if name not in self._taken)
-        self._taken.add(name)
-        return name
-
-
 LinearRule = Callable[[Editor, Linear], None]
 TableRule = Callable[[Editor, str, QuantizedTensor, str, str], bool]
 """(editor, name, table, indices, output) -> whether it wrote the look-up; ``False`` leaves it to the common form."""
@@ -95,19 +63,22 @@ def lower(graph: onnx.ModelProto, model: Model, linear: LinearRule, table: Table
         linear: writes a linear layer.
         table: writes the look-up of rows in a table.
     """
+    round_convolutions_(graph, model.activations)
     editor = Editor(graph.graph)
     biases = _biases(graph.graph)
     skipped: set[str] = set()
     for node in graph.graph.node:
         if node.output[0] in skipped:
             continue
+        for inside in inner_nodes(node):
+            _give_values(editor, inside, model)
         weight = _weight_position(node, model)
         if weight is None:
             editor.nodes.append(node)
             continue
         name = tensor_name(node.input[weight])
         tensor = model.tensors[name]
-        if isinstance(tensor, QuantizedTensor) and _is_linear(node, weight, tensor):
+        if is_integer(tensor) and _is_linear(node, weight, tensor):
             bias = biases.get(node.output[0])
             if node.op_type == "Gemm" and len(node.input) > 2:
                 bias = (node.input[2], node.output[0])
@@ -118,12 +89,22 @@ def lower(graph: onnx.ModelProto, model: Model, linear: LinearRule, table: Table
                 output=output, bias=None if bias is None else bias[0],
             ))  # fmt: skip
             continue
-        if isinstance(tensor, QuantizedTensor) and node.op_type == "Gather" and weight == 0:  # noqa: SIM102
+        if isinstance(tensor, QuantizedTensor) and node.op_type == "Conv" and name in model.activations:
+            _write_convolution(editor, node, name, tensor, model.activations[name])
+            continue
+        if is_integer(tensor) and node.op_type == "Gather" and weight == 0:  # noqa: SIM102
             if table(editor, name, tensor, node.input[1], node.output[0]):
                 continue
-        node.input[weight] = value(editor, name, tensor, node.input[weight])
+        _give_values(editor, node, model)
         editor.nodes.append(node)
     return finish(graph, editor)
+
+
+def _give_values(editor: Editor, node: Any, model: Model) -> None:
+    """Every weight that the node reads comes from its stored form; nodes of a branch read it from the main graph."""
+    for position, name in enumerate(node.input):
+        if _is_stored(model.tensors.get(tensor_name(name))) and name in editor.constants:
+            node.input[position] = value(editor, tensor_name(name), model.tensors[tensor_name(name)], name)
 
 
 def tensor_name(initializer: str) -> str:
@@ -134,11 +115,20 @@ def tensor_name(initializer: str) -> str:
 def value(editor: Editor, name: str, tensor: Tensor, initializer: str) -> str:
     """The float32 value of a tensor as it stands in the graph, from its stored form, by standard operators."""
     shape = tuple(editor.constants[initializer].dims)
-    if not isinstance(tensor, QuantizedTensor):
-        stored = tensor if tensor.shape == shape and not _is_transposed(editor, initializer, tensor) else tensor.T
-        return editor.node("Cast", [editor.constant(f"{initializer}.float16", stored)], to=TensorProto.FLOAT)
     transposed = tensor.shape != shape or _is_transposed(editor, initializer, tensor)
-    return dequantized(editor, name, tensor, transposed)
+    if is_integer(tensor):
+        return dequantized(editor, name, tensor, transposed)
+    suffix = ".T" if transposed else ""
+    stored = tensor.integers if isinstance(tensor, QuantizedTensor) else tensor
+    constant = editor.constant(f"{name}.{stored.dtype.name}{suffix}", stored.T if transposed else stored)
+    if not isinstance(tensor, QuantizedTensor):
+        return editor.node("Cast", [constant], to=TensorProto.FLOAT)
+    # Runtimes keep DequantizeLinear over eight-bit floats, OpenVINO a Cast and a Mul as well, and would compute it
+    # with every query. Past float16, which holds each of these floats exactly, both fold it when they load the graph.
+    half = editor.node("Cast", [constant], to=TensorProto.FLOAT16)
+    scale = tensor.scale.reshape([-1 if axis == tensor.spec.axis else 1 for axis in range(len(shape))])
+    scale_name = editor.constant(f"{name}.scale{suffix}", scale.T if transposed else scale)
+    return editor.node("Mul", [editor.node("Cast", [half], to=TensorProto.FLOAT), scale_name])
 
 
 def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: bool) -> str:
@@ -272,13 +262,45 @@ def narrow(editor: Editor, name: str, integers: Array, bits: int, signed: bool) 
     return name
 
 
+def _write_convolution(editor: Editor, node: Any, name: str, tensor: QuantizedTensor, how: ActivationQuant) -> None:
+    """A convolution of dequantized values, whose bias is an integer of input scale times weight scale."""
+    kernel, scale = _eight_bit_kernel(editor, name, tensor)
+    node.input[1] = kernel
+    if len(node.input) > 2 and node.input[2]:
+        step = how.scale * scale.astype(np.float64)
+        bias = numpy_helper.to_array(editor.constants[node.input[2]]).astype(np.float64)
+        rounded = np.clip(np.rint(bias / np.where(step > 0, step, 1)), -INT32, INT32).astype(np.int32)
+        stored = editor.constant(f"{name}.bias", rounded)
+        steps = editor.constant(f"{name}.bias_scale", np.where(step > 0, step, 1).astype(np.float32))
+        node.input[2] = editor.node("DequantizeLinear", [stored, steps], axis=0)
+    editor.nodes.append(node)
+
+
+def _eight_bit_kernel(editor: Editor, name: str, tensor: QuantizedTensor) -> tuple[str, Array]:
+    """The dequantized kernel on a grid of eight bits, and that grid's scale [channels]."""
+    if is_eight_bit(tensor):
+        scale = np.broadcast_to(tensor.scale.reshape(-1), (tensor.shape[tensor.spec.axis],)).astype(np.float32)
+        return dequantized(editor, name, tensor, transposed=False), scale
+    scale = eight_bit_scale(tensor)
+    shape = editor.constant(f"{name}.kernel_shape", np.array(tensor.shape, np.int64))
+    # A Reshape in between lets the runtime fold the constant when it loads the graph, as a Transpose does.
+    wide = editor.node("Reshape", [dequantized(editor, name, tensor, transposed=False), shape])
+    limits = [
+        editor.constant(f"{name}.int8_scale", scale),
+        editor.constant(f"{name}.int8_zero_point", np.zeros(scale.shape, np.int8)),
+    ]
+    integers = editor.node("QuantizeLinear", [wide, *limits], axis=tensor.spec.axis)
+    return editor.node("DequantizeLinear", [integers, *limits], axis=tensor.spec.axis), scale
+
+
 def _weight_position(node: Any, model: Model) -> int | None:
     """Which input of the node is a weight whose stored form is not float32."""
-    for position, name in enumerate(node.input):
-        tensor = model.tensors.get(tensor_name(name))
-        if isinstance(tensor, QuantizedTensor) or (tensor is not None and tensor.dtype == np.float16):
-            return position
-    return None
+    stored = (position for position, name in enumerate(node.input) if _is_stored(model.tensors.get(tensor_name(name))))
+    return next(stored, None)
+
+
+def _is_stored(tensor: Tensor | None) -> bool:
+    return isinstance(tensor, QuantizedTensor) or (tensor is not None and tensor.dtype in (np.float16, BFLOAT16))
 
 
 def _is_linear(node: Any, position: int, tensor: QuantizedTensor) -> bool:
@@ -316,36 +338,3 @@ def _biases(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
         if user.op_type == "Add" and len(others) == 1 and others[0] in vectors:
             found[node.output[0]] = (others[0], user.output[0])
     return found
-
-
-def finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
-    """The new model; nodes and constants that nothing uses are left out."""
-    used = {output.name for output in graph.graph.output}
-    nodes = []
-    for node in reversed(editor.nodes):
-        if used.intersection(node.output):
-            nodes.append(node)
-            used.update(_inputs(node))
-    lowered = onnx.ModelProto()
-    lowered.CopyFrom(graph)
-    del lowered.graph.node[:]
-    del lowered.graph.initializer[:]
-    del lowered.graph.value_info[:]
-    lowered.graph.node.extend(reversed(nodes))
-    lowered.graph.initializer.extend(value for name, value in editor.constants.items() if name in used)
-    if MICROSOFT in {node.domain for node in nodes} - {opset.domain for opset in lowered.opset_import}:
-        lowered.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-    del lowered.metadata_props[:]
-    for node in lowered.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    return lowered
-
-
-def _inputs(node: Any) -> Iterator[str]:
-    """Names that a node reads, those inside the branches of an If or the body of a Loop included."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from _inputs(inner)

@@ -66,12 +66,10 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
     if layer.activation.mode == "static":
         rounded, input_scale, input_zero = lowering.quantized_input(editor, layer)
         inputs = [rounded, weight, input_scale, scale, input_zero, zero, *([layer.bias] if layer.bias else [])]
-        editor.node("MatMulIntegerToFloat", inputs, layer.output, domain=lowering.MICROSOFT)
+        editor.contrib("MatMulIntegerToFloat", inputs, layer.output)
         return
     rounded, row_scale, one, middle = _rounded_rows(editor, layer.input)
-    product = editor.node(
-        "MatMulIntegerToFloat", [rounded, weight, one, scale, middle, zero], domain=lowering.MICROSOFT
-    )
+    product = editor.contrib("MatMulIntegerToFloat", [rounded, weight, one, scale, middle, zero])
     _with_bias(editor, "Mul", [product, row_scale], layer)
 
 
@@ -104,14 +102,6 @@ def _table(editor, name: str, table: QuantizedTensor, indices: str, output: str)
         inputs = [integers, indices, lowering.scale_constant(editor, f"{name}.scale", table.scale)]
         if table.zero_point is not None:
             inputs.append(lowering.narrow(editor, f"{name}.zero_point", table.zero_point, spec.bits, signed=False))
-        editor.node(
-            "GatherBlockQuantized",
-            inputs,
-            output,
-            domain=lowering.MICROSOFT,
-            gather_axis=0,
-            quantize_axis=1,
-            block_size=size,
-        )
+        editor.contrib("GatherBlockQuantized", inputs, output, gather_axis=0, quantize_axis=1, block_size=size)
         return True
     return bool(lowering.gather_channels(editor, name, table, indices, output))

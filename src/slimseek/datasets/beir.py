@@ -18,7 +18,10 @@ TOLERATED = 0.01
 
 
 class Beir(Dataset):
-    """A folder of JSON lines and judgements; title and text of a document are joined by a blank."""
+    """A folder of JSON lines and judgements; title and text of a document are joined by a blank.
+
+    For networks that take arrays a line has ``array``, the path of a ``.npy`` or ``.npz`` file in the folder.
+    """
 
     def recognises(self, path: str) -> bool:
         """A folder with a corpus, queries or judgements."""
@@ -70,9 +73,20 @@ def _items(file: Path) -> dict[str, str]:
 def _record(record: Any, file: Path, number: int) -> tuple[str, str]:
     if not isinstance(record, dict) or type(record.get("_id")) not in (str, int):  # a bool is an int, and no id
         raise UsageError(f"{file}, line {number}: there is no _id (a string or a number)")
+    if isinstance(record.get("array"), str):
+        return str(record["_id"]), _array(file.parent / record["array"], file, number)
     if not isinstance(record.get("text"), str) or not isinstance(record.get("title") or "", str):
-        raise UsageError(f"{file}, line {number}: there is no text (a string)")
+        raise UsageError(f"{file}, line {number}: there is no text (a string) and no array (a path)")
     return str(record["_id"]), f"{record.get('title') or ''} {record['text']}".strip()
+
+
+def _array(path: Path, file: Path, number: int) -> str:
+    """The path of an array file, which must lie in the collection."""
+    if not path.resolve().is_relative_to(file.parent.resolve()):
+        raise UsageError(f"{file}, line {number}: {path} lies outside of the collection")
+    if not path.is_file():
+        raise UsageError(f"{file}, line {number}: there is no file {path}")
+    return str(path)
 
 
 def _judgements(file: Path, corpus: dict[str, str], queries: dict[str, str], findings: list[Finding]) -> Qrels:

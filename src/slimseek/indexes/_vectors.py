@@ -1,12 +1,14 @@
 """What the indexes share: vectors at a precision, and the ranking of candidates.
 
 All functions are pure. Ranges are float32 [2, dim]: the middle and the step of each dimension, for which
-value = middle + step * code with codes -127 to 127; ``None`` where vectors are kept as floats.
+value = middle + step * code; ``None`` where vectors are kept as floats. Codes of ``int8`` go from -127 to 127; those of
+``binary`` are -1 and 1, and eight of them take a byte.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +19,76 @@ from slimseek.schema import Array, Hits, Precision
 
 TOP_CODE = 127
 ROWS_IN_BLOCK = 8192
-DTYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
+SHORTLIST = 4
+DTYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8, "binary": np.uint8}
+WITH_RANGES = ("int8", "binary")
+VECTORS = "vectors.npy"
+RANGES = "ranges.npy"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Vectors as they are kept.
+
+    Attributes:
+        kept: float32, float16 or int8 [n, dim], or packed signs uint8 [n, ceil(dim / 8)].
+        ranges: float32 [2, dim], or ``None``.
+    """
+
+    kept: Array
+    ranges: Array | None
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return int(self.kept.shape[1] if self.ranges is None else self.ranges.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the vectors and ranges."""
+        return int(self.kept.nbytes) + (0 if self.ranges is None else int(self.ranges.nbytes))
+
+    def take(self, ids: Array) -> Array:
+        """Float64 [m, dim], the values that the rows of int64 [m] stand for."""
+        return restored(self.kept[ids], self.ranges)
+
+    def save(self, folder: Path) -> None:
+        """Write ``vectors.npy`` and, where there are ranges, ``ranges.npy``."""
+        np.save(folder / VECTORS, self.kept, allow_pickle=False)
+        if self.ranges is not None:
+            np.save(folder / RANGES, self.ranges, allow_pickle=False)
+
+
+def rows_of(vectors: Array, precision: Precision) -> Rows:
+    """Float32 [n, dim] vectors, n at least 1, as they are kept at a precision.
+
+    Raises:
+        UsageError: no vectors, another shape, or a value that cannot be kept.
+    """
+    vectors = checked(vectors)
+    if not len(vectors):
+        raise UsageError("there are no vectors to index")
+    ranges = ranges_of(vectors, precision)
+    return Rows(kept=stored(vectors, precision, ranges), ranges=ranges)
+
+
+def load_rows(folder: Path, precision: Precision) -> Rows:
+    """What :meth:`Rows.save` wrote, the vectors mapped from disk until they are read.
+
+    Raises:
+        ArtifactError: a file is missing, cut, or of another precision.
+    """
+    kept = load_array(folder / VECTORS, DTYPES[precision], mapped=True)
+    ranges = load_ranges(folder, precision)
+    width = None if ranges is None else -(-ranges.shape[1] // 8) if precision == "binary" else ranges.shape[1]
+    if width is not None and kept.shape[1] != width:
+        raise ArtifactError(f"{folder / VECTORS} is {kept.shape[1]} wide where {RANGES} wants {width}; index again")
+    return Rows(kept=kept, ranges=ranges)
+
+
+def load_ranges(folder: Path, precision: Precision) -> Array | None:
+    """The ranges that lie beside vectors of that precision, or ``None`` where it has none."""
+    return load_array(folder / RANGES, np.float32) if precision in WITH_RANGES else None
 
 
 def checked_precision(precision: Precision) -> Precision:
@@ -45,17 +116,32 @@ def checked(vectors: Array, dim: int | None = None) -> Array:
     return vectors
 
 
-def ranges_of(vectors: Array, *, shared_step: bool) -> Array:
-    """Ranges float32 [2, dim] that just hold float32 [n, dim] vectors.
+def ranges_of(vectors: Array, precision: Precision, *, shared_step: bool = False) -> Array | None:
+    """Ranges float32 [2, dim] for float32 [n, dim] vectors, or ``None`` for floats.
+
+    ``int8``: they just hold the vectors. ``binary``: the middle is the mean, and step = mean d^2 / mean |d| of the
+    distances d from it. For normally distributed vectors that makes the inner product with a query right on average
+    (Bussgang's theorem), where the step of least squared error, mean |d|, would give two thirds of it.
 
     Args:
         vectors: what is to be stored.
-        shared_step: one step for all dimensions, so that the inner product of codes is that of the vectors but for a
-            factor; else each dimension has its own, which loses less.
+        precision: how.
+        shared_step: one int8 step for all dimensions, so that the inner product of codes is that of the vectors but
+            for a factor; else each dimension has its own, which loses less.
     """
-    low, high = vectors.min(0), vectors.max(0)
-    step = (high - low) / (2 * TOP_CODE)
-    return np.stack([(low + high) / 2, np.full_like(step, step.max()) if shared_step else step])
+    if precision == "int8":
+        low, high = vectors.min(0), vectors.max(0)
+        step = (high - low) / (2 * TOP_CODE)
+        return np.stack([(low + high) / 2, np.full_like(step, step.max()) if shared_step else step])
+    if precision == "binary":
+        middle = vectors.mean(0, dtype=np.float64).astype(np.float32)
+        squares, sizes = np.zeros((2, vectors.shape[1]))
+        for start in range(0, len(vectors), ROWS_IN_BLOCK):
+            distances = np.abs(vectors[start : start + ROWS_IN_BLOCK].astype(np.float64) - middle)
+            squares += (distances**2).sum(0)
+            sizes += distances.sum(0)
+        return np.stack([middle, (squares / np.where(sizes > 0, sizes, 1)).astype(np.float32)])
+    return None
 
 
 def to_codes(vectors: Array, ranges: Array) -> Array:
@@ -64,14 +150,19 @@ def to_codes(vectors: Array, ranges: Array) -> Array:
     return np.clip(np.rint((vectors - middle) / np.where(step > 0, step, 1)), -TOP_CODE, TOP_CODE).astype(np.int8)
 
 
+def to_signs(vectors: Array, ranges: Array) -> Array:
+    """Float32 [n, dim] to uint8 [n, ceil(dim / 8)]: a bit is 1 above the middle; the last byte is filled with 0."""
+    return np.packbits(vectors > ranges[0], axis=1)
+
+
 def stored(vectors: Array, precision: Precision, ranges: Array | None) -> Array:
-    """Float32 [n, dim] vectors as they are kept: float32, float16, or int8 codes.
+    """Float32 [n, dim] vectors as they are kept: float32, float16, int8 codes, or packed signs.
 
     Raises:
         UsageError: a value is too large for float16.
     """
     if ranges is not None:
-        return to_codes(vectors, ranges)
+        return to_signs(vectors, ranges) if precision == "binary" else to_codes(vectors, ranges)
     largest = np.abs(vectors).max()
     if precision == "f16" and largest > np.finfo(np.float16).max:
         raise UsageError(f"a vector holds {largest:g}, above the 65504 that f16 can keep; use f32 or int8")
@@ -79,9 +170,20 @@ def stored(vectors: Array, precision: Precision, ranges: Array | None) -> Array:
 
 
 def restored(rows: Array, ranges: Array | None) -> Array:
-    """Kept rows [n, dim] as the float64 values that they stand for."""
-    values = rows.astype(np.float64)
-    return values if ranges is None else values * ranges[1] + ranges[0]
+    """Kept rows [n, dim], or packed signs, as the float64 values [n, dim] that they stand for."""
+    if ranges is None:
+        return rows.astype(np.float64)
+    packed = rows.dtype == DTYPES["binary"]
+    codes = np.unpackbits(rows, axis=1, count=ranges.shape[1]) * 2.0 - 1 if packed else rows.astype(np.float64)
+    return codes * ranges[1] + ranges[0]
+
+
+def hamming(signs: Array, query: Array) -> Array:
+    """How many bits differ, int32 [n], between packed signs uint8 [n, bytes] and one query's uint8 [bytes]."""
+    # The widest integers that a row holds whole: eight bytes are then counted at once.
+    word = next(f"u{size}" for size in (8, 4, 2, 1) if signs.shape[1] % size == 0)
+    differing: Array = np.bitwise_count(signs.view(word) ^ query.view(word)).sum(1, dtype=np.int32)
+    return differing
 
 
 def rank(queries: Array, candidates: Iterable[Array], vectors_of: Callable[[Array], Array], k: int) -> Hits:

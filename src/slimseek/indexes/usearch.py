@@ -13,15 +13,15 @@ from slimseek.indexes import _vectors
 from slimseek.schema import Array, Hits, Index, Precision
 
 GRAPH = "graph.usearch"
-RANGES = "ranges.npy"
-KINDS = {"f32": "f32", "f16": "f16", "int8": "i8"}
+KINDS = {"f32": "f32", "f16": "f16", "int8": "i8", "binary": "b1"}
 
 
 class USearch(Index):
     """Approximate: what the graph finds is scored again as in ``exact``, so that scores and ties agree with it.
 
     With ``int8`` all dimensions share one step, because the graph compares documents with each other by their codes;
-    usearch's own rounding to int8 would scale every vector to length one.
+    usearch's own rounding to int8 would scale every vector to length one. With ``binary`` the graph goes by Hamming
+    distance, for vectors of one length (see ``exact``).
 
     Args:
         precision: how vectors are kept in the graph.
@@ -57,28 +57,29 @@ class USearch(Index):
         vectors = _vectors.checked(vectors)
         if not len(vectors):
             raise UsageError("there are no vectors to index")
-        self._ranges = _vectors.ranges_of(vectors, shared_step=True) if self.precision == "int8" else None
+        self._ranges = _vectors.ranges_of(vectors, self.precision, shared_step=True)
+        rows = _vectors.stored(vectors, self.precision, self._ranges)
+        binary = self.precision == "binary"
         self._graph = usearch.index.Index(
-            ndim=vectors.shape[1],
-            metric="ip",
+            ndim=rows.shape[1] * (8 if binary else 1),
+            metric="hamming" if binary else "ip",
             dtype=KINDS[self.precision],
             connectivity=self._connectivity,
             expansion_add=self._expansion_add,
             expansion_search=self._expansion_search,
         )
-        rows = _vectors.stored(vectors, self.precision, self._ranges)
         self._graph.add(np.arange(len(rows), dtype=np.uint64), rows, threads=threads)
 
     def query(self, vectors: Array, k: int) -> Hits:
         """The ``k`` best found for each of float32 [q, dim] vectors; id -1 and score -inf fill up."""
-        queries = _vectors.checked(vectors, self._graph.ndim)
+        queries = _vectors.checked(vectors, self._graph.ndim if self._ranges is None else self._ranges.shape[1])
         return _vectors.rank(queries, self._candidates(queries, k), self._vectors_of, k)
 
     def save(self, folder: Path) -> None:
-        """Write ``graph.usearch`` and, for int8, ``ranges.npy``."""
+        """Write ``graph.usearch`` and, for int8 and binary, ``ranges.npy``."""
         self._graph.save(str(folder / GRAPH))
         if self._ranges is not None:
-            np.save(folder / RANGES, self._ranges, allow_pickle=False)
+            np.save(folder / _vectors.RANGES, self._ranges, allow_pickle=False)
 
     def load(self, folder: Path) -> None:
         """Map the graph from disk; a file that is cut or of another precision raises ArtifactError."""
@@ -91,7 +92,7 @@ class USearch(Index):
             raise ArtifactError(f"{path} is not a graph of {self.precision} vectors")
         graph.expansion_search = self._expansion_search
         self._graph = graph
-        self._ranges = _vectors.load_array(folder / RANGES, np.float32) if self.precision == "int8" else None
+        self._ranges = _vectors.load_ranges(folder, self.precision)
 
     @property
     def nbytes(self) -> int:
@@ -103,14 +104,17 @@ class USearch(Index):
 
     def _candidates(self, queries: Array, k: int) -> Iterator[Array]:
         """For each query the ids that the graph finds: as many as it looks at anyway, so that ties are seen."""
-        count = min(len(self._graph), max(k, self._expansion_search))
+        wanted = k * _vectors.SHORTLIST if self.precision == "binary" else k
+        count = min(len(self._graph), max(wanted, self._expansion_search))
         for query in queries:
             found = self._graph.search(self._walkable(query), count, threads=1)
             yield found.keys.astype(np.int64)
 
     def _walkable(self, query: Array) -> Array:
         """A query [dim] in the type of the graph; its own scale does not change the order of documents."""
-        if self.precision != "int8":
+        if self._ranges is None:
             return query
+        if self.precision == "binary":
+            return _vectors.to_signs(query[None], self._ranges)[0]
         largest = np.abs(query).max() or 1
         return np.rint(query / largest * _vectors.TOP_CODE).astype(np.int8)

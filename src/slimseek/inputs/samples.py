@@ -1,4 +1,9 @@
-"""Texts of many lengths and scripts for checks that need an input and have no collection at hand."""
+"""Items for checks that need an input and have no collection at hand: texts of many lengths and scripts, noise."""
+
+from __future__ import annotations
+
+from slimseek.inputs.arrays import RANDOM
+from slimseek.schema import ModelSpec
 
 _SENTENCES = (
     "search engine",
@@ -23,3 +28,8 @@ TEXTS: tuple[str, ...] = (
     " ".join(_SENTENCES) * 3,
 )
 """24 texts of 1 to several hundred tokens."""
+
+
+def examples(spec: ModelSpec) -> tuple[str, ...]:
+    """24 items that a model takes: ``TEXTS``, or random arrays."""
+    return TEXTS if spec.preprocess is not None else tuple(f"{RANDOM}{seed}" for seed in range(len(TEXTS)))

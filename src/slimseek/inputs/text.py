@@ -11,6 +11,8 @@ from slimseek.errors import UsageError
 from slimseek.schema import Array, Batch, ModelSpec
 
 TOKENIZER = "tokenizer.json"
+TOKENS_IN_BATCH = 4096
+ROWS_IN_BATCH = 64
 
 
 class TextInput:
@@ -21,7 +23,8 @@ class TextInput:
     """
 
     def __init__(self, spec: ModelSpec, tokenizer_json: bytes) -> None:
-        """Read the tokenizer; a broken one raises UsageError."""
+        """Read the tokenizer of a text model; a broken one raises UsageError."""
+        assert spec.preprocess is not None
         try:
             self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
         except Exception as error:  # the library raises bare Exception for any fault of the file
@@ -29,13 +32,22 @@ class TextInput:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(spec.preprocess.max_length)
         self._preprocess = spec.preprocess
+        self.query_prefix, self.document_prefix = spec.preprocess.query_prefix, spec.preprocess.document_prefix
         self._names = tuple(tensor.name for tensor in spec.inputs)
 
-    def ids(self, texts: Sequence[str], prefix: str = "") -> list[list[int]]:
+    def rows(self, texts: Sequence[str], prefix: str = "") -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at the model's longest."""
         rows = self._tokenizer.encode_batch([prefix + text for text in texts])
         # A tokenizer without special tokens gives nothing for an empty text; one padding token keeps it finite.
         return [row.ids or [self._preprocess.pad_id] for row in rows]
+
+    def width(self, row: Sequence[int]) -> int:
+        """The width that a row is padded to, whatever its neighbours in the batch."""
+        return bucket(len(row), self._preprocess.max_length)
+
+    def rows_in_batch(self, width: int) -> int:
+        """How many rows of a width a batch takes, so that its memory is bounded."""
+        return max(1, min(ROWS_IN_BATCH, TOKENS_IN_BATCH // width))
 
     def batch(self, rows: Sequence[Sequence[int]], length: int | None = None) -> Batch:
         """Rows of ids as arrays [n, length], padded with ``pad_id`` where the mask is 0.
@@ -59,8 +71,17 @@ class TextInput:
 
     def __call__(self, texts: Sequence[str]) -> Batch:
         """Texts to one batch of arrays."""
-        return self.batch(self.ids(texts))
+        return self.batch(self.rows(texts))
 
     def truncated(self, texts: Sequence[str]) -> int:
         """How many texts are longer than the model's longest sequence."""
         return sum(bool(row.overflowing) for row in self._tokenizer.encode_batch(list(texts)))
+
+
+def bucket(length: int, longest: int) -> int:
+    """The width that a sequence is padded to: a few widths, so that a runtime meets few shapes and memory is bounded.
+
+    Steps of 4 up to 32 tokens, 8 up to 64, 16 up to 128, then 32; never above ``longest``.
+    """
+    step = 4 if length <= 32 else 8 if length <= 64 else 16 if length <= 128 else 32
+    return min(-(-length // step) * step, max(longest, length))

@@ -32,6 +32,7 @@ def export(
         spec: for the longest sequence.
         tensors: dense weights by name, to name the initializers.
     """
+    assert spec.preprocess is not None
     batch = torch.export.Dim("batch", min=1, max=65536)
     sequence = torch.export.Dim("sequence", min=2, max=spec.preprocess.max_length)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -25,6 +25,7 @@ from slimseek.schema import (
     QuantizedTensor,
     Tensor,
     TensorSpec,
+    is_float,
 )
 
 GRAPH = "graph.onnx"
@@ -42,6 +43,7 @@ TOKENS_NAMES = ("last_hidden_state", "token_embeddings")
 NO_VECTOR = re.compile("pooler|logits", re.IGNORECASE)
 SAMPLE = (2, 5)
 QUANTIZED = ("uantize", "Integer", "QLinear", "QAttention", "QGemm", "QEmbed", "QOrdered", "NBits", "Bnb4", "FpQ4")
+RECURRENT = ("LSTM", "GRU", "RNN")
 ROW_STEP = 1 / 127
 SMALLEST_ROW_STEP = 1e-14
 
@@ -72,6 +74,7 @@ def _session(graph: onnx.ModelProto, weights: Weights, threads: int) -> Callable
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # marks of rounding stay float arithmetic
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), values)
     session = onnxruntime.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -91,7 +94,7 @@ def _sample(graph: onnx.GraphProto, rows: int, length: int) -> Batch:
 
 
 def _raised(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
-    """The graph in an opset that has the operators of integer arithmetic."""
+    """The graph in an opset that has the operators of integer arithmetic and the casts of narrow floats."""
     opset = _opset(model)
     if opset < OPSET:
         inputs = list(model.graph.input)
@@ -103,7 +106,7 @@ def _raised(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
             model = version_converter.convert_version(model, OPSET)
         except Exception as error:  # the converter raises RuntimeError and its own ConvertError
             raise UsageError(
-                f"integers need opset {OPSET}; this graph has {opset}, and onnx cannot convert it "
+                f"integers, bf16 and fp8 need opset {OPSET}; this graph has {opset}, and onnx cannot convert it "
                 f"({_first_line(error)}); export it again with opset {OPSET}"
             ) from error
         del model.graph.input[:]
@@ -266,10 +269,16 @@ def _is_convolution(node: Any, tensors: Mapping[str, Tensor]) -> bool:
     return node.op_type == "Conv" and _is_weight(tensors.get(node.input[1]))
 
 
+def _is_transposed_convolution(node: Any, tensors: Mapping[str, Tensor]) -> bool:
+    """Not one in groups, whose outputs lie on two axes of the weight."""
+    ungrouped = _settings(node).get("group", 1) == 1
+    return node.op_type == "ConvTranspose" and ungrouped and _is_weight(tensors.get(node.input[1]))
+
+
 def _is_weight(tensor: Tensor | None, axes: int | None = None) -> bool:
     if tensor is None or axes not in (None, len(tensor.shape)):
         return False
-    return isinstance(tensor, QuantizedTensor) or bool(np.issubdtype(tensor.dtype, np.floating))
+    return isinstance(tensor, QuantizedTensor) or is_float(tensor)
 
 
 def _is_quantized(graph: onnx.GraphProto) -> bool:
@@ -277,19 +286,24 @@ def _is_quantized(graph: onnx.GraphProto) -> bool:
 
 
 def _layers(graph: onnx.GraphProto, weights: Weights) -> tuple[Layer, ...]:
-    """Linear layers, tables and convolutions; one for each weight, by its first use."""
+    """Linear layers, tables, convolutions and recurrent weights; one for each weight, by its first use."""
     if _is_quantized(graph):
         return ()
     found: dict[str, Layer] = {}
-    for node in graph.node:
+    for node in (node for inner in _graphs(graph) for node in inner.node):
         kind: LayerKind
         axis = _linear_axis(node, weights)
         if axis is not None:
             weight, kind = node.input[1], "linear"
         elif _is_table(node, weights):
             weight, kind, axis = node.input[0], "embedding", 0
-        elif _is_convolution(node, weights):
-            weight, kind, axis = node.input[1], "convolution", 0
+        elif _is_convolution(node, weights) or _is_transposed_convolution(node, weights):
+            weight, kind, axis = node.input[1], "convolution", int(node.op_type == "ConvTranspose")
+        elif node.op_type in RECURRENT:
+            for weight in node.input[1:3]:  # of the input, and of the state
+                if _is_weight(weights.get(weight), 3):
+                    found.setdefault(weight, Layer(name=weight, kind="recurrent", weight=weight, axis=1))
+            continue
         else:
             continue
         found.setdefault(weight, Layer(name=node.name or weight, kind=kind, weight=weight, axis=axis))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,14 +28,11 @@ from slimseek.models._graph import (
     Weights,
     _dense,
     _first_line,
-    _graphs,
     _is_table,
-    _is_weight,
     _rename_,
     _replace_nodes_,
     _sample,
     _session,
-    _settings,
     _tensors,
     _uses,
     _Writer,
@@ -155,19 +151,6 @@ def _check_axes(value: onnx.ValueInfoProto, file: Path) -> None:
         raise UsageError(f"{file}: {value.name} is frozen, {' and '.join(frozen)}; export it again with dynamic axes")
 
 
-def _make_constants_initializers_(graph: onnx.GraphProto) -> None:
-    """Constant nodes become initializers; ``#`` leaves the names, since lowering gives it a meaning."""
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            graph.initializer.add().CopyFrom(node.attribute[0].t)
-            graph.initializer[-1].name = node.output[0]
-        else:
-            nodes.append(node)
-    _replace_nodes_(graph, nodes)
-    _rename_(graph, {name: name.replace("#", "_") for name in [item.name for item in graph.initializer] if "#" in name})
-
-
 def _take_weights_(graph: onnx.GraphProto, file: Path) -> Weights:
     """Float initializers of more than one number, and the eight-bit integers of a quantized graph, leave the graph."""
     types = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8)
@@ -184,45 +167,6 @@ def _take_weights_(graph: onnx.GraphProto, file: Path) -> Weights:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return weights
-
-
-def _make_single_precision_(graph: onnx.GraphProto) -> None:
-    """A float16 graph computes in float32 from here on; its weights are still stored in float16."""
-    for inner in _graphs(graph):
-        for value in (*inner.input, *inner.output, *inner.value_info):
-            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
-                value.type.tensor_type.elem_type = TensorProto.FLOAT
-        for node in inner.node:
-            for attribute in node.attribute:
-                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
-                    attribute.i = TensorProto.FLOAT
-    for tensor in _tensors(graph):
-        if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-
-
-def _fold_(graph: onnx.GraphProto, weights: Weights) -> None:
-    """Weights behind Identity, Cast to float or Transpose are stored as the nodes that use them see them.
-
-    A Transpose stays where the weight has other uses too (a token table that is also an output layer).
-    """
-    uses = Counter(name for node in graph.node for name in _uses(node))
-    renamed: dict[str, str] = {}
-    nodes = []
-    for node in graph.node:
-        source = node.input[0] if node.input else ""
-        name = renamed.get(source, source)
-        settings = _settings(node)
-        same = node.op_type == "Identity" or (node.op_type == "Cast" and settings["to"] == TensorProto.FLOAT)
-        turned = node.op_type == "Transpose" and name == source and uses[name] == 1
-        if (same or turned) and _is_weight(weights.get(name)):
-            renamed[node.output[0]] = name
-            if turned:
-                weights[name] = np.ascontiguousarray(weights[name].transpose(settings.get("perm")))
-        else:
-            nodes.append(node)
-    _replace_nodes_(graph, nodes)
-    _rename_(graph, renamed)
 
 
 def _end_in_vector_(

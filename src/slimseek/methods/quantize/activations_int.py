@@ -9,20 +9,22 @@ import numpy as np
 
 from slimseek import plugins
 from slimseek.errors import NoEffect, UsageError
-from slimseek.inputs.text import TOKENIZER, TextInput
+from slimseek.inputs.reader import reader
+from slimseek.integers import is_integer
 from slimseek.methods.quantize._ranges import Histogram
-from slimseek.schema import ActivationQuant, Array, Model, QuantizedTensor, Samples, Step
+from slimseek.schema import OUTPUT_RANGE, ActivationQuant, Array, Model, Samples, Step
 
 BATCH = 8
+KINDS = {"static": ("linear", "convolution"), "dynamic": ("linear",)}
 Estimator = Literal["minmax", "percentile", "mse"]
 
 
 class ActivationsInt(Step, frozen=True, kw_only=True):
-    """Round the input of every linear layer whose weights are integers.
+    """Round the input of every linear layer and convolution whose weights are integers, and convolutions' results.
 
     ``static``: one range a layer, from calibration texts: scale = (high - low) / 255, zero_point = round(-low / scale).
-    ``dynamic``: a scale for each row (token) at run time, scale = max|x| / 127, so that no text's vector depends on
-    its neighbours in the batch.
+    ``dynamic``, for linear layers: a scale for each row (token) at run time, scale = max|x| / 127, so that no text's
+    vector depends on its neighbours in the batch.
 
     Attributes:
         mode: ``static`` or ``dynamic``.
@@ -41,12 +43,15 @@ class ActivationsInt(Step, frozen=True, kw_only=True):
         weights = [
             layer.weight
             for layer in model.layers
-            if layer.kind == "linear"
-            and isinstance(model.tensors[layer.weight], QuantizedTensor)
+            if layer.kind in KINDS[self.mode]
+            and is_integer(model.tensors[layer.weight])
             and not any(part in layer.name for part in self.skip)
         ]
         if not weights:
-            raise NoEffect("quantize.activations_int: no linear layer has integer weights; quantize weights first")
+            raise NoEffect(
+                f"quantize.activations_int: no {' or '.join(KINDS[self.mode])} layer has integer weights; quantize "
+                f"weights first"
+            )
         if self.mode == "dynamic":
             found = {name: ActivationQuant(mode="dynamic") for name in weights}
         else:
@@ -61,12 +66,12 @@ class ActivationsInt(Step, frozen=True, kw_only=True):
         seen: dict[str, Histogram] = {}
 
         def visit(name: str, values: Array) -> None:
-            if name in weights:
+            if name.removesuffix(OUTPUT_RANGE) in weights:
                 if not np.isfinite(values).all():
                     raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")
                 seen.setdefault(name, Histogram()).add(values)
 
-        read = TextInput(model.spec, model.files[TOKENIZER])
+        read = reader(model.spec, model.files)
         texts = sorted(samples.calibration, key=len)
         batches = [read(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
         family = plugins.load("models", model.spec.family)()

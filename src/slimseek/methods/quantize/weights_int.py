@@ -10,7 +10,7 @@ from slimseek import integers
 from slimseek.errors import NoEffect, UsageError
 from slimseek.schema import Granularity, LayerKind, Model, QuantizedTensor, QuantSpec, Samples, Step
 
-KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "convolution")
+KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "convolution", "recurrent")
 
 
 class WeightsInt(Step, frozen=True, kw_only=True):

@@ -39,30 +39,31 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Cut the table's rows and rewrite the tokenizer's ids alike."""
-        table = model.spec.preprocess.token_table
-        if table is None:
+        preprocess = model.spec.preprocess
+        if preprocess is None or preprocess.token_table is None:
             raise UsageError("simplify.vocabulary: this model's token table is not known")
+        table = preprocess.token_table
         vocabulary = Vocabulary.read(model.files[TOKENIZER])
-        kept = self._kept(model, samples, vocabulary)
+        kept = self._kept(model, samples, vocabulary, preprocess.pad_id)
         rows = model.tensors[table].shape[0]
         kept = kept[kept < rows]
         if len(kept) == rows:
             raise NoEffect("simplify.vocabulary: the texts use every token")
         new_ids = {int(old): new for new, old in enumerate(kept)}
         files = dict(model.files) | rewrite(model.files, vocabulary, new_ids)
-        preprocess = msgspec.structs.replace(model.spec.preprocess, pad_id=new_ids.get(model.spec.preprocess.pad_id, 0))
+        preprocess = msgspec.structs.replace(preprocess, pad_id=new_ids.get(preprocess.pad_id, 0))
         tensors = dict(model.tensors) | {table: take_rows(model.tensors[table], kept)}
         spec = msgspec.structs.replace(model.spec, preprocess=preprocess)
         return dataclasses.replace(model, spec=spec, files=files, tensors=tensors)
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Tokens kept."""
-        table = before.spec.preprocess.token_table
+        table = before.spec.token_table
         assert table is not None
         kept, rows = after.tensors[table].shape[0], before.tensors[table].shape[0]
         return (f"{kept:,} of {rows:,} tokens kept",)
 
-    def _kept(self, model: Model, samples: Samples, vocabulary: Vocabulary) -> np.ndarray:
+    def _kept(self, model: Model, samples: Samples, vocabulary: Vocabulary, pad_id: int) -> np.ndarray:
         """Ids to keep, ascending."""
         tokenizer = Tokenizer.from_buffer(model.files[TOKENIZER])
         tokenizer.no_padding()
@@ -72,5 +73,5 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
             for row in tokenizer.encode_batch(list(samples.texts[start : start + 1024])):
                 counts.update(row.ids)
         kept = {token for token, count in counts.items() if count >= self.min_count}
-        kept |= vocabulary.always | set(range(self.keep_first)) | {model.spec.preprocess.pad_id}
+        kept |= vocabulary.always | set(range(self.keep_first)) | {pad_id}
         return np.array(sorted(vocabulary.closed(kept)), np.int64)

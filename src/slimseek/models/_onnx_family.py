@@ -1,0 +1,122 @@
+"""What the families of ONNX files share: running the graph, showing layers' inputs, writing it back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+
+from slimseek.integers import expanded
+from slimseek.models._graph import (
+    FILE,
+    GRAPH,
+    LARGEST_SINGLE_FILE,
+    _dense,
+    _graph,
+    _graphs,
+    _is_convolution,
+    _is_quantized,
+    _linear_axis,
+    _raised,
+    _round_inputs_,
+    _session,
+    _slimmed,
+)
+from slimseek.models._rounding import convolutions, round_convolutions_
+from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Family, Model, QuantizedTensor
+
+
+class OnnxFamily(Family):
+    """The graph is kept without its weights in ``files["graph.onnx"]``; a tensor is named as its initializer was.
+
+    Weights inside the branches of an If or Loop are tensors like all others; only their inputs are never rounded,
+    since no calibration sees them. A graph that is quantized already runs and is measured, and has no layers.
+    """
+
+    def run(self, model: Model, threads: int) -> Encode:
+        """ONNX Runtime in float32 on the dequantized weights; inputs of layers are rounded where the model says so."""
+        rounded = {name for name in model.activations if not name.endswith(OUTPUT_RANGE)}
+        weights = _dense(model.tensors) | {name: expanded(model.tensors[name]) for name in rounded}
+        graph = _graph(model)
+        if model.activations:
+            graph = _raised(graph, weights)
+            round_convolutions_(graph, model.activations)
+            _round_inputs_(graph, weights, model.activations)
+        compute = _session(graph, weights, threads)
+
+        def encode(batch: Batch) -> Array:
+            return compute(batch)[0]
+
+        return encode
+
+    def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
+        """Show every layer's input, padding left out: float32 [tokens, width] for a linear layer, [n, channels, ...]
+        for a convolution, whose result after its activation is shown as ``NAME#output``.
+        """
+        graph = _graph(model)
+        weights = _dense(model.tensors)
+        linear = [node for node in graph.graph.node if _linear_axis(node, weights) is not None]
+        flat = [(node.input[1], node.input[0]) for node in linear if node.input[0] not in weights]
+        pictures = [
+            pair
+            for convolution in convolutions(graph.graph, weights)
+            for pair in ((convolution.weight, convolution.input), (convolution.weight + OUTPUT_RANGE, convolution.end))
+        ]
+        shown = list(dict.fromkeys(source for _, source in (*flat, *pictures)))
+        inputs = {value.name for value in graph.graph.input}
+        del graph.graph.output[:]
+        graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown if name not in inputs)
+        compute = _session(graph, weights, threads=0)
+        for batch in batches:
+            names = [name for name in shown if name not in inputs]
+            values = dict(batch) | dict(zip(names, compute(batch), strict=True))
+            for weight, source in flat:
+                visit(weight, _tokens(values[source], batch))
+            for weight, source in pictures:
+                visit(weight, values[source])
+
+    def to_onnx(self, model: Model) -> Any:
+        """The graph with its weights, tidied by onnxslim; raised to the opset that integers, bf16 and fp8 need.
+
+        A graph whose opset is too old and cannot be raised raises UsageError.
+        """
+        graph, weights = _graph(model), _dense(model.tensors)
+        if any(isinstance(tensor, QuantizedTensor) or tensor.dtype.name == "bfloat16" for tensor in model.tensors.values()):
+            graph = _raised(graph, weights)
+        graph.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+        return graph if _is_quantized(graph.graph) else _slimmed(graph, model.layers)
+
+    def save(self, model: Model, folder: Path) -> None:
+        """``model.onnx`` in float32, and the small files beside it."""
+        for name, content in model.files.items():
+            if name != GRAPH:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+        graph = self.to_onnx(dataclasses.replace(model, tensors=_dense(model.tensors)))
+        onnx.save(graph, folder / FILE, save_as_external_data=graph.ByteSize() > LARGEST_SINGLE_FILE)
+
+    def macs(self, model: Model, length: int) -> int:
+        """Weights of linear and convolution layers times ``length``, each as often as the graph uses it.
+
+        Products of two activations (attention scores and their use) are not counted.
+        """
+        return length * sum(
+            math.prod(model.tensors[node.input[1]].shape)
+            for inner in _graphs(_graph(model).graph)
+            for node in inner.node
+            if _linear_axis(node, model.tensors) is not None or _is_convolution(node, model.tensors)
+        )
+
+
+def _tokens(value: Array, batch: Batch) -> Array:
+    """Rows [tokens, width]; those of padding left out."""
+    mask = batch.get("attention_mask")
+    if mask is not None and value.ndim > 2 and value.shape[:2] == mask.shape:
+        kept: Array = value[mask > 0]
+        return kept
+    return value.reshape(-1, value.shape[-1])

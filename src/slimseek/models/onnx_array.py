@@ -1,0 +1,174 @@
+"""Any network that is an ``.onnx`` file and takes arrays: image and sound networks, whatever framework made them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from slimseek.errors import UsageError
+from slimseek.inputs.arrays import BATCH, ArrayInput
+from slimseek.inputs.samples import examples
+from slimseek.models import _text_files as text_files
+from slimseek.models._graph import (
+    GRAPH,
+    OUTPUT,
+    SUFFIX,
+    _dense,
+    _first_line,
+    _graph,
+    _is_convolution,
+    _layers,
+    _linear_axis,
+    _rename_,
+    _session,
+    _uses,
+    _Writer,
+)
+from slimseek.models._graph_folding import (
+    _fold_,
+    _fold_norms_,
+    _make_constants_initializers_,
+    _make_single_precision_,
+)
+from slimseek.models._graph_reading import _candidates, _file, _prune_, _read, _take_weights_
+from slimseek.models._onnx_family import OnnxFamily
+from slimseek.schema import Model, ModelSpec, TensorSpec
+
+PREFERRED = ("embedding", "features", "vector", "logits")
+TEXT_INPUTS = {tensor.name for tensor in text_files.INPUTS}
+ROWS_TRIED = 3
+
+
+class OnnxArray(OnnxFamily):
+    """Items are arrays as the network takes them. The vector is its output called ``embedding``, ``features``,
+    ``vector`` or ``logits``, else the only one of shape [batch, n]; it is brought to length one, since search compares
+    by inner product (the largest logit stays the largest).
+
+    An axis that all inputs have first and that is not fixed, or is called batch, is the batch. Batch norms are folded
+    into the layers before them.
+    """
+
+    def recognises(self, path: Path) -> bool:
+        """An ``.onnx`` file, or a folder with one, that does not take token ids."""
+        if path.is_dir():
+            return not any(path.glob("*.safetensors")) and any(self.recognises(file) for file in _candidates(path)[:1])
+        if not path.is_file() or path.suffix.lower() != SUFFIX:
+            return False
+        try:
+            graph = onnx.load(path, load_external_data=False).graph
+        except Exception:  # no ONNX file, or a broken one: the family of texts says so
+            return False
+        names = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
+        return bool(graph.node) and not names & TEXT_INPUTS
+
+    def open(self, path: Path) -> Model:
+        """Read the graph and its data files, run it once to know what it gives."""
+        file = _file(path)
+        model = _read(file)
+        inputs = _inputs(model.graph, file)
+        _make_constants_initializers_(model)
+        weights = _take_weights_(model.graph, file)
+        _make_single_precision_(model.graph)
+        _fold_(model.graph, weights)
+        _fold_norms_(model.graph, weights)
+        spec = ModelSpec(
+            family="onnx_array", modality="array", output="embedding", inputs=inputs, dim=0, normalised=False,
+            preprocess=None,
+        )  # fmt: skip
+        spec = _end_in_vector_(model, _dense(weights), spec, file)
+        weights = _prune_(model.graph, weights)
+        spec = msgspec.structs.replace(spec, inputs=_keep_used_(model.graph, spec.inputs))
+        files = {GRAPH: model.SerializeToString(deterministic=True)}
+        return Model(spec=spec, files=files, tensors=dict(weights), layers=_layers(model.graph, weights))
+
+    def macs(self, model: Model, length: int) -> int:
+        """Of one item, whose free axes have 512 places; ``length`` is for texts. Branches of an If are left out."""
+        graph, weights = _graph(model), _dense(model.tensors)
+        nodes = [node for node in graph.graph.node
+                 if _is_convolution(node, weights) or _linear_axis(node, weights) is not None]  # fmt: skip
+        del graph.graph.output[:]
+        graph.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in nodes)
+        values = _session(graph, weights, threads=0)(ArrayInput(model.spec)(examples(model.spec)[:1]))
+        return sum(
+            value.size // weights[node.input[1]].shape[_output_axis(node, weights)] * weights[node.input[1]].size
+            for node, value in zip(nodes, values, strict=True)
+        )
+
+
+def _output_axis(node: onnx.NodeProto, weights: dict[str, np.ndarray]) -> int:
+    """The weight's axis of outputs."""
+    return _linear_axis(node, weights) or 0
+
+
+def _inputs(graph: onnx.GraphProto, file: Path) -> tuple[TensorSpec, ...]:
+    """Names, dtypes and shapes; the batch axis by its name, else the first free one."""
+    weights = {tensor.name for tensor in graph.initializer}
+    found = []
+    for value in graph.input:
+        if value.name in weights:
+            continue
+        axes = value.type.tensor_type.shape.dim
+        shape: list[int | str] = [
+            axis.dim_value or axis.dim_param or f"axis{number}" for number, axis in enumerate(axes)
+        ]
+        free = [number for number, axis in enumerate(shape) if isinstance(axis, str)]
+        named = [number for number in free if str(shape[number]).lower() in (BATCH, "n", "batch_size")]
+        for number in (named or free)[:1]:
+            shape[number] = BATCH
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+        found.append(TensorSpec(name=value.name, dtype="float32" if dtype == "float16" else dtype, shape=tuple(shape)))
+    if not any(BATCH in tensor.shape for tensor in found):
+        shapes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in found)
+        raise UsageError(f"{file} takes {shapes}: no axis is free for a batch; export it again with a dynamic one")
+    return tuple(found)
+
+
+def _end_in_vector_(model: onnx.ModelProto, weights: dict[str, np.ndarray], spec: ModelSpec, file: Path) -> ModelSpec:
+    """Make one output [batch, n] of float32 the graph's only one, called ``vector``; the spec with its width."""
+    read = ArrayInput(spec)
+    batch = read(examples(spec)[:ROWS_TRIED])
+    try:
+        values = _session(model, weights, threads=0)(batch)
+    except Exception as error:  # ONNX Runtime raises its own kinds for a graph that it cannot load or run
+        raise UsageError(f"{file} cannot be run on {ROWS_TRIED} random items: {_first_line(error)}") from error
+    given = dict(zip([value.name for value in model.graph.output], values, strict=True))
+    floats = {name: value for name, value in given.items() if getattr(value, "dtype", None) == np.float32}
+    fitting = [name for name, value in floats.items() if value.ndim == 2 and len(value) == ROWS_TRIED]
+    chosen = next((name for name in PREFERRED if name in fitting), fitting[0] if len(fitting) == 1 else None)
+    if chosen is None:
+        shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in given.items())
+        raise UsageError(
+            f"{file} gives {shapes} for {ROWS_TRIED} items; one float32 output [batch, n] is wanted, or one of "
+            f"several called {', '.join(PREFERRED)}"
+        )
+    write = _Writer(model)
+    source = _rename_output_(model, chosen, write)
+    width = given[chosen].shape[1]
+    if width > 1:
+        norm = write.reduce("ReduceL2", source, 1, keepdims=1)
+        write.node("Div", [source, write.node("Max", [norm, write.constant(np.float32(1e-12))])], OUTPUT)
+    else:
+        write.node("Identity", [source], OUTPUT)
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, (BATCH, width)))
+    return msgspec.structs.replace(spec, dim=width, normalised=width > 1)
+
+
+def _rename_output_(model: onnx.ModelProto, chosen: str, write: _Writer) -> str:
+    """The chosen value's name, after one that is called ``vector`` has made room."""
+    renamed = write.fresh(OUTPUT)
+    _rename_(model.graph, {OUTPUT: renamed})
+    return renamed if chosen == OUTPUT else chosen
+
+
+def _keep_used_(graph: onnx.GraphProto, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Leave out inputs that the vector does not depend on."""
+    used = {name for node in graph.node for name in _uses(node)}
+    kept = [value for value in graph.input if value.name in used]
+    del graph.input[:]
+    graph.input.extend(kept)
+    return tuple(tensor for tensor in inputs if tensor.name in used)
