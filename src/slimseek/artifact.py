@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -53,6 +54,7 @@ class Artifact(Value, frozen=True):
         layers: its layers.
         quant: how each quantized tensor is packed.
         activations: rounding of layer inputs.
+        smoothing: names of the weights whose smoothing is stored, as NAME#smoothing; unset where there is none.
         recipe: what made it.
         records: what each step did.
         collection: path of the collection it was judged by.
@@ -70,6 +72,7 @@ class Artifact(Value, frozen=True):
     collection: str
     files: tuple[FileEntry, ...]
     versions: dict[str, str]
+    smoothing: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def is_artifact(path: Path) -> bool:
@@ -91,6 +94,8 @@ def write(
     quant = {}
     for name, tensor in model.tensors.items():
         packed = _pack(name, tensor)
+        if name in model.smoothing:
+            packed[f"{name}{PART}smoothing"] = model.smoothing[name]
         taken = [part for part in packed if part in stored or (part != name and part in model.tensors)]
         if taken:
             raise UsageError(f"two tensors would be stored as {taken[0]!r}; rename one of them")
@@ -115,6 +120,7 @@ def write(
         collection=collection,
         files=folders.entries(folder, leave_out=MANIFEST),
         versions=dict(versions or {}),
+        smoothing=tuple(model.smoothing) or msgspec.UNSET,
     )
     folders.write_json(folder / MANIFEST, artifact)
     return artifact
@@ -134,6 +140,8 @@ def read(path: Path) -> tuple[Artifact, Model]:
         raise ArtifactError(f"{path / WEIGHTS} cannot be read: {error}") from error
     parts = {f"{name}{PART}scale" for name in artifact.quant}
     parts |= {f"{name}{PART}zero_point" for name, packed in artifact.quant.items() if not packed.spec.symmetric}
+    smoothed = artifact.smoothing or ()
+    parts |= {f"{name}{PART}smoothing" for name in smoothed}
     tensors = {
         name: _unpack(name, stored, artifact.quant.get(name), path)
         for name in (*artifact.quant, *stored)
@@ -154,6 +162,7 @@ def read(path: Path) -> tuple[Artifact, Model]:
         tensors=tensors,
         layers=artifact.layers,
         activations=artifact.activations,
+        smoothing={name: _smoothing(name, stored, tensors, path) for name in smoothed},
     )
     return artifact, model
 
@@ -166,6 +175,15 @@ def _pack(name: str, tensor: Tensor) -> dict[str, Array]:
     if tensor.zero_point is not None:
         stored[f"{name}{PART}zero_point"] = integers.pack(tensor.zero_point, bits)
     return stored
+
+
+def _smoothing(name: str, stored: Mapping[str, Array], tensors: Mapping[str, Tensor], path: Path) -> Array:
+    """The factors of a weight, [1, inputs] or [inputs, 1]."""
+    factors, tensor = stored.get(f"{name}{PART}smoothing"), tensors.get(name)
+    shapes = ((1, tensor.shape[1]), (tensor.shape[0], 1)) if tensor is not None and len(tensor.shape) == 2 else ()
+    if factors is None or factors.dtype != np.float32 or factors.shape not in shapes:
+        raise ArtifactError(f"{path}: the smoothing of {name} is not whole or does not fit it")
+    return factors
 
 
 def _unpack(name: str, stored: Mapping[str, Array], packed: PackedTensor | None, path: Path) -> Tensor:

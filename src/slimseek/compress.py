@@ -99,7 +99,7 @@ def check_finite(model: Model) -> None:
 
 
 def weight_error(before: Model, after: Model) -> tuple[float | None, float | None, float | None]:
-    """Quantization error (quantized - original) of the weights that changed and kept their shape.
+    """Quantization error (quantized - original) of the weights that changed and kept their shape, smoothing undone.
 
     Returns:
         Mean and largest absolute difference, and the signal to quantization noise ratio in decibels:
@@ -110,8 +110,8 @@ def weight_error(before: Model, after: Model) -> tuple[float | None, float | Non
         old, new = before.tensors.get(name), after.tensors.get(name)
         if old is None or new is None or old.shape != new.shape:
             continue
-        original = integers.dequantize(old).astype(np.float64)
-        difference = integers.dequantize(new).astype(np.float64) - original
+        original = integers.unsmoothed(before, name).astype(np.float64)
+        difference = integers.unsmoothed(after, name).astype(np.float64) - original
         count += difference.size
         total += float(np.abs(difference).sum())
         largest = max(largest, float(np.abs(difference).max()))
@@ -123,8 +123,8 @@ def weight_error(before: Model, after: Model) -> tuple[float | None, float | Non
 
 
 def weight_bytes(model: Model) -> int:
-    """Bytes of all tensors as they are stored."""
-    return sum(integers.stored_bytes(tensor) for tensor in model.tensors.values())
+    """Bytes of all tensors and factors of smoothing as they are stored."""
+    return sum(bytes_by_part(model).values())
 
 
 def bytes_by_part(model: Model) -> dict[str, int]:
@@ -133,6 +133,8 @@ def bytes_by_part(model: Model) -> dict[str, int]:
     for name, tensor in model.tensors.items():
         part = _part(name, model)
         parts[part] = parts.get(part, 0) + integers.stored_bytes(tensor)
+        if name in model.smoothing:
+            parts[part] += int(model.smoothing[name].nbytes)
     return parts
 
 
@@ -157,9 +159,7 @@ def _judge(
 
 def _finite(model: Model) -> GateResult:
     bad = [
-        name
-        for name, tensor in model.tensors.items()
-        if not all(np.isfinite(part).all() for part in _floats(tensor))
+        name for name, tensor in model.tensors.items() if not all(np.isfinite(part).all() for part in _floats(tensor))
     ]
     detail = f"NaN or infinite: {', '.join(bad[:3])}" if bad else "every weight and output is finite, no zero vector"
     return GateResult(gate="finite", status="failed" if bad else "passed", detail=detail)

@@ -16,7 +16,7 @@ class LayerReport(Value, frozen=True):
         parameters: numbers in its weight.
         bytes: stored bytes of its weight.
         share: of the bytes of all tensors, 0 to 1.
-        macs: multiply-accumulates for a text of 128 tokens; 0 for tables, which are only looked up.
+        macs: multiply-accumulates for one item (a text of 128 tokens); 0 for tables, which are only looked up.
         input: how its input is rounded, ``float`` if it is not.
     """
 
@@ -52,6 +52,7 @@ def inspect(source: str | Path) -> ModelReport:
     """
     model = choose.model(source)
     total = sum(integers.stored_bytes(tensor) for tensor in model.tensors.values())
+    macs = choose.family(model).layer_macs(model, choose.REFERENCE_LENGTH)
     layers = []
     for layer in model.layers:
         tensor = model.tensors[layer.weight]
@@ -66,7 +67,7 @@ def inspect(source: str | Path) -> ModelReport:
                 parameters=count,
                 bytes=size,
                 share=size / total,
-                macs=0 if layer.kind == "embedding" else count * choose.REFERENCE_LENGTH,
+                macs=macs[layer.weight],
                 input="float" if how is None else f"uint8 {how.mode}",
             )
         )

@@ -12,13 +12,14 @@ import ml_dtypes
 import numpy as np
 
 from slimseek.errors import UsageError
-from slimseek.schema import Array, Float8, QuantizedTensor, QuantSpec, Tensor, is_float
+from slimseek.schema import Array, Float8, Model, QuantizedTensor, QuantSpec, Tensor, is_float
 
 MIN_NORMAL_FLOAT16 = 6.2e-5
 SHRINKS = np.linspace(1.0, 0.4, 31, dtype=np.float32)
 SEARCHED_AT_ONCE = 2**20
 Scaling = Literal["max", "mse"]
 FLOAT8: dict[Float8, type] = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
+LARGEST_FLOAT8: dict[Float8, float] = {"e4m3": 448.0, "e5m2": 57344.0}
 
 
 def quantize(values: Array, spec: QuantSpec, scaling: Scaling = "max") -> QuantizedTensor:
@@ -66,6 +67,17 @@ def eight_bit_scale(tensor: QuantizedTensor) -> Array:
     others = tuple(axis for axis in range(len(tensor.shape)) if axis != tensor.spec.axis)
     scale = np.abs(dequantize(tensor)).max(axis=others) / 127
     return np.where(scale > 0, scale, 1).astype(np.float32)
+
+
+def unsmoothed(model: Model, name: str) -> Array:
+    """The float32 values of a tensor as the network computes with them: dequantized, smoothing undone."""
+    stored = dequantize(model.tensors[name])
+    return stored / model.smoothing[name] if name in model.smoothing else stored
+
+
+def dense(model: Model) -> dict[str, Array]:
+    """The values of every tensor by name, as :func:`unsmoothed` gives them; integer buffers as they are."""
+    return {name: unsmoothed(model, name) for name in model.tensors}
 
 
 def is_integer(tensor: Tensor) -> TypeGuard[QuantizedTensor]:
@@ -177,11 +189,12 @@ def stored_bytes(tensor: Tensor) -> int:
 
 
 def to_integers(blocks: Array, scale: Array, zero_point: Array | None, spec: QuantSpec) -> Array:
-    """Integers of values [..., n] on the nearest level of the grid that their ``scale`` and ``zero_point`` [...] make."""
+    """Values [..., n] as they are stored: the nearest on the grid of their ``scale`` and ``zero_point`` [...]."""
     if spec.float8:
         # A cast alone would make NaN (e4m3) or infinity (e5m2) of what lies outside.
         inside = np.clip(blocks / _divisor(scale)[..., None], -_largest(spec), _largest(spec))
-        return inside.astype(FLOAT8[spec.float8])
+        codes: Array = inside.astype(FLOAT8[spec.float8])
+        return codes
     steps = np.rint(blocks / _divisor(scale)[..., None])
     if zero_point is None:
         signed: Array = np.clip(steps, -_largest(spec), _largest(spec)).astype(np.int8)
@@ -228,7 +241,7 @@ def _best_grid(blocks: Array, spec: QuantSpec) -> tuple[Array, Array | None]:
 
 def _largest(spec: QuantSpec) -> float:
     """The largest number of a symmetric spec."""
-    return float(ml_dtypes.finfo(FLOAT8[spec.float8]).max) if spec.float8 else 2 ** (spec.bits - 1) - 1
+    return LARGEST_FLOAT8[spec.float8] if spec.float8 else 2 ** (spec.bits - 1) - 1
 
 
 def _storable(scale: Array, spec: QuantSpec) -> Array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimseek import alternatives as others
-from slimseek import choose, deploy, evaluate
+from slimseek import choose, deploy, evaluate, timing
 from slimseek import compress as machine
 from slimseek.compress import Compressed
 from slimseek.encoder import Encoder
@@ -131,4 +131,11 @@ def _notes(original: Model, compressed: Compressed, before: Quality, after: Qual
         notes.append(
             f"Weights against the original: error {mean:.2e} on average, {largest:.2e} at most, {sqnr:.1f} dB."
         )
+    if compressed.model.activations:
+        exact = timing.products_are_exact(timing.environment(1).instruction_sets)
+        notes.append(
+            "Sums of eight-bit products are exact on this CPU." if exact else
+            "This CPU has no VNNI: sums of unsigned by signed eight-bit products may saturate. In ONNX Runtime the "
+            "weights are stored unsigned where its kernel does so; parity shows what is left."
+        )  # fmt: skip
     return tuple(notes)

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import msgspec
 import numpy as np
 
+from slimseek.errors import UsageError
+
 if TYPE_CHECKING:
     import onnx
+    from torch import nn
 
 Array = np.ndarray
 Batch = dict[str, Array]
@@ -98,12 +101,15 @@ class Layer(Value, frozen=True):
         kind: ``linear``, ``embedding``, ``convolution`` or ``recurrent``.
         weight: name of its weight tensor.
         axis: the weight's axis of output channels (0 for ``nn.Linear``, 1 for an ONNX MatMul, 0 for a table's rows).
+        bias: name of the tensor [outputs] that is added to what this weight gives, and to nothing else; unset where
+            there is none, or its name is not known. Only linear layers name theirs.
     """
 
     name: str
     kind: LayerKind
     weight: str
     axis: int = 0
+    bias: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class QuantSpec(Value, frozen=True):
@@ -184,6 +190,9 @@ class Model:
         layers: the layers that methods may change.
         activations: weight name to the rounding of that layer's input; ``NAME#output`` to that of a convolution's
             result, after its activation.
+        smoothing: weight name to float32 factors s, [1, inputs] or, where outputs lie on axis 1, [inputs, 1]. The
+            stored tensor is the network's weight times s, and a layer that rounds its input divides it by s before:
+            y = (x / s) (s W)^T. Whatever else reads the tensor divides that.
     """
 
     spec: ModelSpec
@@ -191,6 +200,7 @@ class Model:
     tensors: Mapping[str, Tensor]
     layers: tuple[Layer, ...]
     activations: Mapping[str, ActivationQuant] = field(default_factory=dict)
+    smoothing: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -503,13 +513,18 @@ class Family(ABC):
     @abstractmethod
     def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
         """Run batches and show each linear layer's input to ``visit(weight name, float32 [tokens, width])``, padding
-        left out; a convolution's input [n, channels, ...] too, and its result as ``NAME#output``.
+        left out and divided by the layer's smoothing, as the stored weight meets it; a convolution's input
+        [n, channels, ...] too, and its result as ``NAME#output``.
         """
+
+    def trainable(self, model: Model) -> nn.Module:
+        """The network in PyTorch, its weights under their tensors' names; UsageError where there is none."""
+        raise UsageError(f"models of the family {model.spec.family} cannot be trained")
 
     @abstractmethod
     def to_onnx(self, model: Model) -> onnx.ModelProto:
         """The whole function as a float32 graph with dynamic batch and length. Every weight is an initializer that
-        carries its tensor's name.
+        carries its tensor's name; its smoothing is undone.
         """
 
     @abstractmethod
@@ -518,7 +533,14 @@ class Family(ABC):
 
     @abstractmethod
     def macs(self, model: Model, length: int) -> int:
-        """Multiply-accumulates for one item of ``length`` tokens."""
+        """Multiply-accumulates for one item; a text has ``length`` tokens."""
+
+    def layer_macs(self, model: Model, length: int) -> dict[str, int]:
+        """The same of each layer, by the name of its weight: every token meets every weight, tables but look up."""
+        return {
+            layer.weight: 0 if layer.kind == "embedding" else length * int(np.prod(model.tensors[layer.weight].shape))
+            for layer in model.layers
+        }
 
 
 class Step(Value, frozen=True):

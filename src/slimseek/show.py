@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from slimseek import report
+from slimseek import report, timing
 from slimseek.report import _format as form
 from slimseek.schema import Comparison, GateResult
 
@@ -85,7 +85,8 @@ def model(found: Any, console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     console.print(f"biases, norms and buffers {form.size(found.rest_bytes)}; files {form.size(found.files_bytes)}; "
-                  f"{found.macs / 1e6:,.0f} M multiply-accumulates for a text of 128 tokens")  # fmt: skip
+                  f"{found.macs / 1e6:,.0f} M multiply-accumulates for "
+                  f"{'a text of 128 tokens' if found.spec.preprocess else 'one item'}")  # fmt: skip
 
 
 def collection(found: Any, console: Console) -> None:
@@ -125,6 +126,8 @@ def catalogue(found: Any, console: Console) -> None:
     for title in ("families", "methods", "recipes", "metrics"):
         console.print(f"{title}: {', '.join(getattr(found, title))}", markup=False, soft_wrap=True)
     machine = found.environment
+    exact = "exact" if timing.products_are_exact(machine.instruction_sets) else "may saturate (no VNNI)"
+    console.print(f"sums of eight-bit products: {exact}", markup=False)
     console.print(
         f"machine: {machine.cpu}, {machine.cores} cores, {', '.join(machine.instruction_sets) or 'no vector units'}",
         markup=False,

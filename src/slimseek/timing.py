@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 
@@ -38,6 +38,12 @@ def default_threads() -> int:
 
 
 @cache
+def products_are_exact(instruction_sets: Sequence[str]) -> bool:
+    """Whether sums of unsigned by signed eight-bit products are expected to be exact: not on x86 without VNNI."""
+    arm = {"neon", "asimd"} & set(instruction_sets)
+    return bool(arm or {"avx512_vnni", "avx_vnni", "amx_int8"} & set(instruction_sets))
+
+
 def _cpu() -> tuple[str, tuple[str, ...]]:
     import cpuinfo
 

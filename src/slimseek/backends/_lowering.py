@@ -9,6 +9,7 @@ stands here.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from slimseek.backends._editor import Editor, finish, inner_nodes
-from slimseek.integers import dequantize, eight_bit_scale, is_eight_bit, is_integer, matrix
+from slimseek.integers import eight_bit_scale, is_eight_bit, is_integer, matrix, unsmoothed
 from slimseek.models._rounding import round_convolutions_
 from slimseek.schema import ActivationQuant, Array, Model, QuantizedTensor, Tensor
 
 INT32 = 2**31 - 1
+MIDDLE = 128
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -39,6 +41,7 @@ class Linear:
         input: name of the input value.
         output: name that the result must get.
         bias: name of the bias initializer, or ``None``.
+        smoothing: float32 [in]: the integers stand for the weight times these; ``None`` where they are the weight.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Linear:
     input: str
     output: str
     bias: str | None
+    smoothing: Array | None
 
 
 LinearRule = Callable[[Editor, Linear], None]
@@ -87,12 +91,14 @@ def lower(graph: onnx.ModelProto, model: Model, linear: LinearRule, table: Table
             linear(editor, Linear(
                 name=name, weight=tensor, activation=model.activations.get(name), input=node.input[0],
                 output=output, bias=None if bias is None else bias[0],
+                smoothing=model.smoothing[name].reshape(-1) if name in model.smoothing else None,
             ))  # fmt: skip
             continue
         if isinstance(tensor, QuantizedTensor) and node.op_type == "Conv" and name in model.activations:
             _write_convolution(editor, node, name, tensor, model.activations[name])
             continue
-        if is_integer(tensor) and node.op_type == "Gather" and weight == 0:  # noqa: SIM102
+        is_table = node.op_type == "Gather" and weight == 0 and name not in model.smoothing
+        if is_integer(tensor) and is_table:  # noqa: SIM102
             if table(editor, name, tensor, node.input[1], node.output[0]):
                 continue
         _give_values(editor, node, model)
@@ -104,7 +110,7 @@ def _give_values(editor: Editor, node: Any, model: Model) -> None:
     """Every weight that the node reads comes from its stored form; nodes of a branch read it from the main graph."""
     for position, name in enumerate(node.input):
         if _is_stored(model.tensors.get(tensor_name(name))) and name in editor.constants:
-            node.input[position] = value(editor, tensor_name(name), model.tensors[tensor_name(name)], name)
+            node.input[position] = value(editor, model, name)
 
 
 def tensor_name(initializer: str) -> str:
@@ -112,10 +118,25 @@ def tensor_name(initializer: str) -> str:
     return initializer.partition("#")[0]
 
 
-def value(editor: Editor, name: str, tensor: Tensor, initializer: str) -> str:
+def value(editor: Editor, model: Model, initializer: str) -> str:
     """The float32 value of a tensor as it stands in the graph, from its stored form, by standard operators."""
+    name = tensor_name(initializer)
     shape = tuple(editor.constants[initializer].dims)
-    transposed = tensor.shape != shape or _is_transposed(editor, initializer, tensor)
+    transposed = model.tensors[name].shape != shape or _is_transposed(editor, initializer, model)
+    stored = _stored_value(editor, name, model.tensors[name], transposed)
+    if name not in model.smoothing:
+        return stored
+    return undone(editor, name, stored, model.smoothing[name].T if transposed else model.smoothing[name])
+
+
+def undone(editor: Editor, name: str, weight: str, smoothing: Array) -> str:
+    """A float weight without its smoothing, [1, in] or [in, 1]; computed once, when a runtime loads the graph."""
+    suffix = "column" if smoothing.shape[1] == 1 else "row"
+    return editor.node("Mul", [weight, editor.constant(f"{name}.smoothing.{suffix}", 1 / smoothing)])
+
+
+def _stored_value(editor: Editor, name: str, tensor: Tensor, transposed: bool) -> str:
+    """The float32 value of a tensor's stored form."""
     if is_integer(tensor):
         return dequantized(editor, name, tensor, transposed)
     suffix = ".T" if transposed else ""
@@ -126,7 +147,7 @@ def value(editor: Editor, name: str, tensor: Tensor, initializer: str) -> str:
     # Runtimes keep DequantizeLinear over eight-bit floats, OpenVINO a Cast and a Mul as well, and would compute it
     # with every query. Past float16, which holds each of these floats exactly, both fold it when they load the graph.
     half = editor.node("Cast", [constant], to=TensorProto.FLOAT16)
-    scale = tensor.scale.reshape([-1 if axis == tensor.spec.axis else 1 for axis in range(len(shape))])
+    scale = tensor.scale.reshape([-1 if axis == tensor.spec.axis else 1 for axis in range(len(tensor.shape))])
     scale_name = editor.constant(f"{name}.scale{suffix}", scale.T if transposed else scale)
     return editor.node("Mul", [editor.node("Cast", [half], to=TensorProto.FLOAT), scale_name])
 
@@ -180,14 +201,19 @@ def _dequantized_kernel(editor: Editor, name: str, tensor: QuantizedTensor) -> s
     return kernel if axis == 0 else editor.node("Transpose", [kernel], perm=order)
 
 
-def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor) -> tuple[str, str, str]:
+def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bool = False) -> tuple[str, str, str]:
     """Names of int8 (or uint8) integers [in, out], their scale [out] and zero point for arithmetic on eight bits.
 
     Eight bits a channel are the artifact's own integers. Fewer bits, or groups, expand when the runtime loads the
     graph: constant nodes dequantize the packed integers and round them to eight bits with one scale a channel, at
-    most half a step of that finer grid away.
+    most half a step of that finer grid away. ``unsigned`` adds 128 to signed integers and to their zero point.
     """
     spec = tensor.spec
+    if unsigned and is_eight_bit(tensor) and tensor.zero_point is None:
+        shifted = (tensor.integers.astype(np.int16) + MIDDLE).astype(np.uint8)
+        middle = np.full_like(tensor.scale, MIDDLE, np.uint8)
+        spec = msgspec.structs.replace(spec, symmetric=False)
+        tensor = dataclasses.replace(tensor, spec=spec, integers=shifted, zero_point=middle)
     if is_eight_bit(tensor):
         integers = integer_constant(editor, f"{name}.integers", tensor, transposed=spec.axis == 0)
         scale = np.broadcast_to(tensor.scale.reshape(-1), (tensor.shape[spec.axis],)).astype(np.float32)
@@ -201,7 +227,8 @@ def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor) -> tuple[str
         )
     scale = eight_bit_scale(tensor)
     scale_name = editor.constant(f"{name}.int8_scale", scale)
-    zero_name = editor.constant(f"{name}.int8_zero_point", np.zeros(scale.shape, np.int8))
+    zero = np.full(scale.shape, MIDDLE, np.uint8) if unsigned else np.zeros(scale.shape, np.int8)
+    zero_name = editor.constant(f"{name}.int8_zero_point", zero)
     wide = folding(editor, name, tensor)
     return editor.node("QuantizeLinear", [wide, scale_name, zero_name], axis=1), scale_name, zero_name
 
@@ -216,15 +243,43 @@ def folding(editor: Editor, name: str, tensor: QuantizedTensor) -> str:
     return editor.node("Transpose", [rows], perm=[1, 0])
 
 
-def quantized_input(editor: Editor, layer: Linear) -> tuple[str, str, str]:
-    """The static rounding of a layer's input: names of the uint8 value, its scale and zero point."""
+def divided(editor: Editor, layer: Linear) -> str:
+    """A layer's input divided by its smoothing, where it has that."""
+    if layer.smoothing is None:
+        return layer.input
+    # Layers that share an input share its factors: named by value, the node is made once, as the rounding is.
+    return editor.node("Mul", [layer.input, editor.constant(f"input_{_digest(layer.smoothing)}", 1 / layer.smoothing)])
+
+
+def quantized_input(editor: Editor, layer: Linear, by_channel: bool = False) -> tuple[str, str, str]:
+    """The static rounding of a layer's input: names of the uint8 value, its scale and zero point.
+
+    Args:
+        editor: the graph.
+        layer: whose input is rounded with a fixed range.
+        by_channel: let the rounding divide by the smoothing, with a scale for each channel; else a Mul does before.
+    """
     assert layer.activation is not None
     # Layers that share an input share its range: name the constants by value, so that the node is made once.
     scale = editor.constant(f"input_scale_{layer.activation.scale!r}", np.array(layer.activation.scale, np.float32))
     zero = editor.constant(
         f"input_zero_point_{layer.activation.zero_point}", np.array(layer.activation.zero_point, np.uint8)
     )
-    return editor.node("QuantizeLinear", [layer.input, scale, zero]), scale, zero
+    if layer.smoothing is None or not by_channel:
+        return editor.node("QuantizeLinear", [divided(editor, layer), scale, zero]), scale, zero
+    steps = layer.smoothing * np.float32(layer.activation.scale)
+    limits = [
+        editor.constant(f"input_scale_{_digest(steps)}", steps),
+        editor.constant(
+            f"input_zero_point_{layer.activation.zero_point}_{len(steps)}",
+            np.full(len(steps), layer.activation.zero_point, np.uint8),
+        ),
+    ]
+    return editor.node("QuantizeLinear", [layer.input, *limits], axis=-1), scale, zero
+
+
+def _digest(array: Array) -> str:
+    return hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()
 
 
 def gather_channels(editor: Editor, name: str, tensor: QuantizedTensor, indices: str, output: str) -> bool:
@@ -313,12 +368,14 @@ def _is_linear(node: Any, position: int, tensor: QuantizedTensor) -> bool:
     return bool(node.op_type == "MatMul")
 
 
-def _is_transposed(editor: Editor, initializer: str, tensor: Tensor) -> bool:
+def _is_transposed(editor: Editor, initializer: str, model: Model) -> bool:
     """Whether a square weight stands transposed in the graph: told by its values."""
-    if len(tensor.shape) != 2 or tensor.shape[0] != tensor.shape[1]:
+    name = tensor_name(initializer)
+    shape = model.tensors[name].shape
+    if len(shape) != 2 or shape[0] != shape[1]:
         return False
     stands = numpy_helper.to_array(editor.constants[initializer])
-    return not np.array_equal(stands, dequantize(tensor))
+    return not np.array_equal(stands, unsmoothed(model, name))
 
 
 def _biases(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:

@@ -60,15 +60,18 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
     lowering = require("slimseek.backends._lowering")
     if layer.activation is None:
         weight = lowering.folding(editor, layer.name, layer.weight)
+        if layer.smoothing is not None:
+            weight = lowering.undone(editor, layer.name, weight, layer.smoothing[:, None])
         _with_bias(editor, "MatMul", [layer.input, weight], layer)
         return
-    weight, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight)
+    unsigned = require("slimseek.backends._saturation").saturates()
+    weight, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight, unsigned)
     if layer.activation.mode == "static":
         rounded, input_scale, input_zero = lowering.quantized_input(editor, layer)
         inputs = [rounded, weight, input_scale, scale, input_zero, zero, *([layer.bias] if layer.bias else [])]
         editor.contrib("MatMulIntegerToFloat", inputs, layer.output)
         return
-    rounded, row_scale, one, middle = _rounded_rows(editor, layer.input)
+    rounded, row_scale, one, middle = _rounded_rows(editor, lowering.divided(editor, layer))
     product = editor.contrib("MatMulIntegerToFloat", [rounded, weight, one, scale, middle, zero])
     _with_bias(editor, "Mul", [product, row_scale], layer)
 

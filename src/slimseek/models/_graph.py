@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -46,6 +48,7 @@ QUANTIZED = ("uantize", "Integer", "QLinear", "QAttention", "QGemm", "QEmbed", "
 RECURRENT = ("LSTM", "GRU", "RNN")
 ROW_STEP = 1 / 127
 SMALLEST_ROW_STEP = 1e-14
+SMOOTHED = "#smoothed"
 
 Weights = dict[str, Array]
 
@@ -132,14 +135,20 @@ def _same(before: onnx.TensorProto, after: onnx.TensorProto) -> bool:
     return np.array_equal(numpy_helper.to_array(before), numpy_helper.to_array(after))
 
 
-def _round_inputs_(model: onnx.ModelProto, weights: Weights, activations: Mapping[str, ActivationQuant]) -> None:
-    """Put the rounding to eight bits before every linear layer that has one."""
+def _round_inputs_(
+    model: onnx.ModelProto, weights: Weights, activations: Mapping[str, ActivationQuant], smoothing: Mapping[str, Array]
+) -> None:
+    """Put the rounding to eight bits before every linear layer that has one, after its smoothing where it has that."""
     write = _Writer(model)
     nodes = list(model.graph.node)
     del model.graph.node[:]
     for node in nodes:
         if _linear_axis(node, weights) is not None and node.input[1] in activations:
-            node.input[0] = _rounded(write, node.input[0], activations[node.input[1]])
+            source, weight = node.input[0], node.input[1]
+            if weight in smoothing:
+                source = write.node("Mul", [source, write.constant(1 / smoothing[weight].reshape(-1))])
+                node.input[1] = weight + SMOOTHED
+            node.input[0] = _rounded(write, source, activations[weight])
         model.graph.node.append(node)
 
 
@@ -290,6 +299,7 @@ def _layers(graph: onnx.GraphProto, weights: Weights) -> tuple[Layer, ...]:
     if _is_quantized(graph):
         return ()
     found: dict[str, Layer] = {}
+    biases = _biases(graph, weights)
     for node in (node for inner in _graphs(graph) for node in inner.node):
         kind: LayerKind
         axis = _linear_axis(node, weights)
@@ -306,5 +316,28 @@ def _layers(graph: onnx.GraphProto, weights: Weights) -> tuple[Layer, ...]:
             continue
         else:
             continue
-        found.setdefault(weight, Layer(name=node.name or weight, kind=kind, weight=weight, axis=axis))
+        bias = biases.get(weight, msgspec.UNSET) if kind == "linear" else msgspec.UNSET
+        found.setdefault(weight, Layer(name=node.name or weight, kind=kind, weight=weight, axis=axis, bias=bias))
     return tuple(found.values())
+
+
+def _biases(graph: onnx.GraphProto, weights: Weights) -> dict[str, str]:
+    """The bias of each linear weight where both are used once: the third input of a Gemm, or what an Add that alone
+    takes the product adds to it.
+    """
+    nodes = list(graph.node)
+    uses = Counter(name for inner in _graphs(graph) for node in inner.node for name in node.input)
+    uses.update(value.name for inner in _graphs(graph) for value in inner.output)
+    added = {name: node for node in nodes if node.op_type == "Add" for name in node.input}
+    found = {}
+    for node in nodes:
+        axis = _linear_axis(node, weights)
+        if axis is None or uses[node.input[1]] != 1:
+            continue
+        others = list(node.input[2:])
+        if not others and uses[node.output[0]] == 1 and node.output[0] in added:
+            others = [name for name in added[node.output[0]].input if name != node.output[0]]
+        width = weights[node.input[1]].shape[axis]
+        if others and uses[others[0]] == 1 and others[0] in weights and weights[others[0]].shape == (width,):
+            found[node.input[1]] = others[0]
+    return found

@@ -11,12 +11,12 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
-from slimseek.integers import expanded
+from slimseek.integers import dense, expanded
 from slimseek.models._graph import (
     FILE,
     GRAPH,
     LARGEST_SINGLE_FILE,
-    _dense,
+    SMOOTHED,
     _graph,
     _graphs,
     _is_convolution,
@@ -41,12 +41,16 @@ class OnnxFamily(Family):
     def run(self, model: Model, threads: int) -> Encode:
         """ONNX Runtime in float32 on the dequantized weights; inputs of layers are rounded where the model says so."""
         rounded = {name for name in model.activations if not name.endswith(OUTPUT_RANGE)}
-        weights = _dense(model.tensors) | {name: expanded(model.tensors[name]) for name in rounded}
+        # A smoothed weight gets a second name, since what is no rounded layer reads it without its smoothing.
+        stored = {
+            name + SMOOTHED if name in model.smoothing else name: expanded(model.tensors[name]) for name in rounded
+        }
+        weights = dense(model) | stored
         graph = _graph(model)
         if model.activations:
             graph = _raised(graph, weights)
             round_convolutions_(graph, model.activations)
-            _round_inputs_(graph, weights, model.activations)
+            _round_inputs_(graph, weights, model.activations, model.smoothing)
         compute = _session(graph, weights, threads)
 
         def encode(batch: Batch) -> Array:
@@ -55,11 +59,11 @@ class OnnxFamily(Family):
         return encode
 
     def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
-        """Show every layer's input, padding left out: float32 [tokens, width] for a linear layer, [n, channels, ...]
-        for a convolution, whose result after its activation is shown as ``NAME#output``.
+        """Show every layer's input, padding left out: float32 [tokens, width] for a linear layer, divided by its
+        smoothing, [n, channels, ...] for a convolution, whose result after its activation is shown as ``NAME#output``.
         """
         graph = _graph(model)
-        weights = _dense(model.tensors)
+        weights = dense(model)
         linear = [node for node in graph.graph.node if _linear_axis(node, weights) is not None]
         flat = [(node.input[1], node.input[0]) for node in linear if node.input[0] not in weights]
         pictures = [
@@ -76,7 +80,8 @@ class OnnxFamily(Family):
             names = [name for name in shown if name not in inputs]
             values = dict(batch) | dict(zip(names, compute(batch), strict=True))
             for weight, source in flat:
-                visit(weight, _tokens(values[source], batch))
+                tokens, smoothing = _tokens(values[source], batch), model.smoothing.get(weight)
+                visit(weight, tokens if smoothing is None else tokens / smoothing.reshape(-1))
             for weight, source in pictures:
                 visit(weight, values[source])
 
@@ -85,8 +90,9 @@ class OnnxFamily(Family):
 
         A graph whose opset is too old and cannot be raised raises UsageError.
         """
-        graph, weights = _graph(model), _dense(model.tensors)
-        if any(isinstance(tensor, QuantizedTensor) or tensor.dtype.name == "bfloat16" for tensor in model.tensors.values()):
+        graph, weights = _graph(model), dense(model)
+        stored = model.tensors.values()
+        if any(isinstance(tensor, QuantizedTensor) or tensor.dtype.name == "bfloat16" for tensor in stored):
             graph = _raised(graph, weights)
         graph.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
         return graph if _is_quantized(graph.graph) else _slimmed(graph, model.layers)
@@ -97,7 +103,7 @@ class OnnxFamily(Family):
             if name != GRAPH:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
-        graph = self.to_onnx(dataclasses.replace(model, tensors=_dense(model.tensors)))
+        graph = self.to_onnx(dataclasses.replace(model, tensors=dense(model), smoothing={}))
         onnx.save(graph, folder / FILE, save_as_external_data=graph.ByteSize() > LARGEST_SINGLE_FILE)
 
     def macs(self, model: Model, length: int) -> int:

@@ -87,21 +87,21 @@ class OnnxArray(OnnxFamily):
 
     def macs(self, model: Model, length: int) -> int:
         """Of one item, whose free axes have 512 places; ``length`` is for texts. Branches of an If are left out."""
+        return sum(self.layer_macs(model, length).values())
+
+    def layer_macs(self, model: Model, length: int) -> dict[str, int]:
+        """Each convolution and linear layer as often as the network computes it."""
         graph, weights = _graph(model), _dense(model.tensors)
         nodes = [node for node in graph.graph.node
                  if _is_convolution(node, weights) or _linear_axis(node, weights) is not None]  # fmt: skip
         del graph.graph.output[:]
         graph.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in nodes)
         values = _session(graph, weights, threads=0)(ArrayInput(model.spec)(examples(model.spec)[:1]))
-        return sum(
-            value.size // weights[node.input[1]].shape[_output_axis(node, weights)] * weights[node.input[1]].size
-            for node, value in zip(nodes, values, strict=True)
-        )
-
-
-def _output_axis(node: onnx.NodeProto, weights: dict[str, np.ndarray]) -> int:
-    """The weight's axis of outputs."""
-    return _linear_axis(node, weights) or 0
+        found = {layer.weight: 0 for layer in model.layers}
+        for node, value in zip(nodes, values, strict=True):
+            weight = weights[node.input[1]]
+            found[node.input[1]] += value.size // weight.shape[_linear_axis(node, weights) or 0] * weight.size
+        return found
 
 
 def _inputs(graph: onnx.GraphProto, file: Path) -> tuple[TensorSpec, ...]:

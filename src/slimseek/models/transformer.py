@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import transformers
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
-from slimseek.integers import dequantize, expanded
+from slimseek.integers import dense, expanded
 from slimseek.models import _text_files as text_files
 from slimseek.models._export import export
 from slimseek.schema import ActivationQuant, Array, Batch, Encode, Family, Layer, Model, ModelSpec, Tensor
@@ -106,6 +107,8 @@ class Transformer(Family):
             if layer.weight in model.activations:
                 module = network.get_submodule(layer.name)
                 module.weight.data = torch.from_numpy(expanded(model.tensors[layer.weight]))
+                if layer.weight in model.smoothing:
+                    module.register_forward_pre_hook(_dividing(model.smoothing[layer.weight]))
                 module.register_forward_pre_hook(_rounding(model.activations[layer.weight]))
 
         def encode(batch: Batch) -> Array:
@@ -117,7 +120,9 @@ class Transformer(Family):
         return encode
 
     def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
-        """Show every layer's input, real tokens only, to ``visit(weight name, float32 [tokens, width])``."""
+        """Show every layer's input, real tokens only and divided by its smoothing, to ``visit(weight name, float32
+        [tokens, width])``.
+        """
         network = _load(model)
         current: dict[str, torch.Tensor] = {}
 
@@ -127,7 +132,8 @@ class Transformer(Family):
                 rows = (
                     values[mask.bool()] if values.ndim > 2 and values.shape[:2] == mask.shape else values.flatten(0, -2)
                 )
-                visit(weight, rows.numpy())
+                smoothing = model.smoothing.get(weight)
+                visit(weight, rows.numpy() if smoothing is None else rows.numpy() / smoothing.reshape(-1))
 
             return hook
 
@@ -138,6 +144,10 @@ class Transformer(Family):
             for batch in batches:
                 current = {name: torch.from_numpy(array) for name, array in batch.items()}
                 network(**current)
+
+    def trainable(self, model: Model) -> nn.Module:
+        """A network of its own, weights not frozen."""
+        return _load(model)
 
     def to_onnx(self, model: Model) -> Any:
         """The pipeline through PyTorch's exporter, with an additive mask where the network takes one."""
@@ -150,13 +160,13 @@ class Transformer(Family):
             (folder / name).write_bytes(content)
         plan = text_files.plan(model.files, folder)
         groups: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in model.tensors.items():
+        for name, array in dense(model).items():
             place, _, rest = name.partition(".")
             if place == "dense":
                 number, _, rest = rest.partition(".")
                 place = plan.dense[int(number)]
             # A copy for each name: safetensors refuses names that share memory.
-            groups.setdefault(place, {})[rest] = torch.from_numpy(dequantize(tensor)).clone()
+            groups.setdefault(place, {})[rest] = torch.from_numpy(array).clone()
         for place, weights in groups.items():
             target = folder / ("" if place == "transformer" else place) / "model.safetensors"
             save_torch(weights, target, metadata={"format": "pt"})
@@ -178,8 +188,7 @@ def _graph(model: Model) -> Any:
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     network.additive_mask = _takes_additive_mask(network, ids, mask)
-    tensors = {name: dequantize(tensor) for name, tensor in model.tensors.items()}
-    return export(network, {"input_ids": ids, "attention_mask": mask}, model.spec, tensors)
+    return export(network, {"input_ids": ids, "attention_mask": mask}, model.spec, dense(model))
 
 
 def _pool(hidden: torch.Tensor, keep: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -192,6 +201,12 @@ def _pool(hidden: torch.Tensor, keep: torch.Tensor, pooling: str) -> torch.Tenso
         last = keep.sum(1).to(torch.int64) - 1
         return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
     return (hidden * keep.unsqueeze(-1)).sum(1) / keep.sum(1, keepdim=True).clamp(min=1e-9)
+
+
+def _dividing(smoothing: Array) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor]]:
+    """A hook that divides a layer's input by its smoothing."""
+    factors = torch.from_numpy(1 / smoothing.reshape(-1))
+    return lambda module, inputs: (inputs[0] * factors,)
 
 
 def _rounding(activation: ActivationQuant) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor]]:
@@ -286,9 +301,9 @@ def _dense(config: dict[str, Any], path: str) -> _Dense:
 
 
 def _load(model: Model) -> Any:
-    """The network of a model's data, dequantized."""
+    """The network of a model's data, dequantized and without smoothing."""
     network = _build(model.files, Path("model"), weights=None)
-    state = {name: torch.from_numpy(dequantize(tensor).copy()) for name, tensor in model.tensors.items()}
+    state = {name: torch.from_numpy(array.copy()) for name, array in dense(model).items()}
     missing, unexpected = network.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.startswith("transformer.pooler.")]
     assert not [*missing, *unexpected], f"tensors do not fit the network: {missing} {unexpected}"
@@ -305,7 +320,8 @@ def _layers(network: Any, tensors: set[str]) -> tuple[Layer, ...]:
     for name, module in network.named_modules():
         if type(module) in kinds and f"{name}.weight" in tensors:
             kind, axis = kinds[type(module)]
-            found.append(Layer(name=name, kind=kind, weight=f"{name}.weight", axis=axis))
+            bias = f"{name}.bias" if kind == "linear" and f"{name}.bias" in tensors else msgspec.UNSET
+            found.append(Layer(name=name, kind=kind, weight=f"{name}.weight", axis=axis, bias=bias))
     return tuple(found)
 
 

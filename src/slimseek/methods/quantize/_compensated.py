@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import count
 
 import msgspec
@@ -16,13 +17,13 @@ COLUMNS_AT_ONCE = 128
 
 
 def compensate(weight: Array, hessian: Array, spec: QuantSpec, scaling: Scaling = "mse") -> QuantizedTensor:
-    """Round a linear layer's weight so that its outputs change least: least sum of squares of (W - W_q) X.
+    """Round a linear layer's weight so that its outputs change little: a small sum of squares of (W - W_q) X.
 
-    Inputs (columns) are rounded one after the other, and each error moves to the columns after it as the inverse of
-    the Hessian says: with U the upper Cholesky factor of H^-1, W[:, j:] -= (w_i - q_i) / U_ii * U[i, j:]. Scales of a
-    tensor or of channels are those of ``integers.quantize``; those of a group are found when the group begins, from
-    weights that carry the errors of the columns before. The order is greedy, so an output channel that plain rounding
-    serves better keeps that.
+    Inputs (columns) are rounded one after the other, the strongest first, and each error moves to the columns after
+    it as the inverse of the Hessian says: with U the upper Cholesky factor of H^-1,
+    W[:, j] -= (w_i - q_i) / U_ii * U_ij for all j > i. Scales are those of ``integers.quantize``, fixed beforehand, so
+    that columns can come in any order. The order is greedy: an output channel that plain rounding serves better keeps
+    that.
 
     Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, 2022.
 
@@ -34,13 +35,36 @@ def compensate(weight: Array, hessian: Array, spec: QuantSpec, scaling: Scaling 
         scaling: how scales are found, as in ``integers.quantize``.
     """
     rows = np.asarray(np.moveaxis(weight, spec.axis, 0), np.float32)
-    by_row = msgspec.structs.replace(spec, axis=0)
-    nearest = quantize(rows, by_row, scaling)
-    compensated = _in_order(rows, _inverse_factor(hessian), nearest, scaling)
+    nearest = quantize(rows, msgspec.structs.replace(spec, axis=0), scaling)
+    compensated = dataclasses.replace(nearest, integers=_in_order(rows, hessian, nearest))
     better = _output_error(rows, compensated, hessian) < _output_error(rows, nearest, hessian)
-    kept = _merged(better[:, None], compensated, nearest)
-    integers = np.ascontiguousarray(np.moveaxis(kept.integers, 0, spec.axis))
-    return QuantizedTensor(spec=spec, integers=integers, scale=kept.scale, zero_point=kept.zero_point)
+    integers = np.where(better[:, None], compensated.integers, nearest.integers)
+    integers = np.ascontiguousarray(np.moveaxis(integers, 0, spec.axis))
+    return QuantizedTensor(spec=spec, integers=integers, scale=nearest.scale, zero_point=nearest.zero_point)
+
+
+def _in_order(rows: Array, hessian: Array, nearest: QuantizedTensor) -> Array:
+    """The compensated integers of float32 [outputs, inputs], on the grid of ``nearest``."""
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    factor = _inverse_factor(hessian[np.ix_(order, order)])
+    columns = rows.T[order].astype(np.float64)  # [inputs, outputs]: a column is contiguous
+    rounded = np.empty(columns.shape, nearest.integers.dtype)
+    groups = order // (nearest.spec.group_size or len(order))
+    # Later columns get the errors of a whole block at once, by a matrix product.
+    for start in range(0, len(columns), COLUMNS_AT_ONCE):
+        end = min(start + COLUMNS_AT_ONCE, len(columns))
+        errors = np.empty((end - start, columns.shape[1]))
+        for i in range(start, end):
+            scale = nearest.scale[:, groups[i]]
+            zero_point = None if nearest.zero_point is None else nearest.zero_point[:, groups[i]]
+            integers = to_integers(columns[i].astype(np.float32)[:, None], scale, zero_point, nearest.spec)
+            rounded[i] = integers[:, 0]
+            errors[i - start] = (columns[i] - from_integers(integers, scale, zero_point)[:, 0]) / factor[i, i]
+            columns[i + 1 : end] -= np.outer(factor[i, i + 1 : end], errors[i - start])
+        columns[end:] -= factor[start:end, end:].T @ errors
+    result = np.empty_like(rounded)
+    result[order] = rounded
+    return result.T
 
 
 def _inverse_factor(hessian: Array) -> Array:
@@ -61,48 +85,7 @@ def _inverse_factor(hessian: Array) -> Array:
     return inverse
 
 
-def _in_order(rows: Array, factor: Array, nearest: QuantizedTensor, scaling: Scaling) -> QuantizedTensor:
-    """The compensated integers of float32 [outputs, inputs]; scales as those of ``nearest``, unless of groups."""
-    spec = nearest.spec
-    size = spec.group_size if spec.granularity == "group" else None
-    block = size * max(1, COLUMNS_AT_ONCE // size) if size else COLUMNS_AT_ONCE
-    columns = rows.T.astype(np.float64)  # [inputs, outputs]: a column is contiguous
-    integers = np.empty(columns.shape, nearest.integers.dtype)
-    grids = [] if size else [(nearest.scale, nearest.zero_point)]
-    for start in range(0, len(columns), block):
-        end = min(start + block, len(columns))
-        errors = np.empty((end - start, columns.shape[1]))
-        for i in range(start, end):
-            if size and i % size == 0:
-                group = quantize(columns[i : i + size].T, spec, scaling)
-                grids.append((group.scale, group.zero_point))
-            scale, zero_point = grids[-1]
-            value = columns[i].astype(np.float32)[:, None, None]
-            integers[i] = to_integers(value, scale, zero_point, spec)[:, 0, 0]
-            rounded = from_integers(integers[i][:, None, None], scale, zero_point)[:, 0, 0]
-            errors[i - start] = (columns[i] - rounded) / factor[i, i]
-            columns[i + 1 : end] -= np.outer(factor[i, i + 1 : end], errors[i - start])
-        columns[end:] -= factor[start:end, end:].T @ errors
-    scales, zero_points = zip(*grids, strict=True)
-    return QuantizedTensor(
-        spec=spec,
-        integers=np.ascontiguousarray(integers.T),
-        scale=np.concatenate(scales, 1),
-        zero_point=None if spec.symmetric else np.concatenate(zero_points, 1),
-    )
-
-
 def _output_error(rows: Array, tensor: QuantizedTensor, hessian: Array) -> Array:
     """Float64 [outputs]: for each, e H e^T of the error e of its weights, its share of ||(W - W_q) X||^2."""
     error = dequantize(tensor).astype(np.float64) - rows
     return np.einsum("oi,oi->o", error @ hessian, error)
-
-
-def _merged(chosen: Array, first: QuantizedTensor, second: QuantizedTensor) -> QuantizedTensor:
-    """Rows of the first where ``chosen`` [outputs, 1], else of the second; both have one grid unless it is of groups."""
-    scale, zero_point = first.scale, first.zero_point
-    if first.spec.granularity == "group":
-        scale = np.where(chosen, first.scale, second.scale)
-        zero_point = None if zero_point is None else np.where(chosen, zero_point, second.zero_point)
-    integers = np.where(chosen, first.integers, second.integers)
-    return QuantizedTensor(spec=first.spec, integers=integers, scale=scale, zero_point=zero_point)

@@ -16,7 +16,7 @@ from slimseek.schema import OUTPUT_RANGE, ActivationQuant, Array, Model, Samples
 
 BATCH = 8
 KINDS = {"static": ("linear", "convolution"), "dynamic": ("linear",)}
-Estimator = Literal["minmax", "percentile", "mse"]
+Estimator = Literal["minmax", "percentile", "mse", "entropy"]
 
 
 class ActivationsInt(Step, frozen=True, kw_only=True):
@@ -29,8 +29,9 @@ class ActivationsInt(Step, frozen=True, kw_only=True):
     Attributes:
         mode: ``static`` or ``dynamic``.
         estimator: how the static range is read from the values seen: their least and greatest (``minmax``), the
-            range that leaves out one value in 100,000 (``percentile``), or the range with the least mean squared
-            rounding error (``mse``).
+            range that leaves out one value in 100,000 (``percentile``), the range with the least mean squared
+            rounding error (``mse``), or the one that keeps most of what the values tell, by Kullback-Leibler
+            divergence (``entropy``).
         skip: layers whose name contains one of these keep float inputs.
     """
 

@@ -16,7 +16,18 @@ from slimseek.inputs.reader import reader
 from slimseek.methods.quantize._allocation import allocate
 from slimseek.progress import track
 from slimseek.recipe import byte_size
-from slimseek.schema import Array, Granularity, Layer, Model, QuantizedTensor, QuantSpec, Samples, Step, Tensor
+from slimseek.schema import (
+    Array,
+    Granularity,
+    Layer,
+    Model,
+    QuantizedTensor,
+    QuantSpec,
+    Samples,
+    Step,
+    Tensor,
+    is_float,
+)
 from slimseek.timing import default_threads
 
 BATCH = 8

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from slimseek import integers
 from slimseek.errors import NoEffect, UsageError
-from slimseek.schema import Granularity, LayerKind, Model, QuantizedTensor, QuantSpec, Samples, Step
+from slimseek.methods.quantize._compensated import compensate
+from slimseek.methods.quantize._moments import Moments, observe, portions
+from slimseek.progress import track
+from slimseek.schema import (
+    Granularity,
+    Layer,
+    LayerKind,
+    Model,
+    QuantizedTensor,
+    QuantSpec,
+    Samples,
+    Step,
+    Tensor,
+)
 
 KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "convolution", "recurrent")
+_said: WeakKeyDictionary[Model, tuple[str, ...]] = WeakKeyDictionary()
 
 
 class WeightsInt(Step, frozen=True, kw_only=True):
-    """Round weights to the nearest of 2^bits levels; n bits take n bits on disk.
+    """Round weights to one of 2^bits levels; n bits take n bits on disk.
 
     scale = c max|w| / (2^(bits-1) - 1) for each tensor, channel or group; integer = round(w / scale). Asymmetric:
     the range from c min to c max on all 2^bits levels, with a zero point.
+
+    With ``rounding: compensated`` or ``correct_bias``, linear layers are treated in the model's order by their inputs
+    on calibration texts. Those inputs are taken after all other layers are rounded, in as few passes as keep their
+    second moments within 256 MiB; each pass sees the layers of the passes before it rounded.
 
     Attributes:
         bits: 2 to 8.
@@ -26,6 +47,10 @@ class WeightsInt(Step, frozen=True, kw_only=True):
             not divide ends in a shorter group.
         symmetric: signed integers without a zero point.
         scaling: ``mse`` finds the c of each scale, in [0.4, 1], with the least squared error; ``max``: c = 1.
+        rounding: ``nearest`` level, or ``compensated`` (GPTQ): each weight of a linear layer makes good what rounding
+            those before it did to the layer's outputs on calibration texts.
+        correct_bias: add the mean change of a linear layer's outputs, E[x] (W - W_q)^T on calibration texts, to its
+            bias; compensated rounding then minds only what the bias cannot mend, the deviations from the mean.
         layers: kinds of layers to quantize.
         skip: layers whose name contains one of these stay as they are.
     """
@@ -35,6 +60,8 @@ class WeightsInt(Step, frozen=True, kw_only=True):
     group_size: int = 32
     symmetric: bool = True
     scaling: integers.Scaling = "mse"
+    rounding: Literal["nearest", "compensated"] = "nearest"
+    correct_bias: bool = False
     layers: tuple[LayerKind, ...] = KINDS
     skip: tuple[str, ...] = ()
 
@@ -46,26 +73,90 @@ class WeightsInt(Step, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Quantize the float weights of the chosen layers; weights quantized before stay as they are."""
-        tensors = dict(model.tensors)
+        chosen: dict[str, Layer] = {}
         for layer in model.layers:
-            tensor = tensors[layer.weight]
-            chosen = layer.kind in self.layers and not any(part in layer.name for part in self.skip)
-            if not chosen or isinstance(tensor, QuantizedTensor):
+            tensor = model.tensors[layer.weight]
+            named = layer.kind in self.layers and not any(part in layer.name for part in self.skip)
+            if not named or isinstance(tensor, QuantizedTensor):
                 continue
             if not np.isfinite(tensor).all():
                 raise UsageError(f"the tensor {layer.weight} holds NaN or infinite values and cannot be quantized")
-            tensors[layer.weight] = integers.quantize(integers.dequantize(tensor), self._spec(layer.axis), self.scaling)
-        if all(tensors[name] is model.tensors[name] for name in tensors):
+            chosen.setdefault(layer.weight, layer)
+        if not chosen:
             raise NoEffect(
                 f"quantize.weights_int: none of {len(model.layers)} layers is a float layer of {self.layers}"
             )
-        return dataclasses.replace(model, tensors=tensors)
+        by_inputs = [
+            layer
+            for layer in chosen.values()
+            if layer.kind == "linear" and (self.rounding == "compensated" or self.correct_bias)
+        ]
+        nearest = {name: self._nearest(model, layer) for name, layer in chosen.items() if layer not in by_inputs}
+        changed = dataclasses.replace(model, tensors=dict(model.tensors) | nearest)
+        return self._calibrated(changed, by_inputs, samples, len(nearest)) if by_inputs else changed
 
-    def _spec(self, axis: int) -> QuantSpec:
+    def notes(self, before: Model, after: Model) -> tuple[str, ...]:
+        """What was compensated and corrected, and what could not be."""
+        return _said.get(after, ())
+
+    def _calibrated(self, model: Model, layers: Sequence[Layer], samples: Samples, others: int) -> Model:
+        """The model with these linear layers rounded by their inputs on calibration texts."""
+        if not samples.calibration:
+            raise UsageError("quantize.weights_int: the calibration sample is empty; the collection has no texts")
+        reached: list[Layer] = []
+        with track("quantize.weights_int: linear layers", len(layers)) as advance:
+            for portion in portions(model, layers):
+                seen = observe(model, samples, portion)
+                tensors = dict(model.tensors)
+                for layer in portion:
+                    if layer.weight in seen:
+                        tensors |= self._by_inputs(model, layer, seen.pop(layer.weight))
+                        reached.append(layer)
+                    else:
+                        tensors[layer.weight] = self._nearest(model, layer)
+                    advance(1)
+                model = dataclasses.replace(model, tensors=tensors)
+        _said[model] = self._summary(reached, len(layers) - len(reached), others, len(samples.calibration))
+        return model
+
+    def _by_inputs(self, model: Model, layer: Layer, moments: Moments) -> dict[str, Tensor]:
+        """The layer's rounded weight and, where it has one and it is to be corrected, its bias."""
+        weight = integers.dequantize(model.tensors[layer.weight])
+        corrects = self.correct_bias and isinstance(layer.bias, str)
+        if self.rounding == "compensated":
+            rounded = compensate(weight, moments.second(centred=corrects), self._spec(layer), self.scaling)
+        else:
+            rounded = self._nearest(model, layer)
+        if not self.correct_bias or not isinstance(layer.bias, str):
+            return {layer.weight: rounded}
+        bias = model.tensors[layer.bias]
+        assert not isinstance(bias, QuantizedTensor)
+        change = np.moveaxis(weight - integers.dequantize(rounded), layer.axis, 0) @ moments.mean
+        return {layer.weight: rounded, layer.bias: (integers.dequantize(bias) + change).astype(bias.dtype)}
+
+    def _summary(self, reached: Sequence[Layer], missed: int, others: int, texts: int) -> tuple[str, ...]:
+        notes = []
+        if self.rounding == "compensated":
+            rest = [f"{others} other layers"] if others else []
+            rest += [f"{missed} linear layers that no calibration text reaches"] if missed else []
+            nearest = f"; to nearest: {', '.join(rest)}" if rest else ""
+            notes.append(f"error-compensated: {len(reached)} linear layers, on {texts} calibration texts{nearest}")
+        if self.correct_bias:
+            corrected = sum(isinstance(layer.bias, str) for layer in reached)
+            without = len(reached) - corrected
+            rest = [f"{without} have none"] if without else []
+            rest += [f"{missed} are not reached by a calibration text"] if missed else []
+            notes.append("; ".join([f"biases corrected: {corrected} linear layers", *rest]))
+        return tuple(notes)
+
+    def _nearest(self, model: Model, layer: Layer) -> QuantizedTensor:
+        return integers.quantize(integers.dequantize(model.tensors[layer.weight]), self._spec(layer), self.scaling)
+
+    def _spec(self, layer: Layer) -> QuantSpec:
         return QuantSpec(
             bits=self.bits,
             granularity=self.granularity,
             group_size=self.group_size if self.granularity == "group" else None,
             symmetric=self.symmetric,
-            axis=axis,
+            axis=layer.axis,
         )

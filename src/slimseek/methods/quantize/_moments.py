@@ -1,0 +1,91 @@
+"""What calibration tells of a layer's input: its mean, and its second moment (the Hessian of the layer's error)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimseek import choose
+from slimseek.errors import UsageError
+from slimseek.inputs.reader import reader
+from slimseek.schema import Array, Layer, Model, Samples
+
+BATCH = 8
+BYTES_AT_ONCE = 2**28
+
+
+@dataclass(kw_only=True, eq=False)
+class Moments:
+    """Sums over the rows (tokens) of a layer's input.
+
+    Attributes:
+        count: rows seen.
+        total: sum of x, float64 [inputs].
+        squares: sum of x x^T, float32 [inputs, inputs].
+    """
+
+    count: int
+    total: Array
+    squares: Array
+
+    @property
+    def mean(self) -> Array:
+        """E[x], float64 [inputs]."""
+        mean: Array = self.total / self.count
+        return mean
+
+    def second(self, centred: bool) -> Array:
+        """E[x x^T], or the covariance, float64 [inputs, inputs]."""
+        second: Array = self.squares / np.float64(self.count)
+        return second - np.outer(self.mean, self.mean) if centred else second
+
+
+def observe(model: Model, samples: Samples, layers: Sequence[Layer]) -> dict[str, Moments]:
+    """Moments of the inputs of these linear layers by weight, in one pass; layers that no text reaches are missing.
+
+    Memory is that of the sums, whatever the number of texts.
+
+    Raises:
+        UsageError: an input is NaN or infinite.
+    """
+    wanted = {layer.weight for layer in layers}
+    seen: dict[str, Moments] = {}
+
+    def visit(name: str, values: Array) -> None:
+        if name not in wanted or not len(values):
+            return
+        with np.errstate(over="ignore", invalid="ignore"):
+            total, squares = values.sum(0, dtype=np.float64), values.T @ values
+        if name in seen:
+            seen[name].count += len(values)
+            seen[name].total += total
+            seen[name].squares += squares
+        else:
+            seen[name] = Moments(count=len(values), total=total, squares=squares)
+
+    read = reader(model.spec, model.files)
+    items = sorted(samples.calibration, key=len)
+    batches = [read(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
+    choose.family(model).observe(dataclasses.replace(model, activations={}), batches, visit)
+    for name, moments in seen.items():
+        if not np.isfinite(moments.squares).all():
+            raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")
+    return seen
+
+
+def portions(model: Model, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """The layers in their order, in parts whose second moments take at most 256 MiB together, or of one layer."""
+    part: list[Layer] = []
+    taken = 0
+    for layer in layers:
+        inputs = model.tensors[layer.weight].shape[1 - layer.axis]
+        if part and taken + 4 * inputs**2 > BYTES_AT_ONCE:
+            yield part
+            part, taken = [], 0
+        part.append(layer)
+        taken += 4 * inputs**2
+    if part:
+        yield part
