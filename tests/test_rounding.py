@@ -19,7 +19,7 @@ from scipy import stats
 from slimseek import artifact, choose, integers, plugins, recipe
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
-from slimseek.methods.quantize import _compensated, _moments, _ranges
+from slimseek.methods.quantize import _compensated, _moments, _ranges, weights_int
 from slimseek.methods.quantize._compensated import compensate
 from slimseek.methods.quantize._ranges import Histogram
 from slimseek.methods.quantize.activations_int import ActivationsInt
@@ -339,6 +339,25 @@ class TestStep:
                 if not np.array_equal(found.integers, tensor.integers):
                     differing.add(name)
         assert differing == {layer.weight for layer in model.layers if layer.kind == "linear"}
+
+    def test_a_layer_that_no_text_reaches_is_rounded_to_nearest_and_counted(
+        self, model: Model, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As one in a branch that is not taken; the families do not show its input."""
+        seen = weights_int.observe
+        monkeypatch.setattr(
+            weights_int, "observe", lambda *given: {n: m for n, m in seen(*given).items() if n != f"{LAST}.weight"}
+        )
+        step = WeightsInt(bits=4, rounding="compensated", correct_bias=True)
+        made, plain = step.apply(model, SAMPLES), WeightsInt(bits=4).apply(model, SAMPLES)
+        found, expected = made.tensors[f"{LAST}.weight"], plain.tensors[f"{LAST}.weight"]
+        np.testing.assert_array_equal(integers.dequantize(found), integers.dequantize(expected))
+        np.testing.assert_array_equal(made.tensors[f"{LAST}.bias"], model.tensors[f"{LAST}.bias"])
+        assert step.notes(model, made) == (
+            "error-compensated: 12 linear layers, on 16 calibration texts; to nearest: 3 other layers, 1 that no "
+            "calibration text reaches",
+            "biases corrected: 12 linear layers; 1 not reached by a calibration text",
+        )
 
     def test_nearest_needs_no_texts_and_the_others_say_so(self, model: Model) -> None:
         nothing = Samples(calibration=[], texts=[])

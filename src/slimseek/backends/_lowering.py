@@ -38,10 +38,9 @@ class Linear:
         name: the weight tensor's name.
         weight: its integers, in the artifact's orientation.
         activation: how the input is rounded; ``None`` for a float input.
-        input: name of the input value.
+        input: name of the input value, divided by the layer's smoothing.
         output: name that the result must get.
         bias: name of the bias initializer, or ``None``.
-        smoothing: float32 [in]: the integers stand for the weight times these; ``None`` where they are the weight.
     """
 
     name: str
@@ -50,7 +49,6 @@ class Linear:
     input: str
     output: str
     bias: str | None
-    smoothing: Array | None
 
 
 LinearRule = Callable[[Editor, Linear], None]
@@ -89,9 +87,9 @@ def lower(graph: onnx.ModelProto, model: Model, linear: LinearRule, table: Table
             output = node.output[0] if bias is None else bias[1]
             skipped.add(output)
             linear(editor, Linear(
-                name=name, weight=tensor, activation=model.activations.get(name), input=node.input[0],
+                name=name, weight=tensor, activation=model.activations.get(name),
+                input=_divided(editor, node.input[0], model.smoothing.get(name)),
                 output=output, bias=None if bias is None else bias[0],
-                smoothing=model.smoothing[name].reshape(-1) if name in model.smoothing else None,
             ))  # fmt: skip
             continue
         if isinstance(tensor, QuantizedTensor) and node.op_type == "Conv" and name in model.activations:
@@ -126,13 +124,25 @@ def value(editor: Editor, model: Model, initializer: str) -> str:
     stored = _stored_value(editor, name, model.tensors[name], transposed)
     if name not in model.smoothing:
         return stored
-    return undone(editor, name, stored, model.smoothing[name].T if transposed else model.smoothing[name])
+    factors = 1 / model.smoothing[name]
+    suffix = ".T" if transposed else ""
+    return editor.node(
+        "Mul", [stored, editor.constant(f"{name}.smoothing{suffix}", factors.T if transposed else factors)]
+    )
 
 
-def undone(editor: Editor, name: str, weight: str, smoothing: Array) -> str:
-    """A float weight without its smoothing, [1, in] or [in, 1]; computed once, when a runtime loads the graph."""
-    suffix = "column" if smoothing.shape[1] == 1 else "row"
-    return editor.node("Mul", [weight, editor.constant(f"{name}.smoothing.{suffix}", 1 / smoothing)])
+def _divided(editor: Editor, value: str, smoothing: Array | None) -> str:
+    """A layer's input without its outliers.
+
+    A QuantizeLinear with a scale for each channel could divide as well. But ONNX Runtime computes that one value at a
+    time, some fifty times slower than a Mul and one scale, and OpenVINO refuses it for tokens; it fuses the Mul with
+    the rounding.
+    """
+    if smoothing is None:
+        return value
+    # Layers that share an input share its factors: named by their values, so that the node is made once.
+    name = f"input_factors_{hashlib.blake2b(smoothing.tobytes(), digest_size=8).hexdigest()}"
+    return editor.node("Mul", [value, editor.constant(name, 1 / smoothing.reshape(-1))])
 
 
 def _stored_value(editor: Editor, name: str, tensor: Tensor, transposed: bool) -> str:
@@ -243,43 +253,15 @@ def folding(editor: Editor, name: str, tensor: QuantizedTensor) -> str:
     return editor.node("Transpose", [rows], perm=[1, 0])
 
 
-def divided(editor: Editor, layer: Linear) -> str:
-    """A layer's input divided by its smoothing, where it has that."""
-    if layer.smoothing is None:
-        return layer.input
-    # Layers that share an input share its factors: named by value, the node is made once, as the rounding is.
-    return editor.node("Mul", [layer.input, editor.constant(f"input_{_digest(layer.smoothing)}", 1 / layer.smoothing)])
-
-
-def quantized_input(editor: Editor, layer: Linear, by_channel: bool = False) -> tuple[str, str, str]:
-    """The static rounding of a layer's input: names of the uint8 value, its scale and zero point.
-
-    Args:
-        editor: the graph.
-        layer: whose input is rounded with a fixed range.
-        by_channel: let the rounding divide by the smoothing, with a scale for each channel; else a Mul does before.
-    """
+def quantized_input(editor: Editor, layer: Linear) -> tuple[str, str, str]:
+    """The static rounding of a layer's input: names of the uint8 value, its scale and zero point."""
     assert layer.activation is not None
     # Layers that share an input share its range: name the constants by value, so that the node is made once.
     scale = editor.constant(f"input_scale_{layer.activation.scale!r}", np.array(layer.activation.scale, np.float32))
     zero = editor.constant(
         f"input_zero_point_{layer.activation.zero_point}", np.array(layer.activation.zero_point, np.uint8)
     )
-    if layer.smoothing is None or not by_channel:
-        return editor.node("QuantizeLinear", [divided(editor, layer), scale, zero]), scale, zero
-    steps = layer.smoothing * np.float32(layer.activation.scale)
-    limits = [
-        editor.constant(f"input_scale_{_digest(steps)}", steps),
-        editor.constant(
-            f"input_zero_point_{layer.activation.zero_point}_{len(steps)}",
-            np.full(len(steps), layer.activation.zero_point, np.uint8),
-        ),
-    ]
-    return editor.node("QuantizeLinear", [layer.input, *limits], axis=-1), scale, zero
-
-
-def _digest(array: Array) -> str:
-    return hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()
+    return editor.node("QuantizeLinear", [layer.input, scale, zero]), scale, zero
 
 
 def gather_channels(editor: Editor, name: str, tensor: QuantizedTensor, indices: str, output: str) -> bool:

@@ -60,8 +60,6 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
     lowering = require("slimseek.backends._lowering")
     if layer.activation is None:
         weight = lowering.folding(editor, layer.name, layer.weight)
-        if layer.smoothing is not None:
-            weight = lowering.undone(editor, layer.name, weight, layer.smoothing[:, None])
         _with_bias(editor, "MatMul", [layer.input, weight], layer)
         return
     unsigned = require("slimseek.backends._saturation").saturates()
@@ -71,7 +69,7 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
         inputs = [rounded, weight, input_scale, scale, input_zero, zero, *([layer.bias] if layer.bias else [])]
         editor.contrib("MatMulIntegerToFloat", inputs, layer.output)
         return
-    rounded, row_scale, one, middle = _rounded_rows(editor, lowering.divided(editor, layer))
+    rounded, row_scale, one, middle = _rounded_rows(editor, layer.input)
     product = editor.contrib("MatMulIntegerToFloat", [rounded, weight, one, scale, middle, zero])
     _with_bias(editor, "Mul", [product, row_scale], layer)
 

@@ -67,9 +67,9 @@ class OpenVino(Backend):
 def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
     """A MatMul of dequantized values; the runtime turns the marks around it into integer arithmetic."""
     lowering = require("slimseek.backends._lowering")
-    source = lowering.divided(editor, layer)
+    source = layer.input
     if layer.activation is not None and layer.activation.mode == "static":
-        rounded, input_scale, input_zero = lowering.quantized_input(editor, layer, by_channel=True)
+        rounded, input_scale, input_zero = lowering.quantized_input(editor, layer)
         source = editor.node("DequantizeLinear", [rounded, input_scale, input_zero])
         integers, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight)
         weight = editor.node("DequantizeLinear", [integers, scale, zero], axis=1)

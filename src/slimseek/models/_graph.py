@@ -64,8 +64,12 @@ def _dense(tensors: Mapping[str, Tensor]) -> Weights:
 def _session(graph: onnx.ModelProto, weights: Weights, threads: int) -> Callable[[Batch], list[Array]]:
     """The graph's outputs by ONNX Runtime; ``threads`` 0 takes all cores.
 
-    The weights go beside the graph, not into it: a serialised graph must stay below 2 GB.
+    The weights go beside the graph, not into it: a serialised graph must stay below 2 GB. Those that no node reads
+    stay away, since the runtime misses them in its own graph.
     """
+    read = {name for inner in _graphs(graph.graph) for node in inner.node for name in node.input}
+    read |= {output.name for inner in _graphs(graph.graph) for output in inner.output}
+    weights = {name: array for name, array in weights.items() if name in read}
     whole = onnx.ModelProto()
     whole.CopyFrom(graph)
     for name, array in weights.items():

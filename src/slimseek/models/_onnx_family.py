@@ -78,7 +78,8 @@ class OnnxFamily(Family):
         compute = _session(graph, weights, threads=0)
         for batch in batches:
             names = [name for name in shown if name not in inputs]
-            values = dict(batch) | dict(zip(names, compute(batch), strict=True))
+            # Layers may read nothing but what is given.
+            values = dict(batch) | dict(zip(names, compute(batch) if names else [], strict=True))
             for weight, source in flat:
                 tokens, smoothing = _tokens(values[source], batch), model.smoothing.get(weight)
                 visit(weight, tokens if smoothing is None else tokens / smoothing.reshape(-1))

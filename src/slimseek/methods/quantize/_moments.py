@@ -59,12 +59,12 @@ def observe(model: Model, samples: Samples, layers: Sequence[Layer]) -> dict[str
             return
         with np.errstate(over="ignore", invalid="ignore"):
             total, squares = values.sum(0, dtype=np.float64), values.T @ values
-        if name in seen:
-            seen[name].count += len(values)
-            seen[name].total += total
-            seen[name].squares += squares
-        else:
-            seen[name] = Moments(count=len(values), total=total, squares=squares)
+            if name in seen:
+                seen[name].count += len(values)
+                seen[name].total += total
+                seen[name].squares += squares
+            else:
+                seen[name] = Moments(count=len(values), total=total, squares=squares)
 
     read = reader(model.spec, model.files)
     items = sorted(samples.calibration, key=len)

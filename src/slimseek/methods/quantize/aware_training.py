@@ -75,6 +75,8 @@ class AwareTraining(Step, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Train, and store the integers."""
+        if model.smoothing:
+            raise UsageError("quantize.aware_training: the model is smoothed; train before smoothing")
         chosen = [
             layer for layer in model.layers
             if layer.kind in self.layers and not any(part in layer.name for part in self.skip)

@@ -23,15 +23,16 @@ class Smooth(Step, frozen=True, kw_only=True):
     The function stays the same, but channels of the input whose values are much larger than the rest no longer force
     coarse steps on all: s_j = max|x_j|^alpha / max|W_j|^(1 - alpha), from calibration texts (Xiao et al., SmoothQuant,
     2022). Layers that read the same input, such as query, key and value, share their factors, with the maximum over
-    all their weights. Factors have a geometric mean of one and lie in [1/256, 256]; an input that is always zero on
-    calibration texts has the factor 1.
+    all their weights. Factors are brought to a geometric mean of one and rounded to powers of two from 1/256 to 256,
+    so that multiplying and dividing by them loses nothing; an input that is always zero on calibration texts has the
+    factor 1.
 
     Attributes:
         alpha: 0 to 1: how much of the difficulty moves from the inputs to the weights.
         skip: layers whose name contains one of these stay as they are.
     """
 
-    alpha: float = 0.7
+    alpha: float = 0.8
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -62,10 +63,10 @@ class Smooth(Step, frozen=True, kw_only=True):
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """How many layers and inputs, and the least and greatest factor."""
-        new = [after.smoothing[name] for name in after.smoothing.keys() - before.smoothing.keys()]
-        inputs = len({factors.tobytes() for factors in new})
-        least, greatest = min(float(factors.min()) for factors in new), max(float(factors.max()) for factors in new)
-        return (f"{len(new)} layers smoothed that read {inputs} inputs; factors from {least:.3g} to {greatest:.3g}",)
+        new = [after.smoothing[name] for name in after.smoothing if name not in before.smoothing]
+        inputs = len({found.tobytes() for found in new})
+        least, greatest = min(float(found.min()) for found in new), max(float(found.max()) for found in new)
+        return (f"{len(new)} layers smoothed, which read {inputs} inputs; factors from {least:.3g} to {greatest:.3g}",)
 
     def _chosen(self, model: Model) -> list[Layer]:
         layers = [
@@ -85,7 +86,7 @@ class Smooth(Step, frozen=True, kw_only=True):
 
 
 def factors(inputs: Array, weights: Array, alpha: float) -> Array:
-    """The factors s, float32 [inputs], by which a layer's inputs are divided.
+    """The factors s, float32 [inputs], by which a layer's inputs are divided: powers of two.
 
     Args:
         inputs: float [inputs], largest absolute value of each input.
@@ -97,9 +98,11 @@ def factors(inputs: Array, weights: Array, alpha: float) -> Array:
         return np.ones(len(inputs), np.float32)
     floor = np.maximum(weights, weights.max() * SMALLEST_WEIGHT)[live].astype(np.float64)
     logarithm = np.zeros(len(inputs))
-    logarithm[live] = alpha * np.log(inputs[live]) - (1 - alpha) * np.log(floor)
+    logarithm[live] = alpha * np.log2(inputs[live]) - (1 - alpha) * np.log2(floor)
     logarithm[live] -= logarithm[live].mean()
-    return np.exp(logarithm).clip(1 / LARGEST_FACTOR, LARGEST_FACTOR).astype(np.float32)
+    limit = np.log2(LARGEST_FACTOR)
+    found: Array = np.exp2(np.rint(logarithm).clip(-limit, limit)).astype(np.float32)
+    return found
 
 
 def _largest_inputs(model: Model, samples: Samples, weights: set[str]) -> dict[str, Array]:
@@ -109,7 +112,7 @@ def _largest_inputs(model: Model, samples: Samples, weights: set[str]) -> dict[s
     seen: dict[str, Array] = {}
 
     def visit(name: str, values: Array) -> None:
-        if name in weights:
+        if name in weights and len(values):
             largest = np.abs(values).max(0)
             if not np.isfinite(largest).all():
                 raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")

@@ -138,14 +138,14 @@ class WeightsInt(Step, frozen=True, kw_only=True):
         notes = []
         if self.rounding == "compensated":
             rest = [f"{others} other layers"] if others else []
-            rest += [f"{missed} linear layers that no calibration text reaches"] if missed else []
+            rest += [f"{missed} that no calibration text reaches"] if missed else []
             nearest = f"; to nearest: {', '.join(rest)}" if rest else ""
             notes.append(f"error-compensated: {len(reached)} linear layers, on {texts} calibration texts{nearest}")
         if self.correct_bias:
             corrected = sum(isinstance(layer.bias, str) for layer in reached)
             without = len(reached) - corrected
             rest = [f"{without} have none"] if without else []
-            rest += [f"{missed} are not reached by a calibration text"] if missed else []
+            rest += [f"{missed} not reached by a calibration text"] if missed else []
             notes.append("; ".join([f"biases corrected: {corrected} linear layers", *rest]))
         return tuple(notes)
 
