@@ -1,6 +1,8 @@
-"""MiniLM for text search: what each recipe and each alternative costs and keeps, in one run.
+r"""An encoder for text search: what each recipe and each alternative costs and keeps, in one run.
 
     python benchmarks/text_search.py --data ../shared/data --out benchmarks/results/text_search.json
+    python benchmarks/text_search.py --model all-mpnet-base-v2 --collections xquad_en --work build/mpnet_search \
+        --out benchmarks/results/text_search_mpnet.json
 
 Quality: nDCG@10 on the test queries of scifact and xquad_en, paired against fp32 in ONNX Runtime. Time: medians of
 interleaved blocks at three shapes and on the real queries. The alternatives are what a user has today: ONNX Runtime's
@@ -12,7 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -31,7 +34,9 @@ COLLECTIONS = ("xquad_en", "scifact")
 RECIPES = {
     "int8": ("onnxruntime", "openvino"),
     "int8-dynamic": ("onnxruntime",),
+    "fp8": ("onnxruntime",),
     "int4": ("onnxruntime",),
+    "int3": ("onnxruntime",),
     "int4-vocabulary": ("onnxruntime", "openvino"),
 }
 SHAPES = ((1, 12), (1, 128), (32, 128))
@@ -41,6 +46,8 @@ BASELINE = "fp32 onnxruntime"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("build/text_search"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/text_search.json"))
@@ -50,24 +57,26 @@ def main() -> None:
     parser.add_argument("--time", action="store_true", help="only time, of packages made before")
     arguments = parser.parse_args()
     with shown_on(Console(stderr=True)):
+        original = choose.model(arguments.model)
         results = {"environment": msgspec.to_builtins(timing.environment(arguments.threads)), "collections": {}}
         for name in arguments.collections:
             place = arguments.work / name
             place.mkdir(parents=True, exist_ok=True)
             collection = data.load(str(arguments.data / name))
-            found = subjects(collection, place, arguments.threads)
+            found = subjects(original, collection, arguments.recipes, place, arguments.threads)
             if not arguments.time:
                 quality(collection, found, place)
             if not arguments.quality:
-                results["collections"][name] = table(collection, found, place)
+                results["collections"][name] = table(collection, found, place, arguments.threads)
         if not arguments.quality:
             write_atomically(arguments.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
             print_markdown(results)
 
 
-def subjects(collection: Collection, place: Path, threads: int) -> dict[str, Callable[[], Encoder]]:
-    """Name to a function that opens it; packages are written once."""
-    original = choose.model("minilm")
+def subjects(
+    original: Model, collection: Collection, recipes: Sequence[str], place: Path, threads: int
+) -> dict[str, Callable[[], Encoder]]:
+    """Name to a function that opens it; packages are written once, beside the seconds that the compression took."""
     splits = data.split(collection)
     samples = data.samples(collection, splits)
     found: dict[str, Callable[[], Encoder]] = {}
@@ -83,17 +92,19 @@ def subjects(collection: Collection, place: Path, threads: int) -> dict[str, Cal
     package("fp32 openvino", lambda: original, "openvino")
     found["dynamic int8 onnxruntime (theirs)"] = lambda: alternatives.dynamic_int8(original, threads)
     found["static int8 openvino (NNCF)"] = lambda: nncf_static(original, samples.calibration, place, threads)
-    found["bf16 openvino (its default)"] = lambda: openvino_default(place / "fp32-openvino", threads)
-    for shorthand, targets in RECIPES.items():
+    found["bf16 openvino (its default)"] = lambda: openvino_default(original, place / "fp32-openvino", threads)
+    for shorthand in recipes:
         steps = recipe.load(shorthand)
         made: list[Model] = []
 
-        def compressed(steps=steps, made=made) -> Model:  # type: ignore[no-untyped-def]
+        def compressed(shorthand=shorthand, steps=steps, made=made) -> Model:  # type: ignore[no-untyped-def]
             if not made:
+                start = time.perf_counter()
                 made.append(compress.run(original, steps, samples).model)
+                seconds_file(place, shorthand).write_text(json.dumps(time.perf_counter() - start))
             return made[0]
 
-        for target in targets:
+        for target in RECIPES[shorthand]:
             package(f"{shorthand} {target}", compressed, target)
     return found
 
@@ -119,9 +130,13 @@ def nncf_static(model: Model, texts: list[str], place: Path, threads: int) -> En
     return opened(model, file, threads, "static int8 openvino (NNCF)", size, "f32")
 
 
-def openvino_default(package: Path, threads: int) -> Encoder:
+def seconds_file(place: Path, shorthand: str) -> Path:
+    return place / f"seconds-{shorthand}.json"
+
+
+def openvino_default(model: Model, package: Path, threads: int) -> Encoder:
     size = (package / OPENVINO_FILE).stat().st_size
-    return opened(choose.model("minilm"), package / OPENVINO_FILE, threads, "bf16 openvino (its default)", size, "bf16")
+    return opened(model, package / OPENVINO_FILE, threads, "bf16 openvino (its default)", size, "bf16")
 
 
 def opened(model: Model, file: Path, threads: int, name: str, size: int, precision: str) -> Encoder:
@@ -152,7 +167,9 @@ def quality(collection: Collection, found: dict[str, Callable[[], Encoder]], pla
         write_atomically(file, msgspec.json.encode(document))
 
 
-def table(collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path) -> dict[str, object]:
+def table(
+    collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path, threads: int
+) -> dict[str, object]:
     """One row a subject: bytes, quality against the baseline, times at each shape and on real queries."""
     test = data.search_set(collection, collection.qrels["test"], "test")
     encoders = {name: open_subject() for name, open_subject in found.items()}
@@ -171,8 +188,18 @@ def table(collection: Collection, found: dict[str, Callable[[], Encoder]], place
             "overlap@10": evaluate.overlap(measured[BASELINE]["ranking"], measured[name]["ranking"]),
             "invariance": measured[name]["invariance"],
             **times[name],
+            **footprint(place, name, threads),
         }
     return rows
+
+
+def footprint(place: Path, name: str, threads: int) -> dict[str, float]:
+    """Of our packages: peak memory of a fresh process that answers one query, and the seconds to compress."""
+    folder, seconds = place / name.replace(" ", "-"), seconds_file(place, name.partition(" ")[0])
+    if not (folder / choose.PACKAGE).is_file():
+        return {}
+    found: dict[str, float] = {"peak_memory_bytes": timing.fresh_start(str(folder), threads).peak_memory_bytes}
+    return found | ({"compress_seconds": json.loads(seconds.read_text())} if seconds.is_file() else {})
 
 
 def read(place: Path, name: str) -> dict[str, object]:
@@ -215,15 +242,19 @@ def print_markdown(results: dict[str, object]) -> None:
     for collection, rows in results["collections"].items():  # type: ignore[attr-defined]
         base = rows[BASELINE]
         print(f"\n{collection}\n")
-        print("| | MB shipped | nDCG@10 kept (95 %) | invariance | query p50 | 1x12 | 1x128 | 32x128 |")
-        print("|---|---|---|---|---|---|---|---|")
+        columns = ("MB shipped", "nDCG@10 kept (95 %)", "invariance", "query p50", "1x12", "1x128", "32x128", "memory",
+                   "to compress")  # fmt: skip
+        print(f"| | {' | '.join(columns)} |")
+        print("|---" * (len(columns) + 1) + "|")
         for name, row in rows.items():
             low, high = row["kept_interval"]
             times = [f"ms_{count}x{length}" for count, length in SHAPES]
-            speeds = " | ".join(f"{base[time] / row[time]:.2f}" for time in times)
+            speeds = " | ".join(f"{base[shape] / row[shape]:.2f}" for shape in times)
+            memory = f"{row['peak_memory_bytes'] / 1e6:.0f} MB" if "peak_memory_bytes" in row else ""
+            seconds = f"{row['compress_seconds']:.0f} s" if "compress_seconds" in row else ""
             print(
                 f"| {name} | {row['size_bytes'] / 1e6:.1f} | {row['kept']:.1%} ({low:.1%} to {high:.1%}) "
-                f"| {row['invariance']:.5f} | {row['query_ms_p50']:.2f} ms | {speeds} |"
+                f"| {row['invariance']:.5f} | {row['query_ms_p50']:.2f} ms | {speeds} | {memory} | {seconds} |"
             )
 
 

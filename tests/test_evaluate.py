@@ -480,6 +480,7 @@ def test_an_encoder_that_gives_such_vectors_is_stopped(bad: float) -> None:
 
 
 def test_subjects_are_timed_in_turns_and_warm_up_is_not_counted() -> None:
+    """CASES Q26: nor does one subject have the quiet hour."""
     calls: list[tuple[str, int]] = []
 
     def subject(name: str) -> object:

@@ -69,6 +69,7 @@ def test_padding_of_the_tokenizer_file_is_switched_off(minilm: Model) -> None:
 
 
 def test_what_onnxruntime_does_by_itself_fails_the_invariance_gate(minilm: Model) -> None:
+    """CASES Q4: one scale for a whole batch."""
     from slimseek import alternatives
 
     texts = [text for text in data.load("news").queries.values()][:32]
@@ -78,6 +79,7 @@ def test_what_onnxruntime_does_by_itself_fails_the_invariance_gate(minilm: Model
 def test_a_loud_neighbour_does_not_change_a_text(
     minilm: Model, search: tuple[SearchSet, Samples], tmp_path: Path
 ) -> None:
+    """CASES Q4: the scale of a row is its own."""
     smaller = compress.run(minilm, recipe.load("int8-dynamic"), search[1]).model
     deploy.write(smaller, "onnxruntime", tmp_path, texts=list(search[0].corpus.values())[:8], threads=2)
     encoder = choose.choose(tmp_path, 2)

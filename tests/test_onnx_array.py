@@ -129,6 +129,7 @@ def test_integers_of_convolutions_agree_with_the_artifact(
 
 
 def test_every_convolution_runs_on_integers_in_onnxruntime(file: Path, items: list[str], tmp_path: Path) -> None:
+    """CASES Q15: the residual addition too, which needs no stub."""
     import onnxruntime
 
     plugins.load("backends", "onnxruntime")().export(static(choose.model(file), items), tmp_path)
@@ -220,6 +221,7 @@ def by_onnxruntime(made: onnx.ModelProto, items: list[str]) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_recurrent_weights_in_branches_are_layers_and_their_file_shrinks(kind: str, tmp_path: Path) -> None:
+    """CASES Q3: a whole layer inside each branch of an If."""
     made = recurrent(kind)
     onnx.save(made, tmp_path / "m.onnx")
     generator = np.random.default_rng(3)
@@ -247,6 +249,7 @@ def test_recurrent_weights_in_branches_are_layers_and_their_file_shrinks(kind: s
 
 
 def test_a_transposed_convolution_has_its_outputs_on_axis_one(tmp_path: Path) -> None:
+    """CASES Q7: a scale for each output, whose axis is not the first."""
     import torch
     from torch import nn
 
@@ -353,6 +356,7 @@ def test_real_tiny_networks_keep_their_vectors_in_a_third_of_the_bytes(name: str
 
 @pytest.mark.skipif(not TINY.is_dir(), reason="the hostile real network is not here (../shared/data)")
 def test_a_network_with_weights_in_branches_shrinks(tmp_path: Path) -> None:
+    """CASES Q3: the file that grows elsewhere."""
     path = TINY / "silero_vad" / "silero_vad_16k_op15.onnx"
     model = plugins.load("methods", "quantize.weights_int")().apply(choose.model(path), None)
     deploy.write(model, "onnxruntime", tmp_path, threads=1)

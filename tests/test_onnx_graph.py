@@ -473,6 +473,7 @@ def test_ids_used_as_numbers_forbid_a_vocabulary_cut_unless_no_cut_moves_them(tm
 
 
 def test_a_quantized_graph_runs_and_has_no_layers(tmp_path: Path) -> None:
+    """CASES Q16: it is measured, and no step claims to have quantized it."""
     from onnxruntime.quantization import quantize_dynamic
 
     plain = written(tmp_path / "plain", bag())

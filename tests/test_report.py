@@ -315,6 +315,7 @@ def test_the_verdict_of_the_design() -> None:
     ],
 )
 def test_size_and_speed(before: dict[str, float], after: dict[str, float], said: str) -> None:
+    """CASES Q26: slower is said in words, and a speed-up below 1.05 is none."""
     assert report.verdict(pair(before, after)) == f"M: {said}"
 
 
@@ -578,6 +579,7 @@ def test_everything_of_a_step_is_told(page: str) -> None:
 
 
 def test_machine_command_and_notes_are_there(page: str) -> None:
+    """CASES Q6: the instruction sets that exact sums need are named."""
     f = full()
     assert f.command in page
     assert f.notes[0] in page

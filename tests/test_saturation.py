@@ -41,6 +41,7 @@ def test_the_trial_agrees_with_the_prediction_where_that_is_exact() -> None:
 
 
 def test_unsigned_weights_give_the_same_sums_exactly() -> None:
+    """CASES Q6: on any CPU."""
     inputs = np.full((3, 64), 255, np.uint8)
     weights = np.random.default_rng(0).integers(-127, 128, (64, 8)).astype(np.int8)
     weights[:, 0] = 127

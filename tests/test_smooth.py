@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from slimseek import artifact, choose, compress, data, deploy, plugins, rebuild
 from slimseek.errors import ArtifactError, NoEffect, UsageError
 from slimseek.evaluate import cosines
-from slimseek.methods.quantize.smooth import LARGEST_FACTOR, factors
+from slimseek.methods.quantize._smoothing import LARGEST_FACTOR, Inputs, best_factors, expected_error, factors
 from slimseek.schema import Array, Model, Samples
 from small import CORPUS, tiny_bert
 
@@ -63,6 +63,11 @@ def noise(model: Model, original: Model, items: Sequence[str] = TEXTS) -> float:
     return float((1 - cosines(vectors(original, items), vectors(model, items))).mean())
 
 
+def used(model: Model) -> set[str]:
+    """Weights of the linear layers that the vector uses: all but the pooler's."""
+    return {layer.weight for layer in model.layers if layer.kind == "linear" and "pooler" not in layer.name}
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Two layers of BERT whose attention gives one channel forty times the values of the others.
@@ -84,7 +89,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def smoothed(original: Model) -> Model:
-    return apply(original, "quantize.smooth")
+    return apply(original, "quantize.smooth", alpha=0.8)
 
 
 # ---------------------------------------------------------------- factors
@@ -112,6 +117,37 @@ def test_at_the_ends_of_alpha_one_side_has_equal_ranges_and_in_the_middle_both_h
     assert len(set(found)) > 2
 
 
+def test_the_expected_error_is_that_of_products_rounded_to_eight_bits() -> None:
+    """Against the products themselves: normal inputs whose third channel is forty times as large."""
+    generator = np.random.default_rng(1)
+    x = generator.standard_normal((4000, 32)) * np.where(np.arange(32) == 2, 40, 1)
+    weight = generator.standard_normal((16, 32))
+    seen = Inputs(largest=np.abs(x).max(0), squares=np.square(x).mean(0))
+    best = best_factors(seen, weight)
+    assert best is not None
+    assert best[2] == best.max()
+    errors = []
+    for factor in (np.ones(32), best):
+        step, steps = 2 * np.abs(x / factor).max() / 255, 2 * np.abs(weight * factor).max(1, keepdims=True) / 255
+        rounded = np.rint(x / factor / step) * step @ (np.rint(weight * factor / steps) * steps).T
+        errors.append(np.square(rounded - x @ weight.T).mean(0).sum())
+        assert expected_error(seen, weight, factor) == pytest.approx(errors[-1], rel=0.1)
+    assert errors[1] < errors[0] / 4
+
+
+def test_inputs_without_outliers_are_left_alone() -> None:
+    generator = np.random.default_rng(2)
+    x = generator.uniform(-1, 1, (100, 32))
+    assert best_factors(Inputs(largest=np.abs(x).max(0), squares=np.square(x).mean(0)), np.ones((8, 32))) is None
+
+
+def test_a_step_that_would_gain_nothing_says_so(tmp_path: Path) -> None:
+    model = network(tmp_path / "a.onnx", [layer("x", "w", "embedding")], {"w": np.eye(8)})
+    np.save(tmp_path / "even.npy", np.ones(8, np.float32))
+    with pytest.raises(NoEffect, match="no layer's products"):
+        apply(model, "quantize.smooth", Samples(calibration=[str(tmp_path / "even.npy")], texts=[]))
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_factors_stay_in_their_bounds_whatever_the_ranges(alpha: float) -> None:
     """CASES Q8, Q13: channels of zeros, of 1e-30 and of 1e30, on either side."""
@@ -129,7 +165,7 @@ def test_factors_stay_in_their_bounds_whatever_the_ranges(alpha: float) -> None:
 def test_the_function_stays_the_same(original: Model, smoothed: Model) -> None:
     assert cosines(vectors(original), vectors(smoothed)).min() > 1 - 1e-6
     changed = {name for name in original.tensors if smoothed.tensors[name] is not original.tensors[name]}
-    assert changed == set(smoothed.smoothing) == {layer.weight for layer in original.layers if layer.kind == "linear"}
+    assert changed == set(smoothed.smoothing) == used(original)
     for name in changed:
         assert np.array_equal(smoothed.tensors[name] / smoothed.smoothing[name], original.tensors[name]), "exactly"
 
@@ -138,7 +174,7 @@ def test_layers_that_read_one_input_share_their_factors_and_no_others_do(smoothe
     groups: dict[bytes, set[str]] = {}
     for name, found in smoothed.smoothing.items():
         groups.setdefault(found.tobytes(), set()).add(name.removeprefix("transformer.encoder.layer."))
-    expected = [{"transformer.pooler.dense.weight"}]
+    expected = []
     for number in range(2):
         expected.append({f"{number}.attention.self.{part}.weight" for part in ("query", "key", "value")})
         expected += [{f"{number}.{part}.dense.weight"} for part in ("attention.output", "intermediate", "output")]
@@ -199,7 +235,7 @@ def test_float16_weights_stay_in_float16(original: Model) -> None:
 
 def test_the_notes_count_layers_and_inputs(original: Model, smoothed: Model) -> None:
     [note] = plugins.load("methods", "quantize.smooth")().notes(original, smoothed)
-    assert note.startswith("13 layers smoothed, which read 9 inputs; factors from ")
+    assert note.startswith("12 layers smoothed, which read 8 inputs; factors from ")
 
 
 # ---------------------------------------------------------------- refusals
@@ -224,11 +260,11 @@ def test_nothing_to_smooth_has_no_effect(original: Model, smoothed: Model) -> No
 
 
 def test_what_is_skipped_can_be_smoothed_later(original: Model) -> None:
-    changed = apply(original, "quantize.smooth", skip=("self", "layer.1", "pooler"))
+    changed = apply(original, "quantize.smooth", alpha=0.8, skip=("self", "layer.1"))
     assert len(changed.smoothing) == 3
     assert not any("self" in name or "layer.1" in name for name in changed.smoothing)
-    later = apply(changed, "quantize.smooth")
-    assert len(later.smoothing) == 13
+    later = apply(changed, "quantize.smooth", alpha=0.8)
+    assert set(later.smoothing) == used(original)
     assert all(later.smoothing[name] is factor for name, factor in changed.smoothing.items())
 
 

@@ -71,6 +71,7 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
     """
     records: list[StepRecord] = []
     steps = [(step, build(step)) for step in recipe.steps]
+    _check_unquantized(model, recipe)
     for given, step in steps:
         say(f"step {len(records) + 1} of {len(steps)}: {given.method} {_words(given.parameters)}")
         start = time.perf_counter()
@@ -96,6 +97,17 @@ def check_finite(model: Model) -> None:
     gate = _finite(model)
     if gate.status == "failed":
         raise UsageError(f"the model's weights are not finite ({gate.detail}); it cannot be compressed")
+
+
+def _check_unquantized(model: Model, recipe: Recipe) -> None:
+    """Refuse steps that would quantize what others quantized before, which no step can read."""
+    method = next((step.method for step in recipe.steps if step.method.startswith("quantize.")), None)
+    marks = family(model).quantized_by(model) if method else ()
+    if marks:
+        raise UsageError(
+            f"{method}: the model is quantized already ({', '.join(marks)}); evaluate and deploy take it as it is; to "
+            f"compress, give the float model that it was made from"
+        )
 
 
 def weight_error(before: Model, after: Model) -> tuple[float | None, float | None, float | None]:

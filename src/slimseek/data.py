@@ -147,6 +147,9 @@ def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: i
         splits: for the test queries to leave out.
         count: texts to calibrate by, half of them queries where there are enough.
         seed: of the random choice.
+
+    Raises:
+        UsageError: nothing is left; the text names the collection's path.
     """
     generator = random.Random(seed)
     hidden = {collection.queries[query] for query in splits.test}
@@ -154,6 +157,10 @@ def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: i
     queries = [
         text for query, text in collection.queries.items() if text and query not in splits.test and text not in hidden
     ]
+    if not documents and not queries:
+        raise UsageError(
+            f"{collection.path} has no text to calibrate by: all are empty, or read like test queries; add documents"
+        )
     asked = generator.sample(queries, min(len(queries), count // 2))
     read = generator.sample(documents, min(len(documents), count - len(asked)))
     return Samples(calibration=[*read, *asked], texts=[*documents, *queries])

@@ -62,10 +62,13 @@ def dequantize(tensor: Tensor) -> Array:
     return _unblocks(blocks, tensor.shape, tensor.spec)
 
 
-def eight_bit_scale(tensor: QuantizedTensor) -> Array:
-    """Scale [channels] of the eight-bit grid that a tensor of fewer bits, or of groups, expands to for arithmetic."""
+def eight_bit_scale(tensor: QuantizedTensor, least: Array | float = 0.0) -> Array:
+    """Scale [channels] of the eight-bit grid that a tensor of fewer bits, or of groups, expands to for arithmetic.
+
+    It is at least ``least`` [channels], and 1 where both are zero.
+    """
     others = tuple(axis for axis in range(len(tensor.shape)) if axis != tensor.spec.axis)
-    scale = np.abs(dequantize(tensor)).max(axis=others) / 127
+    scale = np.maximum(np.abs(dequantize(tensor)).max(axis=others) / 127, least)
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 

@@ -43,12 +43,19 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 # ---------------------------------------------------------------- models
 
 
-class TensorSpec(Value, frozen=True):
-    """An input of a model: its name, dtype, and shape, where a string is a symbolic axis such as ``"batch"``."""
+class TensorSpec(Value, frozen=True, omit_defaults=True):
+    """An input of a model: its name, dtype, and shape, where a string is a symbolic axis such as ``"batch"``.
+
+    Attributes:
+        length: of the symbolic axes but the batch in random items, for checks that have no data at hand.
+        number: the greatest integer in random items, the only one in an input that all items of a batch share.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    length: int = 512
+    number: int = 0
 
 
 class TextPreprocess(Value, frozen=True):
@@ -530,6 +537,14 @@ class Family(ABC):
     @abstractmethod
     def save(self, model: Model, folder: Path) -> None:
         """Write the dense model as the usual libraries load it."""
+
+    def quantized_by(self, model: Model) -> tuple[str, ...]:
+        """What shows that others quantized the model before it came here; empty where nothing does."""
+        return ()
+
+    def readers(self, model: Model) -> Mapping[str, str]:
+        """Kind of the operator that reads each tensor, for messages; empty where the family does not know."""
+        return {}
 
     @abstractmethod
     def macs(self, model: Model, length: int) -> int:

@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from slimseek.schema import Array
 
@@ -51,6 +52,21 @@ class Editor:
         name = next(name for name in numbered if name not in self._taken)
         self._taken.add(name)
         return name
+
+
+def narrow(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
+    """An initializer of ONNX's narrowest type: four bits hold two to four, eight bits the rest."""
+    if bits > 4:
+        return editor.constant(name, integers)
+    if name not in editor.constants:
+        narrow = np.ascontiguousarray(integers).astype(ml_dtypes.int4 if signed else ml_dtypes.uint4)
+        editor.constants[name] = numpy_helper.from_array(narrow, name)
+    return name
+
+
+def scale_constant(editor: Editor, name: str, scale: Array) -> str:
+    stored = editor.constant(name, scale)
+    return stored if scale.dtype == np.float32 else editor.node("Cast", [stored], to=TensorProto.FLOAT)
 
 
 def finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import onnx
 import onnx_ir
+import onnxruntime
 from onnx import helper
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
 from slimseek import plugins
+from slimseek.inputs.reader import reader
+from slimseek.inputs.samples import examples
 from slimseek.models._export import IR_VERSION
 from slimseek.schema import Model
 
@@ -31,7 +34,25 @@ def fused(model: Model) -> onnx.ModelProto:
         return plain
     graph.ir_version = min(graph.ir_version, IR_VERSION)
     _split_bias_gelu(graph.graph)
-    return graph
+    return graph if _runs(graph, model) else plain
+
+
+def _runs(graph: onnx.ModelProto, model: Model) -> bool:
+    """Whether ONNX Runtime computes the graph: a fused attention may give another rank than the Reshape it replaced.
+
+    One that is too large for a single file is not tried.
+    """
+    if graph.ByteSize() > LARGEST_SINGLE_FILE:
+        return True
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session.run(None, reader(model.spec, model.files)(examples(model.spec)[:2]))
+    except Exception:  # ONNX Runtime raises its own kinds for a graph that it cannot load or run
+        return False
+    return True
 
 
 def _split_bias_gelu(graph: onnx.GraphProto) -> None:

@@ -8,25 +8,26 @@ stands here.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
-import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek.backends._editor import Editor, finish, inner_nodes
-from slimseek.integers import eight_bit_scale, is_eight_bit, is_integer, matrix, unsmoothed
+from slimseek.backends._editor import Editor, finish, inner_nodes, narrow, scale_constant
+from slimseek.backends._expansion import expanded
+from slimseek.backends._places import check_places
+from slimseek.backends._saturation import middle, shifted
+from slimseek.integers import eight_bit_scale, is_eight_bit, is_integer, unsmoothed
 from slimseek.models._rounding import round_convolutions_
 from slimseek.schema import ActivationQuant, Array, Model, QuantizedTensor, Tensor
 
-INT32 = 2**31 - 1
-MIDDLE = 128
+LARGEST_BIAS = 2**30
+"""In steps of a convolution's sums, which are of 32 bits: half of them is left for the products."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -56,7 +57,9 @@ TableRule = Callable[[Editor, str, QuantizedTensor, str, str], bool]
 """(editor, name, table, indices, output) -> whether it wrote the look-up; ``False`` leaves it to the common form."""
 
 
-def lower(graph: onnx.ModelProto, model: Model, linear: LinearRule, table: TableRule) -> onnx.ModelProto:
+def lower(
+    graph: onnx.ModelProto, model: Model, linear: LinearRule, table: TableRule, *, unsigned: bool = False
+) -> onnx.ModelProto:
     """Put the model's integers into its float graph.
 
     Args:
@@ -64,7 +67,9 @@ def lower(graph: onnx.ModelProto, model: Model, linear: LinearRule, table: Table
         model: the integers.
         linear: writes a linear layer.
         table: writes the look-up of rows in a table.
+        unsigned: store the integers of convolutions that run on integers unsigned, around 128.
     """
+    check_places(graph, model)
     round_convolutions_(graph, model.activations)
     editor = Editor(graph.graph)
     biases = _biases(graph.graph)
@@ -93,7 +98,7 @@ def lower(graph: onnx.ModelProto, model: Model, linear: LinearRule, table: Table
             ))  # fmt: skip
             continue
         if isinstance(tensor, QuantizedTensor) and node.op_type == "Conv" and name in model.activations:
-            _write_convolution(editor, node, name, tensor, model.activations[name])
+            _write_convolution(editor, node, name, tensor, model.activations[name], unsigned)
             continue
         is_table = node.op_type == "Gather" and weight == 0 and name not in model.smoothing
         if is_integer(tensor) and is_table:  # noqa: SIM102
@@ -148,7 +153,7 @@ def _divided(editor: Editor, value: str, smoothing: Array | None) -> str:
 def _stored_value(editor: Editor, name: str, tensor: Tensor, transposed: bool) -> str:
     """The float32 value of a tensor's stored form."""
     if is_integer(tensor):
-        return dequantized(editor, name, tensor, transposed)
+        return expanded(editor, name, tensor, transposed)
     suffix = ".T" if transposed else ""
     stored = tensor.integers if isinstance(tensor, QuantizedTensor) else tensor
     constant = editor.constant(f"{name}.{stored.dtype.name}{suffix}", stored.T if transposed else stored)
@@ -168,8 +173,6 @@ def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: 
     Not every runtime takes a last block that is shorter, so such a tensor is filled up and the rest sliced off.
     """
     spec = tensor.spec
-    if spec.granularity == "group" and len(tensor.shape) > 2:
-        return _dequantized_kernel(editor, name, tensor)
     suffix = ".T" if transposed else ""
     axis = (1 - spec.axis) if transposed else spec.axis
     integers, signed = (tensor.integers.T if transposed else tensor.integers), spec.symmetric
@@ -200,17 +203,6 @@ def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: 
     return editor.node("Slice", [values, start, stop, along])
 
 
-def _dequantized_kernel(editor: Editor, name: str, tensor: QuantizedTensor) -> str:
-    """Groups of a kernel run through a whole channel: dequantize it as a matrix, then give it its shape."""
-    axis = tensor.spec.axis
-    flat = dataclasses.replace(tensor, spec=msgspec.structs.replace(tensor.spec, axis=0), integers=matrix(tensor))
-    moved = (tensor.shape[axis], *tensor.shape[:axis], *tensor.shape[axis + 1 :])
-    shape = editor.constant(f"{name}.shape", np.array(moved, np.int64))
-    kernel = editor.node("Reshape", [dequantized(editor, name, flat, transposed=False), shape])
-    order = [*range(1, axis + 1), 0, *range(axis + 1, len(moved))]
-    return kernel if axis == 0 else editor.node("Transpose", [kernel], perm=order)
-
-
 def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bool = False) -> tuple[str, str, str]:
     """Names of int8 (or uint8) integers [in, out], their scale [out] and zero point for arithmetic on eight bits.
 
@@ -219,12 +211,8 @@ def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bo
     most half a step of that finer grid away. ``unsigned`` adds 128 to signed integers and to their zero point.
     """
     spec = tensor.spec
-    if unsigned and is_eight_bit(tensor) and tensor.zero_point is None:
-        shifted = (tensor.integers.astype(np.int16) + MIDDLE).astype(np.uint8)
-        middle = np.full_like(tensor.scale, MIDDLE, np.uint8)
-        spec = msgspec.structs.replace(spec, symmetric=False)
-        tensor = dataclasses.replace(tensor, spec=spec, integers=shifted, zero_point=middle)
     if is_eight_bit(tensor):
+        tensor = shifted(tensor) if unsigned else tensor
         integers = integer_constant(editor, f"{name}.integers", tensor, transposed=spec.axis == 0)
         scale = np.broadcast_to(tensor.scale.reshape(-1), (tensor.shape[spec.axis],)).astype(np.float32)
         zero = np.zeros(scale.shape, np.int8)
@@ -237,20 +225,9 @@ def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bo
         )
     scale = eight_bit_scale(tensor)
     scale_name = editor.constant(f"{name}.int8_scale", scale)
-    zero = np.full(scale.shape, MIDDLE, np.uint8) if unsigned else np.zeros(scale.shape, np.int8)
-    zero_name = editor.constant(f"{name}.int8_zero_point", zero)
-    wide = folding(editor, name, tensor)
+    zero_name = editor.constant(f"{name}.int8_zero_point", middle(scale.shape, unsigned))
+    wide = expanded(editor, name, tensor, transposed=spec.axis == 0)
     return editor.node("QuantizeLinear", [wide, scale_name, zero_name], axis=1), scale_name, zero_name
-
-
-def folding(editor: Editor, name: str, tensor: QuantizedTensor) -> str:
-    """The float32 weight [in, out], computed once, when a runtime loads the graph.
-
-    A Transpose stands after the DequantizeLinear: ONNX Runtime keeps a DequantizeLinear that feeds a product or a
-    QuantizeLinear directly, and would run it again with every query.
-    """
-    rows = dequantized(editor, name, tensor, transposed=tensor.spec.axis == 1)
-    return editor.node("Transpose", [rows], perm=[1, 0])
 
 
 def quantized_input(editor: Editor, layer: Linear) -> tuple[str, str, str]:
@@ -264,67 +241,45 @@ def quantized_input(editor: Editor, layer: Linear) -> tuple[str, str, str]:
     return editor.node("QuantizeLinear", [layer.input, scale, zero]), scale, zero
 
 
-def gather_channels(editor: Editor, name: str, tensor: QuantizedTensor, indices: str, output: str) -> bool:
-    """Look up int8 rows and scale only those: the table stays in eight bits in memory."""
-    if tensor.spec.granularity != "channel" or tensor.spec.bits <= 4 or tensor.spec.axis != 0:
-        return False
-    integers = integer_constant(editor, f"{name}.integers", tensor, transposed=False)
-    rows = editor.node("Cast", [editor.node("Gather", [integers, indices])], to=TensorProto.FLOAT)
-    if tensor.zero_point is not None:
-        zero = editor.constant(f"{name}.zero_point", tensor.zero_point)
-        shift = editor.node("Cast", [editor.node("Gather", [zero, indices])], to=TensorProto.FLOAT)
-        rows = editor.node("Sub", [rows, shift])
-    scale = editor.constant(f"{name}.scale", tensor.scale.astype(np.float32))
-    editor.node("Mul", [rows, editor.node("Gather", [scale, indices])], output)
-    return True
-
-
-def scale_constant(editor: Editor, name: str, scale: Array) -> str:
-    stored = editor.constant(name, scale)
-    return stored if scale.dtype == np.float32 else editor.node("Cast", [stored], to=TensorProto.FLOAT)
-
-
 def integer_constant(editor: Editor, name: str, tensor: QuantizedTensor, transposed: bool) -> str:
     integers = tensor.integers.T if transposed else tensor.integers
     return narrow(editor, name, integers, tensor.spec.bits, tensor.spec.symmetric)
 
 
-def narrow(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
-    """An initializer of ONNX's narrowest type: four bits hold two to four, eight bits the rest."""
-    if bits > 4:
-        return editor.constant(name, integers)
-    if name not in editor.constants:
-        narrow = np.ascontiguousarray(integers).astype(ml_dtypes.int4 if signed else ml_dtypes.uint4)
-        editor.constants[name] = numpy_helper.from_array(narrow, name)
-    return name
-
-
-def _write_convolution(editor: Editor, node: Any, name: str, tensor: QuantizedTensor, how: ActivationQuant) -> None:
+def _write_convolution(
+    editor: Editor, node: Any, name: str, tensor: QuantizedTensor, how: ActivationQuant, unsigned: bool
+) -> None:
     """A convolution of dequantized values, whose bias is an integer of input scale times weight scale."""
-    kernel, scale = _eight_bit_kernel(editor, name, tensor)
-    node.input[1] = kernel
+    bias = None
     if len(node.input) > 2 and node.input[2]:
-        step = how.scale * scale.astype(np.float64)
         bias = numpy_helper.to_array(editor.constants[node.input[2]]).astype(np.float64)
-        rounded = np.clip(np.rint(bias / np.where(step > 0, step, 1)), -INT32, INT32).astype(np.int32)
-        stored = editor.constant(f"{name}.bias", rounded)
-        steps = editor.constant(f"{name}.bias_scale", np.where(step > 0, step, 1).astype(np.float32))
+    least = 0.0 if bias is None else np.abs(bias) / (how.scale * LARGEST_BIAS)
+    node.input[1], scale = _eight_bit_kernel(editor, name, tensor, unsigned, least)
+    if bias is not None:
+        step = np.where(scale > 0, how.scale * scale.astype(np.float64), 1)
+        stored = editor.constant(f"{name}.bias", np.rint(bias / step).astype(np.int32))
+        steps = editor.constant(f"{name}.bias_scale", step.astype(np.float32))
         node.input[2] = editor.node("DequantizeLinear", [stored, steps], axis=0)
     editor.nodes.append(node)
 
 
-def _eight_bit_kernel(editor: Editor, name: str, tensor: QuantizedTensor) -> tuple[str, Array]:
-    """The dequantized kernel on a grid of eight bits, and that grid's scale [channels]."""
+def _eight_bit_kernel(
+    editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bool, least: Array | float
+) -> tuple[str, Array]:
+    """The dequantized kernel on a grid of eight bits, and that grid's scale [channels].
+
+    Scales are at least ``least`` [channels]: a channel whose weights are tiny or zero beside its bias gets a coarser
+    grid, which its bias fits into.
+    """
     if is_eight_bit(tensor):
         scale = np.broadcast_to(tensor.scale.reshape(-1), (tensor.shape[tensor.spec.axis],)).astype(np.float32)
-        return dequantized(editor, name, tensor, transposed=False), scale
-    scale = eight_bit_scale(tensor)
-    shape = editor.constant(f"{name}.kernel_shape", np.array(tensor.shape, np.int64))
-    # A Reshape in between lets the runtime fold the constant when it loads the graph, as a Transpose does.
-    wide = editor.node("Reshape", [dequantized(editor, name, tensor, transposed=False), shape])
+        if (scale >= least).all():
+            return dequantized(editor, name, shifted(tensor) if unsigned else tensor, transposed=False), scale
+    scale = eight_bit_scale(tensor, least)
+    wide = expanded(editor, name, tensor)
     limits = [
         editor.constant(f"{name}.int8_scale", scale),
-        editor.constant(f"{name}.int8_zero_point", np.zeros(scale.shape, np.int8)),
+        editor.constant(f"{name}.int8_zero_point", middle(scale.shape, unsigned)),
     ]
     integers = editor.node("QuantizeLinear", [wide, *limits], axis=tensor.spec.axis)
     return editor.node("DequantizeLinear", [integers, *limits], axis=tensor.spec.axis), scale

@@ -6,16 +6,19 @@ the sum is cut off at 32767. Unsigned weights around 128 take another path, whic
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek.schema import Array
+from slimseek.schema import Array, QuantizedTensor
 
 WIDTH = 64
+MIDDLE = 128
 
 
 @cache
@@ -32,7 +35,7 @@ def product(inputs: Array, weights: Array) -> Array:
 
     Unsigned weights stand for themselves minus 128.
     """
-    zero = np.full((), 128 if weights.dtype == np.uint8 else 0, weights.dtype)
+    zero = np.full((), MIDDLE if weights.dtype == np.uint8 else 0, weights.dtype)
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["inputs", "weights", "", "zero"], ["sums"])],
         "product",
@@ -44,3 +47,20 @@ def product(inputs: Array, weights: Array) -> Array:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     result: Array = session.run(None, {"inputs": inputs})[0]
     return result
+
+
+def shifted(tensor: QuantizedTensor) -> QuantizedTensor:
+    """The same values with signed eight-bit integers stored unsigned, around 128; unsigned ones as they are."""
+    if tensor.zero_point is not None:
+        return tensor
+    return dataclasses.replace(
+        tensor,
+        spec=msgspec.structs.replace(tensor.spec, symmetric=False),
+        integers=(tensor.integers.astype(np.int16) + MIDDLE).astype(np.uint8),
+        zero_point=np.full_like(tensor.scale, MIDDLE, np.uint8),
+    )
+
+
+def middle(shape: tuple[int, ...], unsigned: bool) -> Array:
+    """Zero points of eight-bit integers in the middle of their range."""
+    return np.full(shape, MIDDLE, np.uint8) if unsigned else np.zeros(shape, np.int8)

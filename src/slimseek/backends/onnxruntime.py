@@ -30,7 +30,8 @@ class OnnxRuntime(Backend):
         """Fuse the float graph, put the integers in, write one file."""
         lowering = require("slimseek.backends._lowering")
         graph = require("slimseek.backends._fusion").fused(model)
-        lowered = lowering.lower(graph, model, _linear, _table)
+        saturates = any(how.mode == "static" for how in model.activations.values()) and _saturates()
+        lowered = lowering.lower(graph, model, _linear, _table, unsigned=saturates)
         joined = require("slimseek.backends._attention").join_projections(lowered)
         require("slimseek.backends._fusion").write(joined, folder / FILE)
 
@@ -59,11 +60,11 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
     """Float input: a float product. Rounded input: MatMulIntegerToFloat, whose result is float again."""
     lowering = require("slimseek.backends._lowering")
     if layer.activation is None:
-        weight = lowering.folding(editor, layer.name, layer.weight)
+        transposed = layer.weight.spec.axis == 0
+        weight = require("slimseek.backends._expansion").expanded(editor, layer.name, layer.weight, transposed)
         _with_bias(editor, "MatMul", [layer.input, weight], layer)
         return
-    unsigned = require("slimseek.backends._saturation").saturates()
-    weight, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight, unsigned)
+    weight, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight, _saturates())
     if layer.activation.mode == "static":
         rounded, input_scale, input_zero = lowering.quantized_input(editor, layer)
         inputs = [rounded, weight, input_scale, scale, input_zero, zero, *([layer.bias] if layer.bias else [])]
@@ -72,6 +73,10 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
     rounded, row_scale, one, middle = _rounded_rows(editor, layer.input)
     product = editor.contrib("MatMulIntegerToFloat", [rounded, weight, one, scale, middle, zero])
     _with_bias(editor, "Mul", [product, row_scale], layer)
+
+
+def _saturates() -> bool:
+    return bool(require("slimseek.backends._saturation").saturates())
 
 
 def _rounded_rows(editor, value: str) -> tuple[str, str, str, str]:  # type: ignore[no-untyped-def]
@@ -105,4 +110,4 @@ def _table(editor, name: str, table: QuantizedTensor, indices: str, output: str)
             inputs.append(lowering.narrow(editor, f"{name}.zero_point", table.zero_point, spec.bits, signed=False))
         editor.contrib("GatherBlockQuantized", inputs, output, gather_axis=0, quantize_axis=1, block_size=size)
         return True
-    return bool(lowering.gather_channels(editor, name, table, indices, output))
+    return bool(require("slimseek.backends._expansion").gather_rows(editor, name, table, indices, output))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from slimseek.errors import UsageError
 from slimseek.folder import write_json
 from slimseek.plugins import load, require
 from slimseek.schema import Array, Backend, Batch, Encode, Model
@@ -34,7 +35,9 @@ class OpenVino(Backend):
         """Put the integers into the plain float graph, write it and the settings."""
         lowering = require("slimseek.backends._lowering")
         family = load("models", model.spec.family)()
-        graph = lowering.lower(family.to_onnx(model), model, _linear, lowering.gather_channels)
+        graph = lowering.lower(
+            family.to_onnx(model), model, _linear, require("slimseek.backends._expansion").gather_rows
+        )
         require("slimseek.backends._fusion").write(graph, folder / FILE)
         modes = {activation.mode for activation in model.activations.values()}
         dynamic = "dynamic" in modes
@@ -54,7 +57,14 @@ class OpenVino(Backend):
         core = openvino.Core()
         if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             settings[PRECISION] = FLOAT32  # a CPU without the instructions would imitate them, slowly
-        compiled = core.compile_model(str(folder / FILE), "CPU", settings)
+        try:
+            compiled = core.compile_model(str(folder / FILE), "CPU", settings)
+        except RuntimeError as error:  # what OpenVINO raises for operators and shapes that it does not have
+            lines = str(error).strip().splitlines() or [""]
+            why = next((line.strip(" -") for line in lines if line.startswith("--")), lines[-1])
+            raise UsageError(
+                f"OpenVINO cannot compile {folder / FILE} ({why}); deploy for onnxruntime instead"
+            ) from error
         request = compiled.create_infer_request()
 
         def encode(batch: Batch) -> Array:

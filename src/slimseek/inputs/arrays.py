@@ -12,13 +12,12 @@ from slimseek.schema import Array, Batch, ModelSpec, TensorSpec
 ROWS_IN_BATCH = 32
 BATCH = "batch"
 RANDOM = "random:"
-FREE_AXIS = 512
 
 
 class ArrayInput:
     """Reads ``.npy`` (the one input of an item, without the batch axis) or ``.npz`` (every input by its name).
 
-    The item ``random:SEED`` is normal noise (zeros for integers): for checks that have no data at hand.
+    The item ``random:SEED`` is noise, normal or of integers from 0: for checks that have no data at hand.
     """
 
     query_prefix = ""
@@ -53,12 +52,8 @@ class ArrayInput:
         return self.batch(self.rows(items))
 
     def _random(self, item: str) -> Batch:
-        generator = np.random.default_rng(int(item.removeprefix(RANDOM)))
-        shapes = {tensor.name: [FREE_AXIS if isinstance(axis, str) else axis for axis in _item_shape(tensor)]
-                  for tensor in self._inputs}  # fmt: skip
-        return {tensor.name: generator.normal(size=shapes[tensor.name]).astype(tensor.dtype)
-                if np.issubdtype(np.dtype(tensor.dtype), np.floating) else np.zeros(shapes[tensor.name], tensor.dtype)
-                for tensor in self._inputs}  # fmt: skip
+        generator, shared = np.random.default_rng(int(item.removeprefix(RANDOM))), np.random.default_rng(0)
+        return {tensor.name: _noise(tensor, generator if BATCH in tensor.shape else shared) for tensor in self._inputs}
 
     def _file(self, item: str) -> Batch:
         try:
@@ -72,6 +67,15 @@ class ArrayInput:
         if missing:
             raise UsageError(f"{item} has no array {' and no '.join(missing)}; it has {', '.join(arrays)}")
         return {tensor.name: _fitting(arrays[tensor.name], tensor, item) for tensor in self._inputs}
+
+
+def _noise(tensor: TensorSpec, generator: np.random.Generator) -> Array:
+    """Normal, or integers: any up to the spec's number, just that one where all items share the input."""
+    shape = [tensor.length if isinstance(axis, str) else axis for axis in _item_shape(tensor)]
+    if np.issubdtype(np.dtype(tensor.dtype), np.floating):
+        return generator.normal(size=shape).astype(tensor.dtype)
+    least = 0 if BATCH in tensor.shape else tensor.number
+    return generator.integers(least, tensor.number + 1, shape).astype(tensor.dtype)
 
 
 def _item_shape(tensor: TensorSpec) -> tuple[int | str, ...]:

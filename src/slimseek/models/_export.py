@@ -14,6 +14,7 @@ import onnxslim
 import torch
 from onnx import numpy_helper
 
+from slimseek.errors import UsageError
 from slimseek.schema import Array, ModelSpec
 
 OPSET = 21
@@ -31,6 +32,9 @@ def export(
         example: inputs of a batch and length above one, so that no axis is taken for a constant.
         spec: for the longest sequence.
         tensors: dense weights by name, to name the initializers.
+
+    Raises:
+        UsageError: PyTorch cannot trace the network.
     """
     assert spec.preprocess is not None
     batch = torch.export.Dim("batch", min=1, max=65536)
@@ -38,18 +42,24 @@ def export(
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network,
-            args=(),
-            kwargs=dict(example),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(example),
-            output_names=[OUTPUT],
-            dynamic_shapes={name: {0: batch, 1: sequence} for name in example},
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                network,
+                args=(),
+                kwargs=dict(example),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(example),
+                output_names=[OUTPUT],
+                dynamic_shapes={name: {0: batch, 1: sequence} for name in example},
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises many kinds, for whatever it cannot trace
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UsageError(
+                f"PyTorch cannot export this model to ONNX, so no runtime can take it: {reason}"
+            ) from error
         assert program is not None
         model = onnxslim.slim(program.model_proto)
     model.ir_version = min(model.ir_version, IR_VERSION)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -110,7 +112,8 @@ def _raised(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
             dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
             model.graph.input.append(helper.make_tensor_value_info(name, dtype, array.shape))
         try:
-            model = version_converter.convert_version(model, OPSET)
+            with _silent():
+                model = version_converter.convert_version(model, OPSET)
         except Exception as error:  # the converter raises RuntimeError and its own ConvertError
             raise UsageError(
                 f"integers, bf16 and fp8 need opset {OPSET}; this graph has {opset}, and onnx cannot convert it "
@@ -122,8 +125,27 @@ def _raised(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
     return model
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches standard error meanwhile: onnx's converter calls whatever a branch reads from outside invalid,
+    and converts it rightly.
+    """
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
 def _slimmed(graph: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
-    """What onnxslim makes of it; the graph itself where that fails or touches the weight of a layer."""
+    """What onnxslim makes of it; the graph itself where that fails or touches the weight of a layer, and where it has
+    branches, since onnxslim renames what they read from outside.
+    """
+    if sum(1 for _ in _graphs(graph.graph)) > 1:
+        return graph
     try:
         slim = onnxslim.slim(graph, skip_optimizations=["weight_tying"])
     except Exception:  # any graph that onnxslim does not expect stays as it is
@@ -190,6 +212,11 @@ class _Writer:
         name = self.fresh(f"slimseek.{kind}")
         self._graph.node.append(helper.make_node(kind, inputs, [output or name], name=name, **settings))
         return output or name
+
+    def copy(self, node: Any) -> Any:
+        """Append the same node once more and return it, to be changed."""
+        self._graph.node.append(node)
+        return self._graph.node[-1]
 
     def constant(self, value: Any) -> str:
         """Add an initializer and return its name."""
@@ -282,10 +309,15 @@ def _is_convolution(node: Any, tensors: Mapping[str, Tensor]) -> bool:
     return node.op_type == "Conv" and _is_weight(tensors.get(node.input[1]))
 
 
-def _is_transposed_convolution(node: Any, tensors: Mapping[str, Tensor]) -> bool:
-    """Not one in groups, whose outputs lie on two axes of the weight."""
-    ungrouped = _settings(node).get("group", 1) == 1
-    return node.op_type == "ConvTranspose" and ungrouped and _is_weight(tensors.get(node.input[1]))
+def _transposed_convolution_axis(node: Any, tensors: Mapping[str, Tensor]) -> int | None:
+    """The axis of a transposed convolution's channels, ``None`` for any other node.
+
+    Outputs lie on axis 1 of the weight [in, out / groups, ...]. One in groups has them on both axes: there the
+    inputs' axis is taken, each place of which belongs to one group, so that no two groups share a scale.
+    """
+    if node.op_type != "ConvTranspose" or not _is_weight(tensors.get(node.input[1])):
+        return None
+    return 1 if _settings(node).get("group", 1) == 1 else 0
 
 
 def _is_weight(tensor: Tensor | None, axes: int | None = None) -> bool:
@@ -295,7 +327,13 @@ def _is_weight(tensor: Tensor | None, axes: int | None = None) -> bool:
 
 
 def _is_quantized(graph: onnx.GraphProto) -> bool:
-    return any(mark in node.op_type for inner in _graphs(graph) for node in inner.node for mark in QUANTIZED)
+    return bool(_quantizing_operators(graph))
+
+
+def _quantizing_operators(graph: onnx.GraphProto) -> list[str]:
+    """Operators that only a quantized graph has."""
+    kinds = {node.op_type for inner in _graphs(graph) for node in inner.node}
+    return sorted(kind for kind in kinds if any(mark in kind for mark in QUANTIZED))
 
 
 def _layers(graph: onnx.GraphProto, weights: Weights) -> tuple[Layer, ...]:
@@ -311,8 +349,10 @@ def _layers(graph: onnx.GraphProto, weights: Weights) -> tuple[Layer, ...]:
             weight, kind = node.input[1], "linear"
         elif _is_table(node, weights):
             weight, kind, axis = node.input[0], "embedding", 0
-        elif _is_convolution(node, weights) or _is_transposed_convolution(node, weights):
-            weight, kind, axis = node.input[1], "convolution", int(node.op_type == "ConvTranspose")
+        elif _is_convolution(node, weights):
+            weight, kind, axis = node.input[1], "convolution", 0
+        elif (axis := _transposed_convolution_axis(node, weights)) is not None:
+            weight, kind = node.input[1], "convolution"
         elif node.op_type in RECURRENT:
             for weight in node.input[1:3]:  # of the input, and of the state
                 if _is_weight(weights.get(weight), 3):

@@ -22,6 +22,7 @@ from slimseek.models._graph import (
 from slimseek.schema import Array
 
 NORM_INPUTS = 5
+OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.DOUBLE)
 EPSILON = 1e-5
 
 
@@ -36,11 +37,12 @@ def _make_constants_initializers_(model: onnx.ModelProto) -> None:
     for inner in _graphs(graph):
         nodes = []
         for node in inner.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                inner.initializer.add().CopyFrom(node.attribute[0].t)
-                inner.initializer[-1].name = node.output[0]
-            else:
+            tensor = _constant(node)
+            if tensor is None:
                 nodes.append(node)
+            else:
+                inner.initializer.add().CopyFrom(tensor)
+                inner.initializer[-1].name = node.output[0]
         _replace_nodes_(inner, nodes)
     for inner in list(_graphs(graph))[1:]:
         results = {value.name for value in inner.output}
@@ -56,72 +58,76 @@ def _make_constants_initializers_(model: onnx.ModelProto) -> None:
     _rename_(graph, {name: name.replace("#", "_") for name in [item.name for item in graph.initializer] if "#" in name})
 
 
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor of a Constant, in whichever of its ways it is written; ``None`` for strings and sparse ones."""
+    if node.op_type != "Constant":
+        return None
+    [(name, value)] = _settings(node).items()
+    if name == "value":
+        tensor: onnx.TensorProto = value
+        return tensor
+    dtype = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    return numpy_helper.from_array(np.array(value, dtype[name])) if name in dtype else None
+
+
 def _make_single_precision_(graph: onnx.GraphProto) -> None:
-    """A float16 graph computes in float32 from here on; its weights are still stored in float16."""
+    """A graph of float16 or float64 computes in float32 from here on; weights in float16 are still stored so."""
     for inner in _graphs(graph):
         for value in (*inner.input, *inner.output, *inner.value_info):
-            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            if value.type.tensor_type.elem_type in OTHER_FLOATS:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
         for node in inner.node:
             for attribute in node.attribute:
-                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+                if node.op_type == "Cast" and attribute.name == "to" and attribute.i in OTHER_FLOATS:
                     attribute.i = TensorProto.FLOAT
     for tensor in _tensors(graph):
-        if tensor.data_type == TensorProto.FLOAT16:
+        if tensor.data_type in OTHER_FLOATS:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
 
-def _fold_(graph: onnx.GraphProto, weights: Weights) -> None:
-    """Weights behind Identity, Cast to float or Transpose are stored as the nodes that use them see them.
-
-    A Transpose stays where the weight has other uses too (a token table that is also an output layer).
-    """
-    uses = Counter(name for node in graph.node for name in _uses(node))
-    renamed: dict[str, str] = {}
-    nodes = []
-    for node in graph.node:
-        source = node.input[0] if node.input else ""
-        name = renamed.get(source, source)
-        settings = _settings(node)
-        same = node.op_type == "Identity" or (node.op_type == "Cast" and settings["to"] == TensorProto.FLOAT)
-        turned = node.op_type == "Transpose" and name == source and uses[name] == 1
-        if (same or turned) and _is_weight(weights.get(name)):
-            renamed[node.output[0]] = name
-            if turned:
-                weights[name] = np.ascontiguousarray(weights[name].transpose(settings.get("perm")))
-        else:
-            nodes.append(node)
-    _replace_nodes_(graph, nodes)
-    _rename_(graph, renamed)
+def _skip_identities_(graph: onnx.GraphProto) -> None:
+    """What reads an Identity reads its input; one that gives an output of its graph stays."""
+    for inner in _graphs(graph):
+        ends = {value.name for value in inner.output}
+        same = {
+            node.output[0]: node.input[0]
+            for node in inner.node
+            if node.op_type == "Identity" and node.output[0] not in ends
+        }
+        _replace_nodes_(inner, [node for node in inner.node if not node.output or node.output[0] not in same])
+        for name, source in same.items():
+            while source in same:  # a chain
+                source = same[source]  # noqa: PLW2901
+            same[name] = source
+        _rename_(inner, same)
 
 
 def _fold_norms_(graph: onnx.GraphProto, weights: Weights) -> None:
-    """Batch norms go into the convolution or linear layer before them, where nothing else reads its result.
+    """Batch norms, and factors and summands for each channel, go into the layer before them: a convolution or a Gemm
+    whose result nothing else reads.
 
     y = (W x + b - mean) * gain / sqrt(variance + epsilon) + shift is the same layer with other weights.
     """
     uses = Counter(name for node in graph.node for name in _uses(node))
     uses.update(value.name for value in graph.output)
-    made = {node.output[0]: node for node in graph.node}
+    made = {node.output[0]: node for node in graph.node if node.output}
     nodes = []
     for node in graph.node:
-        layer = made.get(node.input[0]) if node.op_type == "BatchNormalization" else None
-        norm = [_values(name, graph, weights) for name in node.input[1:NORM_INPUTS]]
-        if layer is None or uses[layer.output[0]] != 1 or any(values is None for values in norm):
-            nodes.append(node)
-            continue
-        if not _fold_norm_(layer, node, norm, uses, graph, weights):  # type: ignore[arg-type]
+        source = next((name for name in node.input if name in made), "")
+        layer = made.get(source)
+        if layer is None or uses[source] != 1 or not _fold_norm_(layer, node, source, uses, graph, weights):
             nodes.append(node)
             continue
         layer.output[0] = node.output[0]
+        made[node.output[0]] = layer
     _replace_nodes_(graph, nodes)
 
 
 def _fold_norm_(
-    layer: onnx.NodeProto, norm: onnx.NodeProto, values: list[Array], uses: Counter[str], graph: onnx.GraphProto,
+    layer: onnx.NodeProto, node: onnx.NodeProto, source: str, uses: Counter[str], graph: onnx.GraphProto,
     weights: Weights,
 ) -> bool:  # fmt: skip
-    """Whether the layer took the norm in."""
+    """Whether the layer took the node in."""
     settings = _settings(layer)
     plain = layer.op_type == "Conv" or (
         layer.op_type == "Gemm" and settings.get("transB", 0) and settings.get("alpha", 1.0) == 1.0
@@ -132,19 +138,45 @@ def _fold_norm_(
         return False
     given = layer.input[2] if len(layer.input) > 2 else ""
     bias = _values(given, graph, weights) if given else np.zeros(len(weight), np.float32)
-    if bias is None:
+    change = _change(node, source, (1, len(weight), *[1] * (weight.ndim - 2)), graph, weights)
+    if bias is None or bias.shape not in ((len(weight),), (1, len(weight))) or change is None:
         return False
-    gain, shift, mean, variance = (value.astype(np.float64) for value in values)
-    factor = gain / np.sqrt(variance + _settings(norm).get("epsilon", EPSILON))
+    factor, shift = change
     weights[layer.input[1]] = (weight * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
     name = f"{layer.input[1]}.folded_bias"
-    weights[name] = ((bias - mean) * factor + shift).astype(np.float32)
-    for unused in (given, *norm.input[1:NORM_INPUTS]):
+    for unused in (given, *(name for name in node.input if name != source)):
         if uses[unused] == 1:
             weights.pop(unused, None)
+    weights[name] = (bias.reshape(-1) * factor + shift).astype(np.float32)
+    uses[name] = 1
     del layer.input[2:]
     layer.input.append(name)
     return True
+
+
+def _change(
+    node: onnx.NodeProto, source: str, shape: tuple[int, ...], graph: onnx.GraphProto, weights: Weights
+) -> tuple[Array, Array] | None:
+    """The factor and the summand [channels] by which a node changes ``source``; ``None`` for any other node."""
+    channels = shape[1]
+    others = [_values(name, graph, weights) for name in node.input if name != source]
+    numbers = [values.astype(np.float64) for values in others if values is not None]
+    if node.op_type == "BatchNormalization" and node.input[0] == source and len(numbers) == NORM_INPUTS - 1:
+        gain, shift, mean, variance = numbers
+        factor = gain / np.sqrt(variance + _settings(node).get("epsilon", EPSILON))
+        return factor, shift - mean * factor
+    kinds = ("Add", "Mul", "Sub", "Div") if node.input[0] == source else ("Add", "Mul")
+    if node.domain or len(others) != 1 or not numbers or node.op_type not in kinds:
+        return None
+    [number] = numbers
+    fits = number.ndim <= len(shape) and np.broadcast_shapes(number.shape, shape) == shape
+    if not fits or (node.op_type == "Div" and not number.all()):
+        return None
+    number = np.broadcast_to(number, shape).reshape(channels)
+    one, none = np.ones(channels), np.zeros(channels)
+    if node.op_type in ("Add", "Sub"):
+        return one, number if node.op_type == "Add" else -number
+    return (number if node.op_type == "Mul" else 1 / number), none
 
 
 def _values(name: str, graph: onnx.GraphProto, weights: Weights) -> Array | None:

@@ -15,81 +15,37 @@ from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.models import _text_files as text_files
 from slimseek.models._graph import (
-    FILE,
     INPUTS,
-    IR_VERSION,
-    LFS,
     NO_VECTOR,
     OUTPUT,
     SAMPLE,
-    SUFFIX,
     TOKENS_NAMES,
     VECTOR_NAMES,
     Weights,
     _dense,
     _first_line,
+    _graphs,
     _is_table,
     _rename_,
     _replace_nodes_,
     _sample,
     _session,
-    _tensors,
     _uses,
     _Writer,
+)
+from slimseek.models._graph_constants import _compute_constants_, _free_loop_constants_, _make_names_unique_
+from slimseek.models._graph_folding import (
+    _fold_norms_,
+    _make_constants_initializers_,
+    _make_single_precision_,
+    _skip_identities_,
 )
 from slimseek.schema import (
     Array,
     TextPreprocess,
 )
 
-
-def _candidates(folder: Path) -> list[Path]:
-    """The graphs of a folder and of its subfolder ``onnx``; only ``model.onnx`` where one is called so."""
-    found = [path for place in (folder, folder / "onnx") for path in sorted(place.glob(f"*{SUFFIX}"))]
-    return [path for path in found if path.name == FILE][:1] or found
-
-
-def _file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    found = _candidates(path)
-    if len(found) != 1:
-        names = ", ".join(str(file.relative_to(path)) for file in found) or "none"
-        raise UsageError(f"{path} needs one {SUFFIX} file or one called {FILE}; it has {names}; name the file you mean")
-    return found[0]
-
-
-def _read(file: Path) -> onnx.ModelProto:
-    """The file with its external data, which must lie in its folder.
-
-    Raises:
-        UsageError: it is empty, a git-lfs pointer, cut off, no ONNX, or its data is not there.
-    """
-    with file.open("rb") as stream:
-        start = stream.read(len(LFS))
-    if not start:
-        raise UsageError(f"{file} is empty")
-    if start == LFS:
-        raise UsageError(f"{file} is a git-lfs pointer, not the model itself; run: git lfs pull")
-    try:
-        model = onnx.load(file, load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError, and whatever else a random file provokes
-        raise UsageError(f"{file} is cut off or no ONNX file: {_first_line(error)}") from error
-    if not model.graph.node or not model.opset_import:
-        raise UsageError(f"{file} is no ONNX file: it holds no graph")
-    for tensor in _tensors(model.graph):
-        place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        if tensor.data_location == TensorProto.EXTERNAL and (Path(place).is_absolute() or ".." in Path(place).parts):
-            raise UsageError(f"{file} asks for data outside of its folder: {place!r}; this is never read")
-    try:
-        onnx.load_external_data_for_model(model, str(file.parent))
-    except Exception as error:  # the library raises ValueError, OSError and its checker's own ValidationError
-        raise UsageError(f"{file}: a data file beside it cannot be read: {_first_line(error)}") from error
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    model.ir_version = max(4, min(model.ir_version, IR_VERSION))
-    del model.metadata_props[:]
-    return model
+RESIZING = ("Resize", "Upsample")
 
 
 def _files(file: Path) -> tuple[Path, dict[str, bytes]]:
@@ -151,17 +107,36 @@ def _check_axes(value: onnx.ValueInfoProto, file: Path) -> None:
         raise UsageError(f"{file}: {value.name} is frozen, {' and '.join(frozen)}; export it again with dynamic axes")
 
 
+def _take_tidied_weights_(model: onnx.ModelProto, file: Path) -> Weights:
+    """Every weight as the layers of the graph read it: constants computed, batch norms folded, names unique."""
+    _make_names_unique_(model)
+    _make_constants_initializers_(model)
+    _free_loop_constants_(model)
+    weights = _take_weights_(model.graph, file)
+    _make_single_precision_(model.graph)
+    _skip_identities_(model.graph)
+    _compute_constants_(model, weights)
+    _fold_norms_(model.graph, weights)
+    return weights
+
+
 def _take_weights_(graph: onnx.GraphProto, file: Path) -> Weights:
-    """Float initializers of more than one number, and the eight-bit integers of a quantized graph, leave the graph."""
-    types = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8)
+    """Float initializers of more than one number, and the eight-bit integers of a quantized graph, leave the graph.
+
+    What says how large a result is stays: rounded to fewer bits, it would give another shape.
+    """
+    types = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
+    nodes = (node for inner in _graphs(graph) for node in inner.node)
+    sizes = {name for node in nodes if node.op_type in RESIZING for name in node.input[1:]}
     weights = {}
     kept = []
     for tensor in graph.initializer:
-        if tensor.data_type not in types or math.prod(tensor.dims) <= 1:
+        if tensor.data_type not in types or math.prod(tensor.dims) <= 1 or tensor.name in sizes:
             kept.append(tensor)
             continue
         try:
-            weights[tensor.name] = numpy_helper.to_array(tensor).copy()
+            array = numpy_helper.to_array(tensor)
+            weights[tensor.name] = array.astype(np.float32) if array.dtype == np.float64 else array.copy()
         except ValueError as error:
             raise UsageError(f"{file}: the weight {tensor.name} is not whole: {_first_line(error)}") from error
     del graph.initializer[:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from slimseek.models._graph import (
     _is_convolution,
     _is_quantized,
     _linear_axis,
+    _quantizing_operators,
     _raised,
     _round_inputs_,
     _session,
@@ -85,6 +86,25 @@ class OnnxFamily(Family):
                 visit(weight, tokens if smoothing is None else tokens / smoothing.reshape(-1))
             for weight, source in pictures:
                 visit(weight, values[source])
+
+    def quantized_by(self, model: Model) -> tuple[str, ...]:
+        """Operators of the graph that compute on integers; or its integer weights, where no layer has others."""
+        plain = {
+            tensor.dtype.name
+            for tensor in model.tensors.values()
+            if not isinstance(tensor, QuantizedTensor) and tensor.dtype.kind in "iu"
+        }
+        return tuple(_quantizing_operators(_graph(model).graph)) or (() if model.layers else tuple(sorted(plain)))
+
+    def readers(self, model: Model) -> Mapping[str, str]:
+        """The operator of the graph; those of a runtime with their domain, such as ``com.microsoft.Attention``."""
+        nodes = [node for inner in _graphs(_graph(model).graph) for node in inner.node]
+        return {
+            name: f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            for node in nodes
+            for name in node.input
+            if name in model.tensors
+        }
 
     def to_onnx(self, model: Model) -> Any:
         """The graph with its weights, tidied by onnxslim; raised to the opset that integers, bf16 and fp8 need.

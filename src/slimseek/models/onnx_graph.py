@@ -12,23 +12,15 @@ from slimseek.models._graph import (
     SUFFIX,
     _layers,
 )
-from slimseek.models._graph_folding import (
-    _fold_,
-    _fold_norms_,
-    _make_constants_initializers_,
-    _make_single_precision_,
-)
+from slimseek.models._graph_file import _candidates, _file, _read
 from slimseek.models._graph_reading import (
-    _candidates,
     _dim,
     _end_in_vector_,
-    _file,
     _files,
     _preprocess,
     _prune_,
-    _read,
     _take_inputs_,
-    _take_weights_,
+    _take_tidied_weights_,
 )
 from slimseek.models._onnx_family import OnnxFamily
 from slimseek.schema import (
@@ -51,11 +43,7 @@ class OnnxGraph(OnnxFamily):
         file = _file(path)
         model = _read(file)
         _take_inputs_(model.graph, file)
-        _make_constants_initializers_(model)
-        weights = _take_weights_(model.graph, file)
-        _make_single_precision_(model.graph)
-        _fold_(model.graph, weights)
-        _fold_norms_(model.graph, weights)
+        weights = _take_tidied_weights_(model, file)
         home, files = _files(file)
         plan = text_files.plan(files, home)
         _end_in_vector_(model, weights, files, plan, file)

@@ -29,6 +29,8 @@ from slimseek.schema import ActivationQuant, Array, Batch, Encode, Family, Layer
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
+POOLER = "transformer.pooler."
+"""A part of many encoders that the vector does not use: pooling takes the last hidden state."""
 ACTIVATIONS = {"Tanh": nn.Tanh, "Identity": nn.Identity, "ReLU": nn.ReLU, "GELU": nn.GELU}
 
 
@@ -120,8 +122,8 @@ class Transformer(Family):
         return encode
 
     def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
-        """Show every layer's input, real tokens only and divided by its smoothing, to ``visit(weight name, float32
-        [tokens, width])``.
+        """Show the input of every layer that the vector uses, real tokens only and divided by its smoothing, to
+        ``visit(weight name, float32 [tokens, width])``.
         """
         network = _load(model)
         current: dict[str, torch.Tensor] = {}
@@ -138,7 +140,7 @@ class Transformer(Family):
             return hook
 
         for layer in model.layers:
-            if layer.kind == "linear":
+            if layer.kind == "linear" and not layer.name.startswith(POOLER):
                 network.get_submodule(layer.name).register_forward_pre_hook(show(layer.weight))
         with torch.inference_mode():
             for batch in batches:
@@ -305,7 +307,7 @@ def _load(model: Model) -> Any:
     network = _build(model.files, Path("model"), weights=None)
     state = {name: torch.from_numpy(array.copy()) for name, array in dense(model).items()}
     missing, unexpected = network.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.startswith("transformer.pooler.")]
+    missing = [name for name in missing if not name.startswith(POOLER)]
     assert not [*missing, *unexpected], f"tensors do not fit the network: {missing} {unexpected}"
     return network
 

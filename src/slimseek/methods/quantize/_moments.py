@@ -10,10 +10,9 @@ import numpy as np
 
 from slimseek import choose
 from slimseek.errors import UsageError
-from slimseek.inputs.reader import reader
+from slimseek.methods.quantize._calibration import batches
 from slimseek.schema import Array, Layer, Model, Samples
 
-BATCH = 8
 BYTES_AT_ONCE = 2**28
 
 
@@ -66,10 +65,8 @@ def observe(model: Model, samples: Samples, layers: Sequence[Layer]) -> dict[str
             else:
                 seen[name] = Moments(count=len(values), total=total, squares=squares)
 
-    read = reader(model.spec, model.files)
-    items = sorted(samples.calibration, key=len)
-    batches = [read(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
-    choose.family(model).observe(dataclasses.replace(model, activations={}), batches, visit)
+    plain = dataclasses.replace(model, activations={})
+    choose.family(model).observe(plain, batches(model, samples.calibration), visit)
     for name, moments in seen.items():
         if not np.isfinite(moments.squares).all():
             raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")

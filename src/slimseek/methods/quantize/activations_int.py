@@ -9,12 +9,11 @@ import numpy as np
 
 from slimseek import plugins
 from slimseek.errors import NoEffect, UsageError
-from slimseek.inputs.reader import reader
 from slimseek.integers import is_integer
+from slimseek.methods.quantize._calibration import batches
 from slimseek.methods.quantize._ranges import Histogram
 from slimseek.schema import OUTPUT_RANGE, ActivationQuant, Array, Model, Samples, Step
 
-BATCH = 8
 KINDS = {"static": ("linear", "convolution"), "dynamic": ("linear",)}
 Estimator = Literal["minmax", "percentile", "mse", "entropy"]
 
@@ -72,12 +71,9 @@ class ActivationsInt(Step, frozen=True, kw_only=True):
                     raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")
                 seen.setdefault(name, Histogram()).add(values)
 
-        read = reader(model.spec, model.files)
-        texts = sorted(samples.calibration, key=len)
-        batches = [read(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
         family = plugins.load("models", model.spec.family)()
-        family.observe(dataclasses.replace(model, activations={}), batches, visit)
-        # A layer that no text reaches (a pooler that the vector does not use) keeps a float input.
+        family.observe(dataclasses.replace(model, activations={}), batches(model, samples.calibration), visit)
+        # A layer that no text reaches keeps a float input, as does one that the vector does not use (a pooler).
         return {name: _quant(name, *histogram.range(self.estimator)) for name, histogram in sorted(seen.items())}
 
 

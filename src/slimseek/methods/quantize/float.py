@@ -10,6 +10,7 @@ import numpy as np
 
 from slimseek import integers
 from slimseek.errors import NoEffect, UsageError
+from slimseek.methods.quantize._notes import left_float
 from slimseek.schema import Array, Model, QuantizedTensor, QuantSpec, Samples, Step, Tensor, is_float
 
 HALVES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -52,16 +53,17 @@ class Float(Step, frozen=True, kw_only=True):
         return dataclasses.replace(model, tensors=tensors)
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
-        """How many tensors stayed as they were, why, and their names."""
+        """How many tensors stayed as they were, why, their names; and large ones of no layer."""
         meant = self._meant(before)
         kept: dict[str, list[str]] = {}
         for name, (tensor, axis) in meant.items():
             if after.tensors[name] is tensor:
                 kept.setdefault(_fault(tensor, self._narrow(tensor, axis)), []).append(name)
-        return tuple(
+        reasons = (
             f"{len(names)} of {len(meant)} tensors kept, as {self.format} would make them {why}: {', '.join(names)}"
             for why, names in sorted(kept.items())
         )
+        return (*reasons, *(() if self.format in HALVES else left_float(after)))
 
     def _meant(self, model: Model) -> dict[str, tuple[Array, int]]:
         """The tensors to convert by name, with the axis of their channels, which only scales need."""

@@ -14,6 +14,7 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.reader import reader
 from slimseek.methods.quantize._allocation import allocate
+from slimseek.methods.quantize._calibration import batches
 from slimseek.progress import track
 from slimseek.recipe import byte_size
 from slimseek.schema import (
@@ -30,7 +31,6 @@ from slimseek.schema import (
 )
 from slimseek.timing import default_threads
 
-BATCH = 8
 COUNTED_AT_ONCE = 1024
 COMPARED = 64
 _predicted: WeakKeyDictionary[Model, str] = WeakKeyDictionary()
@@ -179,10 +179,8 @@ def _second_moments(model: Model, samples: Samples) -> dict[str, Array]:
             others = tuple(axis for axis in range(values.ndim) if axis != 1)
             seen[name] = seen.get(name, 0.0) + np.square(values, dtype=np.float64).sum(others)
 
-    read = reader(model.spec, model.files)
-    items = sorted(samples.calibration, key=len)
-    batches = [read(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
-    choose.family(model).observe(dataclasses.replace(model, activations={}), batches, visit)
+    plain = dataclasses.replace(model, activations={})
+    choose.family(model).observe(plain, batches(model, samples.calibration), visit)
     return seen
 
 

@@ -8,13 +8,9 @@ import numpy as np
 
 from slimseek import integers, plugins
 from slimseek.errors import NoEffect, UsageError
-from slimseek.inputs.reader import reader
-from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples, Step
-
-BATCH = 8
-LARGEST_FACTOR = 256.0
-SMALLEST_WEIGHT = 1e-5
-"""Of a layer's largest weight: what an input whose weights are all smaller counts as."""
+from slimseek.methods.quantize._calibration import batches
+from slimseek.methods.quantize._smoothing import Inputs, best_factors, factors
+from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples, Step, Tensor
 
 
 class Smooth(Step, frozen=True, kw_only=True):
@@ -28,38 +24,49 @@ class Smooth(Step, frozen=True, kw_only=True):
     factor 1.
 
     Attributes:
-        alpha: 0 to 1: how much of the difficulty moves from the inputs to the weights.
+        alpha: 0 to 1: how much of the difficulty moves from the inputs to the weights. ``None`` takes for each input
+            the value with the least expected error of eight-bit products, and leaves an input alone where that is
+            not a fifth below the error without factors.
         skip: layers whose name contains one of these stay as they are.
     """
 
-    alpha: float = 0.8
+    alpha: float | None = None
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise UsageError(f"quantize.smooth: alpha is {self.alpha}; 0 to 1 is allowed")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise UsageError(f"quantize.smooth: alpha is {self.alpha}; 0 to 1 is allowed, or none at all")
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Find the factors of every linear layer with float weights, and multiply these; smoothed layers stay."""
         layers = self._chosen(model)
-        largest = _largest_inputs(model, samples, {layer.weight for layer in layers})
+        seen = _inputs(model, samples, {layer.weight for layer in layers})
         # What reads one input has seen the same maxima to the last bit; layers that merely look so may share as well.
         shared: dict[bytes, list[Layer]] = {}
         for layer in layers:
-            if layer.weight in largest:
-                shared.setdefault(largest[layer.weight].tobytes(), []).append(layer)
+            if layer.weight in seen:
+                shared.setdefault(seen[layer.weight].largest.tobytes(), []).append(layer)
         if not shared:
             raise NoEffect("quantize.smooth: calibration texts reach no linear layer that is not smoothed")
         tensors, smoothing = dict(model.tensors), dict(model.smoothing)
         for group in shared.values():
-            weights = [np.abs(integers.dequantize(tensors[layer.weight])).max(layer.axis) for layer in group]
-            found = factors(largest[group[0].weight], np.max(weights, axis=0), self.alpha)
+            rows = np.concatenate([_rows(tensors[layer.weight], layer) for layer in group])
+            found = self._factors(seen[group[0].weight], rows)
+            if found is None:
+                continue
             for layer in group:
                 smoothing[layer.weight] = np.expand_dims(found, layer.axis)
                 stored = tensors[layer.weight]
                 assert not isinstance(stored, QuantizedTensor)
                 tensors[layer.weight] = (integers.dequantize(stored) * smoothing[layer.weight]).astype(stored.dtype)
+        if len(smoothing) == len(model.smoothing):
+            raise NoEffect("quantize.smooth: no layer's products would be closer to the original's by a fifth")
         return dataclasses.replace(model, tensors=tensors, smoothing=smoothing)
+
+    def _factors(self, inputs: Inputs, rows: Array) -> Array | None:
+        if self.alpha is None:
+            return best_factors(inputs, rows)
+        return factors(inputs.largest, np.abs(rows).max(0), self.alpha)
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """How many layers and inputs, and the least and greatest factor."""
@@ -85,41 +92,26 @@ class Smooth(Step, frozen=True, kw_only=True):
         return layers
 
 
-def factors(inputs: Array, weights: Array, alpha: float) -> Array:
-    """The factors s, float32 [inputs], by which a layer's inputs are divided: powers of two.
-
-    Args:
-        inputs: float [inputs], largest absolute value of each input.
-        weights: float [inputs], largest absolute weight that each input meets.
-        alpha: 0 to 1.
-    """
-    live = inputs > 0
-    if not live.any() or not weights.any():
-        return np.ones(len(inputs), np.float32)
-    floor = np.maximum(weights, weights.max() * SMALLEST_WEIGHT)[live].astype(np.float64)
-    logarithm = np.zeros(len(inputs))
-    logarithm[live] = alpha * np.log2(inputs[live]) - (1 - alpha) * np.log2(floor)
-    logarithm[live] -= logarithm[live].mean()
-    limit = np.log2(LARGEST_FACTOR)
-    found: Array = np.exp2(np.rint(logarithm).clip(-limit, limit)).astype(np.float32)
-    return found
+def _rows(stored: Tensor, layer: Layer) -> Array:
+    weight = integers.dequantize(stored)
+    return weight if layer.axis == 0 else weight.T
 
 
-def _largest_inputs(model: Model, samples: Samples, weights: set[str]) -> dict[str, Array]:
-    """For each weight whose layer calibration reaches, the largest absolute value of each input, float32 [inputs]."""
+def _inputs(model: Model, samples: Samples, weights: set[str]) -> dict[str, Inputs]:
+    """What each input of the weights' layers is like, where calibration reaches them."""
     if not samples.calibration:
         raise UsageError("quantize.smooth: the calibration sample is empty; the collection has no texts")
-    seen: dict[str, Array] = {}
+    largest: dict[str, Array] = {}
+    squares: dict[str, Array] = {}
+    counts: dict[str, int] = {}
 
     def visit(name: str, values: Array) -> None:
         if name in weights and len(values):
-            largest = np.abs(values).max(0)
-            if not np.isfinite(largest).all():
+            if not np.isfinite(values).all():
                 raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")
-            seen[name] = np.maximum(seen.get(name, 0.0), largest)
+            largest[name] = np.maximum(largest.get(name, 0.0), np.abs(values).max(0))
+            squares[name] = squares.get(name, 0.0) + np.square(values).sum(0, dtype=np.float64)
+            counts[name] = counts.get(name, 0) + len(values)
 
-    read = reader(model.spec, model.files)
-    texts = sorted(samples.calibration, key=len)
-    batches = [read(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
-    plugins.load("models", model.spec.family)().observe(model, batches, visit)
-    return seen
+    plugins.load("models", model.spec.family)().observe(model, batches(model, samples.calibration), visit)
+    return {name: Inputs(largest=largest[name], squares=squares[name] / counts[name]) for name in largest}

@@ -13,6 +13,7 @@ from slimseek import integers
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods.quantize._compensated import compensate
 from slimseek.methods.quantize._moments import Moments, observe, portions
+from slimseek.methods.quantize._notes import left_float, worst_layers
 from slimseek.progress import track
 from slimseek.schema import (
     Granularity,
@@ -83,9 +84,8 @@ class WeightsInt(Step, frozen=True, kw_only=True):
                 raise UsageError(f"the tensor {layer.weight} holds NaN or infinite values and cannot be quantized")
             chosen.setdefault(layer.weight, layer)
         if not chosen:
-            raise NoEffect(
-                f"quantize.weights_int: none of {len(model.layers)} layers is a float layer of {self.layers}"
-            )
+            none = f"quantize.weights_int: none of {len(model.layers)} layers is a float layer of {self.layers}"
+            raise NoEffect("; ".join([none, *left_float(model)]))
         by_inputs = [
             layer
             for layer in chosen.values()
@@ -96,8 +96,8 @@ class WeightsInt(Step, frozen=True, kw_only=True):
         return self._calibrated(changed, by_inputs, samples, len(nearest)) if by_inputs else changed
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
-        """What was compensated and corrected, and what could not be."""
-        return _said.get(after, ())
+        """What was compensated and corrected, and what could not be; the worst layers, and large tensors left float."""
+        return (*_said.get(after, ()), *worst_layers(before, after), *left_float(after))
 
     def _calibrated(self, model: Model, layers: Sequence[Layer], samples: Samples, others: int) -> Model:
         """The model with these linear layers rounded by their inputs on calibration texts."""
@@ -138,14 +138,14 @@ class WeightsInt(Step, frozen=True, kw_only=True):
         notes = []
         if self.rounding == "compensated":
             rest = [f"{others} other layers"] if others else []
-            rest += [f"{missed} that no calibration text reaches"] if missed else []
+            rest += [f"{missed} whose input calibration does not see"] if missed else []
             nearest = f"; to nearest: {', '.join(rest)}" if rest else ""
             notes.append(f"error-compensated: {len(reached)} linear layers, on {texts} calibration texts{nearest}")
         if self.correct_bias:
             corrected = sum(isinstance(layer.bias, str) for layer in reached)
             without = len(reached) - corrected
             rest = [f"{without} have none"] if without else []
-            rest += [f"{missed} not reached by a calibration text"] if missed else []
+            rest += [f"{missed} whose input is not seen"] if missed else []
             notes.append("; ".join([f"biases corrected: {corrected} linear layers", *rest]))
         return tuple(notes)
 

@@ -1,0 +1,92 @@
+"""Stored integers as float values, by standard operators.
+
+Runtimes keep DequantizeLinear, and would compute it again with every query; ONNX Runtime may even round the inputs of
+the product behind it. Beside rounded activations OpenVINO keeps a Cast and a Mul as well, and its recurrent layers
+refuse what is no constant. Past float16, which holds eight bits exactly, every runtime folds them all when it loads
+the graph. Of a table, only the rows that are looked up become floats.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from slimseek.backends._editor import Editor, narrow, scale_constant
+from slimseek.integers import matrix
+from slimseek.schema import Array, QuantizedTensor
+
+
+def expanded(editor: Editor, name: str, tensor: QuantizedTensor, transposed: bool = False) -> str:
+    """Name of the float32 value in the tensor's shape, or ``transposed``; a constant once the graph is loaded."""
+
+    def wide(label: str, integers: Array) -> str:
+        stored = narrow(editor, f"{name}.{label}", integers, tensor.spec.bits, tensor.spec.symmetric)
+        return editor.node("Cast", [editor.node("Cast", [stored], to=TensorProto.FLOAT16)], to=TensorProto.FLOAT)
+
+    blocks = _blocks(tensor)
+    values = wide("blocks", blocks)
+    if tensor.zero_point is not None:
+        values = editor.node("Sub", [values, wide("block_zero_point", _beside(blocks, tensor.zero_point))])
+    scale = scale_constant(editor, f"{name}.block_scale", _beside(blocks, tensor.scale))
+    values = editor.node("Mul", [values, scale])
+    values = editor.node("Reshape", [values, _numbers(editor, len(blocks), blocks.shape[1] * blocks.shape[2])])
+    values = _cut(editor, values, tensor, blocks, axis=1)
+    axis, shape = tensor.spec.axis, tensor.shape
+    values = editor.node("Reshape", [values, _numbers(editor, shape[axis], *shape[:axis], *shape[axis + 1 :])])
+    order = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
+    return editor.node("Transpose", [values], perm=order[::-1] if transposed else order)
+
+
+def gather_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: str, output: str) -> bool:
+    """Look up rows of a table [rows, width] whose channels are its rows; in memory it stays at eight bits at most."""
+    if tensor.spec.axis != 0:
+        return False
+    blocks = _blocks(tensor)
+    whole = blocks.shape[1] == 1
+
+    def rows(label: str, array: Array, bits: int = 8) -> str:
+        """Those of the indices, with one number for each block or in the shape of the blocks; or the one for all."""
+        stored = narrow(editor, f"{name}.{label}", array.reshape(len(array), -1) if whole else array, bits,
+                        tensor.spec.symmetric)  # fmt: skip
+        if bits <= 4:  # not every runtime looks up four bits
+            stored = editor.node("Cast", [stored], to=TensorProto.INT8)
+        return stored if len(array) == 1 < len(blocks) else editor.node("Gather", [stored, indices])
+
+    values = editor.node("Cast", [rows("table", blocks, tensor.spec.bits)], to=TensorProto.FLOAT)
+    if tensor.zero_point is not None:
+        zero_point = rows("table_zero_point", _beside(blocks, tensor.zero_point))
+        values = editor.node("Sub", [values, editor.node("Cast", [zero_point], to=TensorProto.FLOAT)])
+    scale = rows("table_scale", _beside(blocks, tensor.scale).astype(np.float32))
+    if whole:
+        editor.node("Mul", [values, scale], output)
+        return True
+    values = editor.node("Mul", [values, scale])
+    width = blocks.shape[1] * blocks.shape[2]
+    shape = editor.node("Concat", [editor.node("Shape", [indices]), _numbers(editor, width)], axis=0)
+    values = editor.node("Reshape", [values, shape])
+    editor.node("Identity", [_cut(editor, values, tensor, blocks, axis=-1)], output)
+    return True
+
+
+def _blocks(tensor: QuantizedTensor) -> Array:
+    """The integers [channels, groups, group size]: one group where there are none, the last one filled with zeros."""
+    rows = matrix(tensor)
+    size = min(tensor.spec.group_size or rows.shape[1], rows.shape[1])
+    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % size))).reshape(len(rows), -1, size)
+
+
+def _beside(blocks: Array, values: Array) -> Array:
+    """One number for each block, [channels, groups, 1], or one for all, [1, 1, 1]."""
+    return values.reshape(len(blocks) if values.size > 1 or len(blocks) == 1 else 1, -1, 1)
+
+
+def _cut(editor: Editor, values: str, tensor: QuantizedTensor, blocks: Array, axis: int) -> str:
+    """Without what filled the last group."""
+    width = tensor.integers.size // len(blocks)
+    if width == blocks.shape[1] * blocks.shape[2]:
+        return values
+    return editor.node("Slice", [values, *(_numbers(editor, number) for number in (0, width, axis))])
+
+
+def _numbers(editor: Editor, *numbers: int) -> str:
+    return editor.constant("slim_" + "_".join(map(str, numbers)), np.array(numbers, np.int64))
