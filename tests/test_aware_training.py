@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from slimseek import choose, integers, plugins
+from slimseek import choose, integers, plugins, train
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
@@ -89,26 +90,46 @@ def test_training_that_only_harms_is_thrown_away(original: Model) -> None:
     assert loss(harmed, original) <= loss(start, original) * 1.01 + 1e-9
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(original: Model, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from slimseek.methods.quantize import aware_training
+def test_a_killed_training_goes_on_from_its_checkpoint(
+    original: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same integers; that every part of the state comes back is in test_training.py."""
+    monkeypatch.setattr(train, "CHECK_EVERY", 20)
+    expected, file = trained(original), str(tmp_path / "training.safetensors")
+    losses = itertools.count()
 
-    monkeypatch.setattr(aware_training, "CHECK_EVERY", 20)
-    file = str(tmp_path / "training.safetensors")
-    save = aware_training.AwareTraining._save
-
-    def killed(self, student, number: int) -> None:  # type: ignore[no-untyped-def]
-        save(self, student, number)
-        if number == 40:
+    def dying(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if next(losses) == 50:
             raise KeyboardInterrupt
+        return cosine(output, target)
 
-    monkeypatch.setattr(aware_training.AwareTraining, "_save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        trained(original, checkpoint=file)
-    seen: list[int] = []
-    monkeypatch.setattr(aware_training.AwareTraining, "_save", lambda self, student, number: seen.append(number))
+    cosine = train.cosine
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "cosine", dying)
+        with pytest.raises(KeyboardInterrupt):
+            trained(original, checkpoint=file)
     model = trained(original, checkpoint=file)
-    assert seen == [60], "20 of 60 steps were left"
-    assert loss(model, original) < 1.2 * loss(trained(original), original)
+    for name, tensor in expected.tensors.items():
+        assert np.array_equal(integers.dequantize(model.tensors[name]), integers.dequantize(tensor)), name
+
+
+def test_integers_of_an_earlier_step_stay_while_others_are_trained(
+    original: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the network that is trained: else what is stored would not be what was trained for."""
+    earlier = plugins.load("methods", "quantize.weights_int")(bits=3, layers=("embedding",)).apply(original, SAMPLES)
+    networks = []
+    fit = train.fit
+    monkeypatch.setattr(
+        train, "fit", lambda network, *rest, **more: networks.append(network) or fit(network, *rest, **more)
+    )
+    model = trained(earlier, layers=("linear",))
+    tables = [layer.weight for layer in model.layers if layer.kind == "embedding"]
+    assert tables
+    for table in tables:
+        assert model.tensors[table] is earlier.tensors[table]
+        kept = networks[0].get_parameter(table).detach().numpy()
+        assert np.array_equal(kept, integers.dequantize(earlier.tensors[table]))
 
 
 def test_what_cannot_be_trained_is_refused(original: Model, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek import artifact, choose, compress, data, deploy, plugins, rebuild
+from slimseek import artifact, choose, compress, data, deploy, plugins, rebuild, recipe
 from slimseek.errors import ArtifactError, NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.methods.quantize._smoothing import LARGEST_FACTOR, Inputs, best_factors, expected_error, factors
@@ -141,11 +141,17 @@ def test_inputs_without_outliers_are_left_alone() -> None:
     assert best_factors(Inputs(largest=np.abs(x).max(0), squares=np.square(x).mean(0)), np.ones((8, 32))) is None
 
 
-def test_a_step_that_would_gain_nothing_says_so(tmp_path: Path) -> None:
+def test_where_no_layer_needs_factors_a_recipe_goes_on_without(tmp_path: Path) -> None:
     model = network(tmp_path / "a.onnx", [layer("x", "w", "embedding")], {"w": np.eye(8)})
     np.save(tmp_path / "even.npy", np.ones(8, np.float32))
-    with pytest.raises(NoEffect, match="no layer's products"):
-        apply(model, "quantize.smooth", Samples(calibration=[str(tmp_path / "even.npy")], texts=[]))
+    even = Samples(calibration=[str(tmp_path / "even.npy")], texts=[str(tmp_path / "even.npy")])
+    with pytest.raises(NoEffect, match="needs factors"):
+        apply(model, "quantize.smooth", even)
+    steps = recipe.parse("version: 1\nsteps: [quantize.smooth: {}, quantize.weights_int: {bits: 8}]")
+    made = compress.run(model, steps, even)
+    assert [record.step for record in made.records] == ["quantize.weights_int"]
+    asked = recipe.parse("version: 1\nsteps: [quantize.smooth: {alpha: 0.5}, quantize.weights_int: {bits: 8}]")
+    assert len(compress.run(model, asked, even).records) == 2
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -228,7 +234,7 @@ def test_weights_are_compared_with_smoothing_undone(original: Model, smoothed: M
 
 def test_float16_weights_stay_in_float16(original: Model) -> None:
     half = formed(original, "fp16")
-    changed = apply(half, "quantize.smooth")
+    changed = apply(half, "quantize.smooth", alpha=0.8)
     assert {changed.tensors[name].dtype.name for name in changed.smoothing} == {"float16"}
     assert cosines(vectors(half), vectors(changed)).min() > 0.9999
 
@@ -457,7 +463,7 @@ def test_a_layer_computes_what_the_formula_says(where: str, tmp_path: Path) -> N
     samples, weight = items(tmp_path, dead=6), matrix(0)
     weight[4] = 0  # an input that no output reads
     original = network(tmp_path / "a.onnx", [layer("x", "w", "embedding")], {"w": weight})
-    model = formed(apply(original, "quantize.smooth", samples), "int8 static", samples)
+    model = formed(apply(original, "quantize.smooth", samples, alpha=0.8), "int8 static", samples)
     how, tensor, factor = model.activations["w"], model.tensors["w"], model.smoothing["w"]
     assert factor.shape == (8, 1)
     x = np.stack([np.load(item)["x"] for item in samples.texts]).astype(np.float64)
@@ -482,7 +488,7 @@ def test_a_weight_with_other_uses_keeps_its_meaning_there(where: str, form: str,
         helper.make_node("Add", ["two", "row"], ["embedding"]),
     ]
     original = network(tmp_path / "a.onnx", nodes, {"w": matrix(1)}, pick=True)
-    model = apply(original, "quantize.smooth", samples)
+    model = apply(original, "quantize.smooth", samples, alpha=0.8)
     assert cosines(vectors(original, samples.texts), vectors(model, samples.texts)).min() > 1 - 1e-6
     model = formed(model, form, samples)
     encoder = choose.encoder(model, "run", 1) if where == "run" else package(model, where, tmp_path)
@@ -493,7 +499,7 @@ def test_a_saved_graph_has_the_plain_weights(tmp_path: Path) -> None:
     samples, weights = items(tmp_path), {"w": matrix(0), "v": matrix(1)}
     nodes = [layer("x", "w", "h"), helper.make_node("Relu", ["h"], ["r"]), layer("r", "v", "embedding")]
     original = network(tmp_path / "a.onnx", nodes, weights)
-    model = apply(original, "quantize.smooth", samples)
+    model = apply(original, "quantize.smooth", samples, alpha=0.8)
     (tmp_path / "saved").mkdir()
     choose.family(model).save(model, tmp_path / "saved")
     saved = choose.model(tmp_path / "saved")

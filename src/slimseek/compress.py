@@ -4,6 +4,7 @@ good model.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from slimseek import integers
 from slimseek.choose import REFERENCE_LENGTH, encoder, family
-from slimseek.errors import SlimseekError, UsageError
+from slimseek.errors import NoEffect, SlimseekError, UsageError
 from slimseek.evaluate import Quality, compare, invariance, quality, quality_gate
 from slimseek.progress import say
 from slimseek.recipe import build
@@ -60,32 +61,45 @@ class Compressed:
 def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = None) -> Compressed:
     """Run a recipe on a model; the given model is not changed.
 
+    What a step costs in quality may stop the recipe only where no later step trains and could win it back.
+
     Args:
         model: the original.
         recipe: checked steps and gates.
-        samples: texts for calibration and counting.
+        samples: texts for calibration, counting and training; the given model is their original unless they have one.
         judge: measures quality after every step; ``None`` checks finiteness and invariance only.
 
     Raises:
-        UsageError: a step refuses the model or its parameters; NoEffect when it would change nothing.
+        UsageError: a step refuses the model or its parameters; NoEffect when it would change nothing and was asked
+            to. A step that finds out by itself whether it is needed is left out instead.
     """
     records: list[StepRecord] = []
     steps = [(step, build(step)) for step in recipe.steps]
     _check_unquantized(model, recipe)
-    for given, step in steps:
-        say(f"step {len(records) + 1} of {len(steps)}: {given.method} {_words(given.parameters)}")
+    if samples.original is None:
+        samples = dataclasses.replace(samples, original=model)
+    good = model
+    for number, (given, step) in enumerate(steps, 1):
+        say(f"step {number} of {len(steps)}: {given.method} {_words(given.parameters)}")
         start = time.perf_counter()
-        changed = step.apply(model, samples)
+        try:
+            changed = step.apply(model, samples)
+        except NoEffect as reason:
+            if not step.as_needed:
+                raise
+            say(f"left out: {reason}")
+            continue
         seconds = time.perf_counter() - start
-        last = len(records) + 1 == len(steps)
-        change, gates = _judge(changed, samples, recipe, judge, check_quality=judge is not None or last)
+        change, gates = _judge(changed, samples, recipe, judge, check_quality=judge is not None or number == len(steps))
         records.append(_record(given.method, step, model, changed, seconds, change, gates))
         failed = next((gate for gate in gates if gate.status == "failed"), None)
-        if failed is not None:
-            say(f"{given.method}: the gate {failed.gate} failed ({failed.detail}); the model before it is kept")
-            return Compressed(model=model, records=tuple(records), failed=failed)
+        waits = failed is not None and failed.gate == "quality" and any(later.trains for _, later in steps[number:])
+        if failed is not None and not waits:
+            say(f"{given.method}: the gate {failed.gate} failed ({failed.detail}); the last good model is kept")
+            return Compressed(model=good, records=tuple(records), failed=failed)
         model = changed
-    return Compressed(model=model, records=tuple(records), failed=None)
+        good = good if waits else changed
+    return Compressed(model=good, records=tuple(records), failed=None)
 
 
 def check_finite(model: Model) -> None:
@@ -115,8 +129,11 @@ def weight_error(before: Model, after: Model) -> tuple[float | None, float | Non
 
     Returns:
         Mean and largest absolute difference, and the signal to quantization noise ratio in decibels:
-        10 log10(sum of w^2 / sum of (quantized - w)^2); ``None`` where nothing is comparable.
+        10 log10(sum of w^2 / sum of (quantized - w)^2); ``None`` where nothing is comparable, such as where tensors
+        have left and others were renumbered.
     """
+    if not set(before.tensors) <= set(after.tensors):
+        return None, None, None
     count, total, largest, signal, noise = 0, 0.0, 0.0, 0.0, 0.0
     for name in _changed_tensors(before, after):
         old, new = before.tensors.get(name), after.tensors.get(name)
@@ -193,7 +210,8 @@ def _record(
     change: Change | None,
     gates: tuple[GateResult, ...],
 ) -> StepRecord:
-    mean, largest, sqnr = weight_error(before, after)
+    # What training moves is no error.
+    mean, largest, sqnr = (None, None, None) if step.trains else weight_error(before, after)
     bytes_before, bytes_after = weight_bytes(before), weight_bytes(after)
     activations = tuple(name for name, how in after.activations.items() if before.activations.get(name) != how)
     files = tuple(name for name, content in after.files.items() if before.files.get(name) != content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
@@ -121,6 +122,8 @@ def _allowed(wanted: Any) -> str:
     """What a parameter takes, in words."""
     if get_origin(wanted) is Literal:
         return f"{', '.join(str(value) for value in get_args(wanted))} are allowed"
+    if isinstance(wanted, UnionType):
+        return ", or ".join(_allowed(one) for one in get_args(wanted) if one is not type(None))
     if get_origin(wanted) is tuple:
         return f"a list is wanted, of which {_allowed(get_args(wanted)[0])}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

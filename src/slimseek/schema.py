@@ -292,10 +292,13 @@ class Samples:
     Attributes:
         calibration: a random part of the texts, for activation ranges.
         texts: all documents and the train and dev queries.
+        original: the model as it was before the first step, for steps that learn from it; ``compress.run`` fills it in
+            where it is ``None``.
     """
 
     calibration: Sequence[str]
     texts: Sequence[str]
+    original: Model | None = None
 
 
 # ---------------------------------------------------------------- measurements
@@ -559,7 +562,18 @@ class Family(ABC):
 
 
 class Step(Value, frozen=True):
-    """Base of every method: its fields are its parameters, checked in ``__post_init__``."""
+    """Base of every method: its fields are its parameters, checked in ``__post_init__``.
+
+    Attributes:
+        trains: whether it wins back what earlier steps lost, so that their loss of quality is judged after it.
+    """
+
+    trains: ClassVar[bool] = False
+
+    @property
+    def as_needed(self) -> bool:
+        """Whether it finds out by itself if a model needs it; a recipe goes on without it where it has no effect."""
+        return False
 
     @abstractmethod
     def apply(self, model: Model, samples: Samples) -> Model:

@@ -9,8 +9,10 @@ import numpy as np
 from slimseek.schema import Array
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-WORTH_IT = 0.8
+WORTH_IT = 0.5
 """Of the error without factors: what must not be exceeded, since a runtime may have to divide with every query."""
+SMALL = 0.002
+"""Of the power of a layer's results: error that is left alone."""
 LEVELS = 255
 LARGEST_FACTOR = 256.0
 SMALLEST_WEIGHT = 1e-5
@@ -31,7 +33,7 @@ class Inputs:
 
 
 def best_factors(inputs: Inputs, weight: Array) -> Array | None:
-    """Those whose ``alpha`` has the least expected error; ``None`` where that is not a fifth below the error without.
+    """Those whose ``alpha`` has the least expected error; ``None`` where without any that is small, or not halved.
 
     Args:
         inputs: of one layer, or of all that read the same input.
@@ -42,7 +44,8 @@ def best_factors(inputs: Inputs, weight: Array) -> Array | None:
     errors = [expected_error(inputs, weight, factor) for factor in found]
     best = int(np.argmin(errors))
     plain = expected_error(inputs, weight, np.ones_like(largest))
-    return found[best] if errors[best] <= WORTH_IT * plain else None
+    power = float(np.square(weight).sum(0, dtype=np.float64) @ inputs.squares)
+    return found[best] if plain > SMALL * power and errors[best] <= WORTH_IT * plain else None
 
 
 def factors(inputs: Array, weights: Array, alpha: float) -> Array:

@@ -25,8 +25,8 @@ class Smooth(Step, frozen=True, kw_only=True):
 
     Attributes:
         alpha: 0 to 1: how much of the difficulty moves from the inputs to the weights. ``None`` takes for each input
-            the value with the least expected error of eight-bit products, and leaves an input alone where that is
-            not a fifth below the error without factors.
+            the value with the least expected error of eight-bit products, and leaves an input alone where the error
+            without factors is below 0.2 % of the products' power or would not be halved.
         skip: layers whose name contains one of these stay as they are.
     """
 
@@ -37,9 +37,16 @@ class Smooth(Step, frozen=True, kw_only=True):
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise UsageError(f"quantize.smooth: alpha is {self.alpha}; 0 to 1 is allowed, or none at all")
 
+    @property
+    def as_needed(self) -> bool:
+        """Where ``alpha`` is chosen here, that no layer needs factors is an answer too."""
+        return self.alpha is None
+
     def apply(self, model: Model, samples: Samples) -> Model:
         """Find the factors of every linear layer with float weights, and multiply these; smoothed layers stay."""
         layers = self._chosen(model)
+        if not layers:
+            raise NoEffect("quantize.smooth: the model has no linear layer that is not smoothed")
         seen = _inputs(model, samples, {layer.weight for layer in layers})
         # What reads one input has seen the same maxima to the last bit; layers that merely look so may share as well.
         shared: dict[bytes, list[Layer]] = {}
@@ -60,7 +67,7 @@ class Smooth(Step, frozen=True, kw_only=True):
                 assert not isinstance(stored, QuantizedTensor)
                 tensors[layer.weight] = (integers.dequantize(stored) * smoothing[layer.weight]).astype(stored.dtype)
         if len(smoothing) == len(model.smoothing):
-            raise NoEffect("quantize.smooth: no layer's products would be closer to the original's by a fifth")
+            raise NoEffect("quantize.smooth: no layer that is not smoothed needs factors")
         return dataclasses.replace(model, tensors=tensors, smoothing=smoothing)
 
     def _factors(self, inputs: Inputs, rows: Array) -> Array | None:
@@ -86,10 +93,7 @@ class Smooth(Step, frozen=True, kw_only=True):
                 raise UsageError(f"quantize.smooth: the weight {layer.weight} is quantized; smooth before quantizing")
             if not np.isfinite(tensor).all():
                 raise UsageError(f"the tensor {layer.weight} holds NaN or infinite values and cannot be smoothed")
-        layers = [layer for layer in layers if layer.weight not in model.smoothing]
-        if not layers:
-            raise NoEffect("quantize.smooth: the model has no linear layer that is not smoothed")
-        return layers
+        return [layer for layer in layers if layer.weight not in model.smoothing]
 
 
 def _rows(stored: Tensor, layer: Layer) -> Array:

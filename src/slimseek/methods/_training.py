@@ -1,0 +1,64 @@
+"""What steps that train a model have in common: their parameters, which models they refuse, what they write back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from slimseek.errors import UsageError
+from slimseek.schema import Model, QuantizedTensor, Step, Tensor, is_float
+from slimseek.train import Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class TrainingStep(Step, frozen=True, kw_only=True):
+    """Base of the steps that train.
+
+    Attributes:
+        steps: batches to train on.
+        batch_size: texts in a batch.
+        max_tokens: longer texts are cut for training.
+        learning_rate: highest of AdamW's, after a warm-up over a tenth of the steps; it falls to zero in a cosine.
+        checkpoint: a file that the training saves itself to at every check and goes on from; empty for none.
+        seed: of the choice and the order of texts.
+    """
+
+    trains: ClassVar[bool] = True
+
+    steps: int = 300
+    batch_size: int = 16
+    max_tokens: int = 128
+    learning_rate: float = 1e-4
+    checkpoint: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """The limits of :class:`slimseek.train.Training`, named after the method."""
+        try:
+            self._training()
+        except UsageError as error:
+            raise UsageError(f"{type(self).__module__.removeprefix('slimseek.methods.')}: {error}") from None
+
+    def _training(self) -> Training:
+        return Training(
+            steps=self.steps, batch_size=self.batch_size, max_tokens=self.max_tokens, seed=self.seed,
+            learning_rate=self.learning_rate, checkpoint=self.checkpoint,
+        )  # fmt: skip
+
+
+def trained(model: Model, network: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors with the network's values, in the dtypes that the model stores.
+
+    Integers, and what training left as it was, stay the same objects.
+    """
+    state = network.state_dict()
+    tensors: dict[str, Tensor] = dict(model.tensors)
+    for name, tensor in model.tensors.items():
+        if name in state and not isinstance(tensor, QuantizedTensor) and is_float(tensor):
+            value = state[name].numpy().astype(tensor.dtype)
+            if not np.array_equal(value, tensor):
+                tensors[name] = value
+    return tensors

@@ -1,0 +1,1 @@
+"""A smaller model that learns from a greater one."""

@@ -1,0 +1,1 @@
+"""Parts that leave the model, so that what is left is smaller and dense."""
