@@ -118,6 +118,31 @@ def test_the_integers_in_the_package_are_those_of_the_artifact(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+def test_bits_that_onnx_has_no_type_for_take_their_true_width(
+    original: Model, backend: str, bits: int, symmetric: bool, tmp_path: Path
+) -> None:
+    """And their values are those of the artifact, in linear layers and in tables; 20 divides no width."""
+    step = plugins.load("methods", "quantize.weights_int")(
+        bits=bits, granularity="group", group_size=20, symmetric=symmetric, skip=("pooler",)
+    )
+    model = step.apply(original, SAMPLES)
+    found = package(model, backend, tmp_path).documents(TEXTS)
+    assert cosines(choose.encoder(model, "artifact", 1).documents(TEXTS), found).min() > 1 - 1e-5
+    stored = onnx.load(tmp_path / "model.onnx").graph.initializer
+    sizes = {initializer.name: len(initializer.raw_data) for initializer in stored}
+    compared = 0
+    for name, tensor in model.tensors.items():
+        size = sizes.get(f"{name}.blocks", sizes.get(f"{name}.table"))
+        if size is not None:
+            padded = tensor.shape[0] * -(-tensor.shape[1] // 20) * 20
+            assert size <= padded * bits / 8 + bits
+            compared += 1
+    assert compared >= 12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_four_bits_take_four_bits_on_disk(original: Model, backend: str, tmp_path: Path) -> None:
     sizes = {}
     for form in ("float32", "int8 static", "int4 static"):

@@ -20,7 +20,7 @@ def expanded(editor: Editor, name: str, tensor: QuantizedTensor, transposed: boo
     """Name of the float32 value in the tensor's shape, or ``transposed``; a constant once the graph is loaded."""
 
     def wide(label: str, integers: Array) -> str:
-        stored = narrow(editor, f"{name}.{label}", integers, tensor.spec.bits, tensor.spec.symmetric)
+        stored = _packed(editor, f"{name}.{label}", integers, tensor.spec.bits, tensor.spec.symmetric)
         return editor.node("Cast", [editor.node("Cast", [stored], to=TensorProto.FLOAT16)], to=TensorProto.FLOAT)
 
     blocks = _blocks(tensor)
@@ -46,15 +46,15 @@ def gather_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: str
 
     def rows(label: str, array: Array, bits: int = 8) -> str:
         """Those of the indices, with one number for each block or in the shape of the blocks; or the one for all."""
-        stored = narrow(editor, f"{name}.{label}", array.reshape(len(array), -1) if whole else array, bits,
-                        tensor.spec.symmetric)  # fmt: skip
-        if bits <= 4:  # not every runtime looks up four bits
+        stored = _packed(editor, f"{name}.{label}", array.reshape(len(array), -1) if whole else array, bits,
+                         tensor.spec.symmetric)  # fmt: skip
+        if bits < 8:  # not every runtime looks up four bits
             stored = editor.node("Cast", [stored], to=TensorProto.INT8)
         return stored if len(array) == 1 < len(blocks) else editor.node("Gather", [stored, indices])
 
     values = editor.node("Cast", [rows("table", blocks, tensor.spec.bits)], to=TensorProto.FLOAT)
     if tensor.zero_point is not None:
-        zero_point = rows("table_zero_point", _beside(blocks, tensor.zero_point))
+        zero_point = rows("table_zero_point", _beside(blocks, tensor.zero_point), tensor.spec.bits)
         values = editor.node("Sub", [values, editor.node("Cast", [zero_point], to=TensorProto.FLOAT)])
     scale = rows("table_scale", _beside(blocks, tensor.scale).astype(np.float32))
     if whole:
@@ -66,6 +66,28 @@ def gather_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: str
     values = editor.node("Reshape", [values, shape])
     editor.node("Identity", [_cut(editor, values, tensor, blocks, axis=-1)], output)
     return True
+
+
+def _packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
+    """Integers of two to eight bits, stored at that width; whole numbers of some type once the graph is loaded.
+
+    ONNX has no types of 3, 5, 6 or 7 bits, and runtimes lack that of 2: these are stored as planes of one bit, whose
+    bytes a table turns into eight numbers each.
+    """
+    if bits in (4, 8) or not integers.size:
+        return narrow(editor, name, integers, bits, signed)
+    flat = np.ascontiguousarray(integers).reshape(-1).view(np.uint8)
+    planes = np.packbits((flat >> np.arange(bits, dtype=np.uint8)[:, None]) & 1, axis=1, bitorder="little")
+    bytes_of = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
+    worth = 2.0 ** np.arange(bits)
+    worth[-1] *= -1 if signed else 1  # two's complement
+    places = editor.node("Cast", [editor.constant(name, planes)], to=TensorProto.INT32)
+    values = editor.node("Gather", [editor.constant("slim_bits_of_bytes", bytes_of), places])
+    weights = editor.constant(f"slim_bits_{bits}_{signed}", worth.astype(np.float32).reshape(bits, 1, 1))
+    values = editor.node("ReduceSum", [editor.node("Mul", [values, weights]), _numbers(editor, 0)], keepdims=0)
+    values = editor.node("Reshape", [values, _numbers(editor, -1)])
+    values = editor.node("Slice", [values, *(_numbers(editor, number) for number in (0, flat.size, 0))])
+    return editor.node("Reshape", [values, _numbers(editor, *integers.shape)])
 
 
 def _blocks(tensor: QuantizedTensor) -> Array:

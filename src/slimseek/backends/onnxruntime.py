@@ -103,7 +103,7 @@ def _table(editor, name: str, table: QuantizedTensor, indices: str, output: str)
     spec = table.spec
     size = spec.group_size or 0
     fits = size >= SMALLEST_BLOCK and size & (size - 1) == 0 and table.shape[1] % size == 0
-    if spec.granularity == "group" and spec.bits <= 4 and fits:
+    if spec.granularity == "group" and spec.bits == 4 and fits:
         integers = lowering.integer_constant(editor, f"{name}.integers", table, transposed=False)
         inputs = [integers, indices, lowering.scale_constant(editor, f"{name}.scale", table.scale)]
         if table.zero_point is not None:
