@@ -85,7 +85,7 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
         try:
             changed = step.apply(model, samples)
         except NoEffect as reason:
-            if not step.as_needed:
+            if not step.as_needed or len(steps) == 1:
                 raise
             say(f"left out: {reason}")
             continue
