@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import string
 from pathlib import Path
@@ -13,10 +14,10 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from slimseek import plugins
+from slimseek import choose, plugins
 from slimseek.encoder import Encoder
 from slimseek.inputs.text import TextInput
-from slimseek.schema import Array, Batch, ModelSpec, TensorSpec, TextPreprocess
+from slimseek.schema import Array, Batch, Model, ModelSpec, TensorSpec, TextPreprocess
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = ("apple", "bridge", "cat", "dog", "engine", "forest", "river", "stone", "the", "winter")
@@ -142,3 +143,39 @@ def tiny_bert(folder: Path, seed: int = 0) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content))
     (folder / "2_Normalize").mkdir(exist_ok=True)
+
+
+def tiny_model(folder: Path) -> Model:
+    """The tiny BERT, written to the folder and opened."""
+    tiny_bert(folder)
+    return choose.model(folder)
+
+
+def with_outliers(model: Model, *blocks: int) -> Model:
+    """The tiny BERT with one channel of some blocks' attention forty times as large as the others, as real encoders
+    have them.
+
+    A row of the value projection is forty times as large, and the column that reads it as much smaller: the vectors
+    stay the same.
+    """
+    tensors = dict(model.tensors)
+    for block in blocks:
+        attention = f"transformer.encoder.layer.{block}.attention"
+        for name, places, factor in [
+            (f"{attention}.self.value.weight", np.s_[5], 40),
+            (f"{attention}.self.value.bias", np.s_[5], 40),
+            (f"{attention}.output.dense.weight", np.s_[:, 5], 1 / 40),
+        ]:
+            changed = np.array(tensors[name])
+            changed[places] *= factor
+            tensors[name] = changed
+    return dataclasses.replace(model, tensors=tensors)
+
+
+def packaged(model: Model, backend: str, folder: Path) -> Encoder:
+    """The model's package, written to the folder and opened; no gate looks at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runtime = plugins.load("backends", backend)()
+    runtime.export(model, folder)
+    run = runtime.open(folder, 1)
+    return choose.assemble(backend, model.spec, model.files, run, shipped={}, runtime=backend, threads=1)

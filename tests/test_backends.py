@@ -16,7 +16,7 @@ from slimseek.errors import GateFailed, UsageError
 from slimseek.evaluate import cosines
 from slimseek.plugins import require
 from slimseek.schema import Model, QuantizedTensor, QuantSpec, Samples
-from small import tiny_bert
+from small import packaged, tiny_bert
 
 TEXTS = [
     "the cat sleeps",
@@ -72,20 +72,12 @@ def formed(model: Model, form: str) -> Model:
     return model
 
 
-def package(model: Model, backend: str, folder: Path) -> choose.Encoder:
-    found = plugins.load("backends", backend)()
-    found.export(model, folder)
-    return choose.assemble(
-        backend, model.spec, model.files, found.open(folder, 1), shipped={}, runtime=backend, threads=1
-    )
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_package_gives_the_vectors_of_the_artifact(original: Model, backend: str, form: str, tmp_path: Path) -> None:
     model = formed(original, form)
     expected = choose.encoder(model, "artifact", 1).documents(TEXTS)
-    found = package(model, backend, tmp_path).documents(TEXTS)
+    found = packaged(model, backend, tmp_path).documents(TEXTS)
     assert cosines(expected, found).min() >= FORMS[form][1]
 
 
@@ -95,7 +87,7 @@ def test_the_integers_in_the_package_are_those_of_the_artifact(
     original: Model, backend: str, form: str, tmp_path: Path
 ) -> None:
     model = formed(original, form)
-    package(model, backend, tmp_path)
+    packaged(model, backend, tmp_path)
     stored = {
         initializer.name: numpy_helper.to_array(initializer)
         for initializer in onnx.load(tmp_path / "model.onnx").graph.initializer
@@ -128,7 +120,7 @@ def test_bits_that_onnx_has_no_type_for_take_their_true_width(
         bits=bits, granularity="group", group_size=20, symmetric=symmetric, skip=("pooler",)
     )
     model = step.apply(original, SAMPLES)
-    found = package(model, backend, tmp_path).documents(TEXTS)
+    found = packaged(model, backend, tmp_path).documents(TEXTS)
     assert cosines(choose.encoder(model, "artifact", 1).documents(TEXTS), found).min() > 1 - 1e-5
     stored = onnx.load(tmp_path / "model.onnx").graph.initializer
     sizes = {initializer.name: len(initializer.raw_data) for initializer in stored}
@@ -147,7 +139,7 @@ def test_four_bits_take_four_bits_on_disk(original: Model, backend: str, tmp_pat
     sizes = {}
     for form in ("float32", "int8 static", "int4 static"):
         (tmp_path / form).mkdir()
-        package(formed(original, form), backend, tmp_path / form)
+        packaged(formed(original, form), backend, tmp_path / form)
         graph = onnx.load(tmp_path / form / "model.onnx").graph
         sizes[form] = sum(len(initializer.raw_data) for initializer in graph.initializer)
     assert sizes["int8 static"] < 0.5 * sizes["float32"]
@@ -157,7 +149,7 @@ def test_four_bits_take_four_bits_on_disk(original: Model, backend: str, tmp_pat
 def test_static_eight_bits_really_run_as_integers_in_onnxruntime(original: Model, tmp_path: Path) -> None:
     import onnxruntime
 
-    package(formed(original, "int4 static"), "onnxruntime", tmp_path)
+    packaged(formed(original, "int4 static"), "onnxruntime", tmp_path)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -169,7 +161,7 @@ def test_static_eight_bits_really_run_as_integers_in_onnxruntime(original: Model
 
 
 def test_attention_under_another_mask_than_padding_is_not_joined(original: Model, tmp_path: Path) -> None:
-    package(formed(original, "int8 static"), "onnxruntime", tmp_path)
+    packaged(formed(original, "int8 static"), "onnxruntime", tmp_path)
     assert "QAttention" in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     lowering, fusion = require("slimseek.backends._lowering"), require("slimseek.backends._fusion")
     model = formed(original, "int8 static")
@@ -186,7 +178,7 @@ def test_attention_under_another_mask_than_padding_is_not_joined(original: Model
 
 def test_static_eight_bits_really_run_as_integers_in_openvino(original: Model, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
-    package(formed(original, "int4 static"), "openvino", tmp_path)
+    packaged(formed(original, "int4 static"), "openvino", tmp_path)
     compiled = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     kinds = [
         (operation.get_rt_info()["layerType"].astype(str), operation.get_rt_info()["runtimePrecision"].astype(str))
@@ -200,7 +192,7 @@ def test_static_eight_bits_really_run_as_integers_in_openvino(original: Model, t
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_dynamic_package_does_not_mix_rows(original: Model, backend: str, tmp_path: Path) -> None:
     """CASES Q4: a text alone and beside another."""
-    encoder = package(formed(original, "int8 dynamic"), backend, tmp_path)
+    encoder = packaged(formed(original, "int8 dynamic"), backend, tmp_path)
     ids = np.array([[2, 5, 6, 7, 3], [2, 11, 12, 13, 3]])
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     alone = encoder.encode({name: array[:1] for name, array in batch.items()})

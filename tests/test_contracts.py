@@ -32,7 +32,7 @@ from slimseek.schema import (
     Step,
     Tensor,
 )
-from small import CORPUS, tiny_bert
+from small import CORPUS, tiny_bert, tiny_model, with_outliers
 
 BASES = {
     "methods": Step, "metrics": Metric, "backends": Backend, "datasets": Dataset, "indexes": Index, "models": Family,
@@ -115,21 +115,9 @@ def test_the_card_of_a_method_names_each_of_its_parameters(name: str) -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
     """A real model of two layers, and the same with integer weights, which some methods need.
 
-    One channel of the first attention is forty times as large and read with weights as much smaller: an outlier, as
-    real encoders have them.
+    One block has an outlier.
     """
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_bert(folder)
-    plain = choose.model(folder)
-    tensors, attention = dict(plain.tensors), "transformer.encoder.layer.0.attention"
-    for name, index, factor in [
-        (f"{attention}.self.value.weight", np.s_[5], 40),
-        (f"{attention}.self.value.bias", np.s_[5], 40),
-        (f"{attention}.output.dense.weight", np.s_[:, 5], 1 / 40),
-    ]:
-        tensors[name] = tensors[name].copy()
-        tensors[name][index] *= factor
-    plain = dataclasses.replace(plain, tensors=tensors)
+    plain = with_outliers(tiny_model(tmp_path_factory.mktemp("model") / "tiny"), 0)
     return plain, plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES)
 
 

@@ -21,7 +21,7 @@ from slimseek import artifact, choose, compress, deploy, inspect, integers, plug
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.schema import Array, Model, QuantizedTensor, QuantSpec, Samples
-from small import tiny_bert
+from small import packaged, tiny_bert
 from test_onnx_graph import bag, written
 
 TEXTS = ["the cat sleeps", "a dog runs through the winter forest near the river", "stone", "engine of stone"]
@@ -361,21 +361,12 @@ def test_rebuilt_it_is_the_dense_model(original: Model, form: str, tmp_path: Pat
 # ---------------------------------------------------------------- packages
 
 
-def package(model: Model, backend: str, folder: Path) -> choose.Encoder:
-    found = plugins.load("backends", backend)()
-    folder.mkdir(parents=True, exist_ok=True)
-    found.export(model, folder)
-    return choose.assemble(
-        backend, model.spec, model.files, found.open(folder, 1), shipped={}, runtime=backend, threads=1
-    )
-
-
 @pytest.fixture(scope="module")
 def plain(original: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The float32 package of each backend."""
     folder = tmp_path_factory.mktemp("float32")
     for backend in BACKENDS:
-        package(original, backend, folder / backend)
+        packaged(original, backend, folder / backend)
     return {backend: folder / backend for backend in BACKENDS}
 
 
@@ -384,7 +375,7 @@ def plain(original: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def test_a_package_gives_the_vectors_of_the_artifact(original: Model, backend: str, form: str, tmp_path: Path) -> None:
     model = converted(original, **FORMS[form])
     expected = choose.encoder(model, "artifact", 1).documents(TEXTS)
-    assert cosines(expected, package(model, backend, tmp_path).documents(TEXTS)).min() > 0.999999
+    assert cosines(expected, packaged(model, backend, tmp_path).documents(TEXTS)).min() > 0.999999
     before = choose.encoder(original, "original", 1).documents(TEXTS)
     assert cosines(before, expected).min() < 1 - 1e-9, "the weights did change"
 
@@ -396,14 +387,14 @@ def test_a_package_with_zero_and_tiny_channels(original: Model, backend: str, tm
     values[3], values[4] = 0, values[4] * 1e-6
     model = converted(changed_in(original, **{layer.weight: values}), format="e4m3")
     expected = choose.encoder(model, "artifact", 1).documents(TEXTS)
-    assert cosines(expected, package(model, backend, tmp_path).documents(TEXTS)).min() > 0.999999
+    assert cosines(expected, packaged(model, backend, tmp_path).documents(TEXTS)).min() > 0.999999
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", ["bf16", "e4m3 channel", "e5m2 tensor"])
 def test_the_package_stores_the_codes_of_the_artifact(original: Model, backend: str, form: str, tmp_path: Path) -> None:
     model = converted(original, **FORMS[form])
-    package(model, backend, tmp_path)
+    packaged(model, backend, tmp_path)
     stored = {one.name: one for one in onnx.load(tmp_path / "model.onnx").graph.initializer}
     compared = 0
     for layer in model.layers:
@@ -425,7 +416,7 @@ def test_the_files_really_shrink(original: Model, plain: dict[str, Path], backen
     every, layers = (sum(int(np.prod(tensor.shape)) for tensor in part) for part in (used.values(), weights))
     sizes = {"float32": (plain[backend] / "model.onnx").stat().st_size}
     for form in ("bf16", "e4m3 tensor"):
-        package(converted(original, **FORMS[form]), backend, tmp_path / form)
+        packaged(converted(original, **FORMS[form]), backend, tmp_path / form)
         sizes[form] = (tmp_path / form / "model.onnx").stat().st_size
     assert abs(sizes["float32"] - sizes["bf16"] - 2 * every) < 250 * len(used)
     assert abs(sizes["float32"] - sizes["e4m3 tensor"] - 3 * layers) < 550 * len(weights)
@@ -461,7 +452,7 @@ def test_weights_are_widened_once_when_the_package_is_opened(
 ) -> None:
     """The same kernels run as for float32: none of them casts or scales a weight."""
     kernels = {"onnxruntime": onnxruntime_kernels, "openvino": openvino_kernels}[backend]
-    package(converted(original, **FORMS[form]), backend, tmp_path)
+    packaged(converted(original, **FORMS[form]), backend, tmp_path)
     assert kernels(tmp_path) == kernels(plain[backend])
 
 
@@ -471,7 +462,7 @@ def test_a_graph_of_an_old_opset_is_raised_where_it_must(backend: str, form: str
     opened = choose.model(written(tmp_path / "m", bag(opset=12)))
     model = converted(opened, **FORMS[form])
     expected = choose.encoder(model, "artifact", 1).documents(TEXTS)
-    found = package(model, backend, tmp_path / "p").documents(TEXTS)
+    found = packaged(model, backend, tmp_path / "p").documents(TEXTS)
     assert cosines(expected, found).min() > 0.999999
     [opset] = [one.version for one in onnx.load(tmp_path / "p" / "model.onnx").opset_import if not one.domain]
     assert opset == (12 if form == "fp16" else 21)

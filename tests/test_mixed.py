@@ -18,7 +18,7 @@ from slimseek.evaluate import cosines
 from slimseek.methods.quantize import mixed
 from slimseek.methods.quantize._allocation import allocate
 from slimseek.schema import Array, Model, QuantizedTensor, Samples
-from small import CORPUS, WORDS, tiny_bert
+from small import CORPUS, WORDS, tiny_model
 
 TEXTS = [*CORPUS.values(), *WORDS]
 HELD_OUT = ["winter near the bridge", "a dog made of stone", "river engine", "the cat and the apple trees run"]
@@ -50,9 +50,7 @@ def loss(before: Model, after: Model, texts: list[str]) -> float:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_bert(path)
-    return choose.model(path)
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

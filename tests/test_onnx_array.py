@@ -17,6 +17,7 @@ from slimseek.evaluate import cosines
 from slimseek.inputs.arrays import ArrayInput
 from slimseek.integers import dequantize
 from slimseek.schema import OUTPUT_RANGE, Model, ModelSpec, QuantizedTensor, Samples, TensorSpec
+from small import packaged
 
 BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 TINY = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -239,10 +240,7 @@ def test_recurrent_weights_in_branches_are_layers_and_their_file_shrinks(kind: s
     quantized = plugins.load("methods", "quantize.weights_int")().apply(model, None)
     for backend in BACKENDS:
         folder = tmp_path / backend
-        folder.mkdir()
-        plugins.load("backends", backend)().export(quantized, folder)
-        run = plugins.load("backends", backend)().open(folder, 1)
-        found = choose.assemble("m", model.spec, {}, run, shipped={}, runtime=backend, threads=1)
+        found = packaged(quantized, backend, folder)
         assert cosines(alone(found), by_onnxruntime(made, items)).min() > 0.999, backend
         stored = {one.name: one for one in onnx.load(folder / "model.onnx").graph.initializer}
         assert sum(one.data_type == TensorProto.INT8 for one in stored.values()) >= 4, backend

@@ -18,6 +18,7 @@ from slimseek import choose, compress, deploy, integers, plugins
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.schema import Model, Recipe, RecipeStep, Samples
+from small import packaged
 
 HERE = Path(__file__).parent / "data" / "onnx_in"
 FILES = sorted(HERE.glob("*.onnx"))
@@ -83,10 +84,7 @@ def test_a_converted_graph_is_quantized_and_its_bytes_fall(
     assert in_layers(quantized) < most * in_layers(model)
     for backend in BACKENDS:
         folder = tmp_path / backend
-        folder.mkdir()
-        plugins.load("backends", backend)().export(quantized, folder)
-        run = plugins.load("backends", backend)().open(folder, 1)
-        package = choose.assemble("m", model.spec, {}, run, shipped={}, runtime=backend, threads=1)
+        package = packaged(quantized, backend, folder)
         assert cosines(expected, package.documents(items)).min() > least, backend
         assert (folder / "model.onnx").stat().st_size < file.stat().st_size, backend
 

@@ -23,7 +23,6 @@ from transformers.pytorch_utils import Conv1D
 
 from slimseek import choose, compress, deploy, pipeline, plugins
 from slimseek.backends import _saturation
-from slimseek.encoder import Encoder
 from slimseek.errors import NoEffect, SlimseekError, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
@@ -31,7 +30,7 @@ from slimseek.integers import dequantize
 from slimseek.methods.quantize._ranges import Histogram
 from slimseek.models._export import export
 from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, Samples
-from small import CORPUS, tiny_bert, tiny_collection, tiny_tokenizer
+from small import CORPUS, packaged, tiny_bert, tiny_collection, tiny_model, tiny_tokenizer
 
 BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 INT8: tuple[tuple[str, dict[str, Any]], ...] = (("weights_int", {}), ("activations_int", {"mode": "static"}))
@@ -90,20 +89,9 @@ def applied(model: Model, samples: Samples | list[str], *steps: tuple[str, dict[
     return model
 
 
-def packaged(model: Model, backend: str, folder: Path) -> Encoder:
-    """The model's package, opened; no gate looks at it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    runtime = plugins.load("backends", backend)()
-    runtime.export(model, folder)
-    run = runtime.open(folder, 1)
-    return choose.assemble("package", model.spec, model.files, run, shipped={}, runtime=backend, threads=1)
-
-
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    folder = tmp_path_factory.mktemp("bert") / "tiny"
-    tiny_bert(folder)
-    return choose.model(folder)
+    return tiny_model(tmp_path_factory.mktemp("bert") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from slimseek.errors import ArtifactError, NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.methods.quantize._smoothing import LARGEST_FACTOR, Inputs, best_factors, expected_error, factors
 from slimseek.schema import Array, Model, Samples
-from small import CORPUS, tiny_bert
+from small import CORPUS, packaged, tiny_model, with_outliers
 
 TEXTS = [*CORPUS.values(), "stone", "the cat sleeps", "engine of stone"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
@@ -70,21 +70,8 @@ def used(model: Model) -> set[str]:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Two layers of BERT whose attention gives one channel forty times the values of the others.
-
-    A row of the value projection is forty times as large, and the column that reads it as much smaller: the vectors
-    are those of the tiny BERT.
-    """
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_bert(folder)
-    model = choose.model(folder)
-    tensors = {name: tensor.copy() for name, tensor in model.tensors.items()}
-    for number in range(2):
-        attention = f"transformer.encoder.layer.{number}.attention"
-        for part in ("weight", "bias"):
-            tensors[f"{attention}.self.value.{part}"][5] *= 40
-        tensors[f"{attention}.output.dense.weight"][:, 5] /= 40
-    return dataclasses.replace(model, tensors=tensors)
+    """Two layers of BERT, each with an outlier."""
+    return with_outliers(tiny_model(tmp_path_factory.mktemp("model") / "tiny"), 0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -351,14 +338,6 @@ def test_the_rebuilt_model_is_an_ordinary_one(original: Model, smoothed: Model, 
 # ---------------------------------------------------------------- packages
 
 
-def package(model: Model, backend: str, folder: Path) -> choose.Encoder:
-    found = plugins.load("backends", backend)()
-    found.export(model, folder)
-    return choose.assemble(
-        backend, model.spec, model.files, found.open(folder, 1), shipped={}, runtime=backend, threads=1
-    )
-
-
 def what_onnxruntime_runs(folder: Path) -> onnx.GraphProto:
     import onnxruntime
 
@@ -373,13 +352,13 @@ def what_onnxruntime_runs(folder: Path) -> onnx.GraphProto:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_package_gives_the_vectors_of_the_artifact(smoothed: Model, backend: str, form: str, tmp_path: Path) -> None:
     model = formed(smoothed, form)
-    found = package(model, backend, tmp_path).documents(TEXTS)
+    found = packaged(model, backend, tmp_path).documents(TEXTS)
     assert cosines(vectors(model), found).min() >= (0.99 if form in ROUNDED else 0.9999)
 
 
 def test_smoothed_inputs_really_run_as_integers_in_onnxruntime(smoothed: Model, tmp_path: Path) -> None:
     """Each of eight inputs is divided by one Mul, whatever the number of layers that read it; one scale rounds it."""
-    package(formed(smoothed, "int8 static"), "onnxruntime", tmp_path)
+    packaged(formed(smoothed, "int8 static"), "onnxruntime", tmp_path)
     graph = what_onnxruntime_runs(tmp_path)
     kinds = Counter(node.op_type for node in graph.node)
     assert (kinds["QAttention"], kinds["MatMulIntegerToFloat"], kinds["QuantizeLinear"]) == (2, 6, 8)
@@ -398,7 +377,7 @@ def test_smoothing_of_float_weights_costs_nothing_in_onnxruntime(smoothed: Model
     for number, model in enumerate((smoothed, dataclasses.replace(smoothed, smoothing={}))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        package(formed(model, form), "onnxruntime", folder)
+        packaged(formed(model, form), "onnxruntime", folder)
         kinds.append(Counter(node.op_type for node in what_onnxruntime_runs(folder).node))
     assert kinds[0] == kinds[1]
 
@@ -410,7 +389,7 @@ def test_smoothed_inputs_really_run_as_integers_in_openvino(smoothed: Model, tmp
     for number, model in enumerate((smoothed, dataclasses.replace(smoothed, smoothing={}))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        package(formed(model, "int8 static"), "openvino", folder)
+        packaged(formed(model, "int8 static"), "openvino", folder)
         compiled = openvino.Core().compile_model(folder / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         operations = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ordered_ops()]
         kinds = Counter(operation["layerType"].astype(str) for operation in operations)
@@ -470,7 +449,7 @@ def test_a_layer_computes_what_the_formula_says(where: str, tmp_path: Path) -> N
     rounded = np.clip(np.rint(x / factor[:, 0] / how.scale) + how.zero_point, 0, 255) - how.zero_point
     y = (rounded * how.scale) @ (tensor.integers * tensor.scale.reshape(-1).astype(np.float64))
     expected = y / np.linalg.norm(y, axis=1, keepdims=True)
-    encoder = choose.encoder(model, "run", 1) if where == "run" else package(model, where, tmp_path)
+    encoder = choose.encoder(model, "run", 1) if where == "run" else packaged(model, where, tmp_path)
     assert np.allclose(encoder.documents(samples.texts), expected, atol=1e-5)
     assert cosines((x @ weight).astype(np.float32), expected.astype(np.float32)).mean() > 0.999
 
@@ -491,7 +470,7 @@ def test_a_weight_with_other_uses_keeps_its_meaning_there(where: str, form: str,
     model = apply(original, "quantize.smooth", samples, alpha=0.8)
     assert cosines(vectors(original, samples.texts), vectors(model, samples.texts)).min() > 1 - 1e-6
     model = formed(model, form, samples)
-    encoder = choose.encoder(model, "run", 1) if where == "run" else package(model, where, tmp_path)
+    encoder = choose.encoder(model, "run", 1) if where == "run" else packaged(model, where, tmp_path)
     assert cosines(vectors(original, samples.texts), encoder.documents(samples.texts)).min() > 0.99
 
 

@@ -85,8 +85,8 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
         try:
             changed = step.apply(model, samples)
         except NoEffect as reason:
-            if not step.as_needed or len(steps) == 1:
-                raise
+            if not step.as_needed or (number == len(steps) and not records):
+                raise  # a recipe must change something
             say(f"left out: {reason}")
             continue
         seconds = time.perf_counter() - start

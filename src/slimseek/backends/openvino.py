@@ -85,11 +85,8 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
         weight = editor.node("DequantizeLinear", [integers, scale, zero], axis=1)
     else:
         # DequantizeLinear keeps four and eight bits packed in memory; it has no types of other widths.
-        write = (
-            lowering.dequantized
-            if layer.weight.spec.bits in (4, 8)
-            else (require("slimseek.backends._expansion").expanded)
-        )
+        has_type = layer.weight.spec.bits in (4, 8)
+        write = lowering.dequantized if has_type else require("slimseek.backends._expansion").expanded
         weight = write(editor, layer.name, layer.weight, transposed=layer.weight.spec.axis == 0)
     if layer.bias is None:
         editor.node("MatMul", [source, weight], layer.output)

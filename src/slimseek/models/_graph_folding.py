@@ -35,15 +35,7 @@ def _make_constants_initializers_(model: onnx.ModelProto) -> None:
     write = _Writer(model)
     graph = model.graph
     for inner in _graphs(graph):
-        nodes = []
-        for node in inner.node:
-            tensor = _constant(node)
-            if tensor is None:
-                nodes.append(node)
-            else:
-                inner.initializer.add().CopyFrom(tensor)
-                inner.initializer[-1].name = node.output[0]
-        _replace_nodes_(inner, nodes)
+        _take_constants_(inner)
     for inner in list(_graphs(graph))[1:]:
         results = {value.name for value in inner.output}
         moved = [tensor for tensor in inner.initializer if tensor.name not in results]
@@ -56,6 +48,19 @@ def _make_constants_initializers_(model: onnx.ModelProto) -> None:
         del inner.initializer[:]
         inner.initializer.extend(kept)
     _rename_(graph, {name: name.replace("#", "_") for name in [item.name for item in graph.initializer] if "#" in name})
+
+
+def _take_constants_(graph: onnx.GraphProto) -> None:
+    """Constant nodes of a graph become its initializers; those in its branches stay."""
+    nodes = []
+    for node in graph.node:
+        tensor = _constant(node)
+        if tensor is None:
+            nodes.append(node)
+        else:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = node.output[0]
+    _replace_nodes_(graph, nodes)
 
 
 def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:

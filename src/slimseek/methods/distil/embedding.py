@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from slimseek import plugins, train
+from slimseek import choose, train
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods._finite import check_finite
 from slimseek.methods._training import TrainingStep, trained
@@ -23,12 +23,8 @@ class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
     Attributes:
         teacher: ``original``: the model as it was before the recipe's first step.
         loss: ``cosine``: 1 - cosine; ``mse``: mean squared difference of the vectors' elements.
-        steps: batches to train on.
-        batch_size: texts in a batch.
-        max_tokens: longer texts are cut for training.
-        learning_rate: highest of AdamW's, after a warm-up over a tenth of the steps; it falls to zero in a cosine.
-        checkpoint: a file that the training saves itself to at every check and goes on from; empty for none.
-        seed: of the choice and the order of texts.
+
+    How it trains is told by the attributes of :class:`slimseek.methods._training.TrainingStep`.
     """
 
     teacher: Literal["original"] = "original"
@@ -55,7 +51,7 @@ class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
         check_finite(model, "trained")
         check_finite(teacher, "learned from")
         settings = self._training()
-        network = plugins.load("models", model.spec.family)().trainable(model)
+        network = choose.family(model).trainable(model)
         found = train.examples(model, samples.texts, train.vectors_of(teacher, self.max_tokens), settings)
         fitted = train.fit(network, found, LOSSES[self.loss], settings, label="distillation")
         if fitted.after >= fitted.before:

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from slimseek.errors import UsageError
 from slimseek.models._graph import Weights, _first_line, _session
-from slimseek.models._graph_folding import _constant
+from slimseek.models._graph_folding import _take_constants_
 from slimseek.schema import Array, Batch
 
 ROWS = (2, 3)
@@ -35,30 +35,19 @@ class Sizes:
         free: axes of values whose size differs between the runs.
         integers: integer arguments of operators, such as a shape or bounds, in the first run.
         constant: names of those arguments that no input of the graph has a part in.
-        rows: items in the batch of the first run.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     free: Mapping[str, frozenset[int]]
     integers: Mapping[str, Array]
     constant: frozenset[str]
-    rows: int
 
 
 def with_initializers(graph: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose constants are initializers."""
     model = onnx.ModelProto()
     model.CopyFrom(graph)
-    nodes = []
-    for node in graph.graph.node:
-        tensor = _constant(node)
-        if tensor is None:
-            nodes.append(node)
-        else:
-            model.graph.initializer.add().CopyFrom(tensor)
-            model.graph.initializer[-1].name = node.output[0]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    _take_constants_(model.graph)
     return model
 
 
@@ -88,7 +77,7 @@ def sizes(graph: onnx.ModelProto, weights: Weights, samples: Sequence[Batch] | N
         whole.graph.output.add(name=f"slimseek.shape.{number}")
     for name in arguments:
         whole.graph.output.add(name=name)
-    (first, values), (_, others) = _runs(graph.graph, _session(whole, weights, threads=0), samples)
+    values, others = _runs(graph.graph, _session(whole, weights, threads=0), samples)
     count = len(watched)
     shapes = {name: tuple(shape.tolist()) for name, shape in zip(watched, values[:count], strict=True)}
     free = {
@@ -102,7 +91,6 @@ def sizes(graph: onnx.ModelProto, weights: Weights, samples: Sequence[Batch] | N
         free=free,
         integers=integers | {name: array for name, array in found.items() if array.dtype.kind == "i"},
         constant=frozenset(integers),
-        rows=next(iter(first.values())).shape[0] if first else 1,
     )
 
 
@@ -117,14 +105,14 @@ def _watched(graph: onnx.ModelProto, known: Weights) -> tuple[list[str], list[st
 
 def _runs(
     graph: onnx.GraphProto, compute: Callable[[Batch], list[Array]], samples: Sequence[Batch] | None
-) -> list[tuple[Batch, list[Array]]]:
-    """The two samples and what they give; of those that are made, the first two that the graph takes."""
+) -> list[list[Array]]:
+    """What the two samples give; of those that are made, the first two that the graph takes."""
     if samples is not None:
-        return [(batch, compute(batch)) for batch in samples]
+        return [compute(batch) for batch in samples]
     for lengths in LENGTHS:
         batches = [_sample(graph, rows, length) for rows, length in zip(ROWS, lengths, strict=True)]
         try:
-            return [(batch, compute(batch)) for batch in batches]
+            return [compute(batch) for batch in batches]
         except Exception as error:  # ONNX Runtime raises its own kinds, for instance where a picture is too small
             reason = _first_line(error)
     raise UsageError(f"the graph cannot be run on samples of any of {len(LENGTHS)} sizes: {reason}")

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimseek import choose
-from slimseek.errors import UsageError
-from slimseek.methods.quantize._calibration import batches
+from slimseek.methods.quantize._calibration import batches, check_inputs
 from slimseek.schema import Array, Layer, Model, Samples
 
 BYTES_AT_ONCE = 2**28
@@ -68,8 +67,7 @@ def observe(model: Model, samples: Samples, layers: Sequence[Layer]) -> dict[str
     plain = dataclasses.replace(model, activations={})
     choose.family(model).observe(plain, batches(model, samples.calibration), visit)
     for name, moments in seen.items():
-        if not np.isfinite(moments.squares).all():
-            raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")
+        check_inputs(name, moments.squares)
     return seen
 
 

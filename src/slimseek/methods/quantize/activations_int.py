@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from slimseek import plugins
+from slimseek import choose
 from slimseek.errors import NoEffect, UsageError
 from slimseek.integers import is_integer
-from slimseek.methods.quantize._calibration import batches
+from slimseek.methods.quantize._calibration import batches, check_inputs
 from slimseek.methods.quantize._ranges import Histogram
 from slimseek.schema import OUTPUT_RANGE, ActivationQuant, Array, Model, Samples, Step
 
@@ -67,12 +67,11 @@ class ActivationsInt(Step, frozen=True, kw_only=True):
 
         def visit(name: str, values: Array) -> None:
             if name.removesuffix(OUTPUT_RANGE) in weights:
-                if not np.isfinite(values).all():
-                    raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")
+                check_inputs(name, values)
                 seen.setdefault(name, Histogram()).add(values)
 
-        family = plugins.load("models", model.spec.family)()
-        family.observe(dataclasses.replace(model, activations={}), batches(model, samples.calibration), visit)
+        plain = dataclasses.replace(model, activations={})
+        choose.family(model).observe(plain, batches(model, samples.calibration), visit)
         # A layer that no text reaches keeps a float input, as does one that the vector does not use (a pooler).
         return {name: _quant(name, *histogram.range(self.estimator)) for name, histogram in sorted(seen.items())}
 

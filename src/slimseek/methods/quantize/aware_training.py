@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from slimseek import integers, plugins, train
+from slimseek import choose, integers, plugins, train
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods._finite import check_finite
 from slimseek.methods._training import TrainingStep, trained
@@ -27,12 +27,8 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
         symmetric: signed integers without a zero point.
         layers: kinds of layers to quantize.
         skip: layers whose name contains one of these stay as they are.
-        steps: batches to train on.
-        batch_size: texts in a batch.
-        max_tokens: longer texts are cut for training.
-        learning_rate: highest of AdamW's, after a warm-up over a tenth of the steps; it falls to zero in a cosine.
-        checkpoint: a file that the training saves itself to at every check and goes on from; empty for none.
-        seed: of the order of texts.
+
+    How it trains is told by the attributes of :class:`slimseek.methods._training.TrainingStep`.
     """
 
     bits: int = 4
@@ -63,7 +59,7 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
                 f"quantize.aware_training: none of {len(model.layers)} layers is a float layer of {self.layers}"
             )
         check_finite(model, "trained")
-        network = plugins.load("models", model.spec.family)().trainable(model)
+        network = choose.family(model).trainable(model)
         for name, tensor in model.tensors.items():
             if isinstance(tensor, QuantizedTensor):
                 network.get_parameter(name).requires_grad_(False)  # integers of an earlier step stay as they are

@@ -14,7 +14,7 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.reader import reader
 from slimseek.methods.quantize._allocation import allocate
-from slimseek.methods.quantize._calibration import batches
+from slimseek.methods.quantize._calibration import batches, check_inputs
 from slimseek.progress import track
 from slimseek.recipe import byte_size
 from slimseek.schema import (
@@ -174,8 +174,7 @@ def _second_moments(model: Model, samples: Samples) -> dict[str, Array]:
 
     def visit(name: str, values: Array) -> None:
         if name in weights:
-            if not np.isfinite(values).all():
-                raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")
+            check_inputs(name, values)
             others = tuple(axis for axis in range(values.ndim) if axis != 1)
             seen[name] = seen.get(name, 0.0) + np.square(values, dtype=np.float64).sum(others)
 

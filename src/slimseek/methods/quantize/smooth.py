@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from slimseek import integers, plugins
+from slimseek import choose, integers
 from slimseek.errors import NoEffect, UsageError
-from slimseek.methods.quantize._calibration import batches
+from slimseek.methods.quantize._calibration import batches, check_inputs
 from slimseek.methods.quantize._smoothing import Inputs, best_factors, factors
 from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples, Step, Tensor
 
@@ -111,11 +111,10 @@ def _inputs(model: Model, samples: Samples, weights: set[str]) -> dict[str, Inpu
 
     def visit(name: str, values: Array) -> None:
         if name in weights and len(values):
-            if not np.isfinite(values).all():
-                raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")
+            check_inputs(name, values)
             largest[name] = np.maximum(largest.get(name, 0.0), np.abs(values).max(0))
             squares[name] = squares.get(name, 0.0) + np.square(values).sum(0, dtype=np.float64)
             counts[name] = counts.get(name, 0) + len(values)
 
-    plugins.load("models", model.spec.family)().observe(model, batches(model, samples.calibration), visit)
+    choose.family(model).observe(model, batches(model, samples.calibration), visit)
     return {name: Inputs(largest=largest[name], squares=squares[name] / counts[name]) for name in largest}
