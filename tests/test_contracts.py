@@ -17,6 +17,7 @@ import pytrec_eval
 import slimseek
 from slimseek import choose, compress, plugins
 from slimseek.errors import NoEffect, UsageError
+from slimseek.importance._evidence import Importance
 from slimseek.schema import (
     Array,
     Backend,
@@ -36,6 +37,7 @@ from small import CORPUS, tiny_bert, tiny_model, with_outliers
 
 BASES = {
     "methods": Step, "metrics": Metric, "backends": Backend, "datasets": Dataset, "indexes": Index, "models": Family,
+    "importance": Importance,
 }  # fmt: skip
 ALL = [(folder, name) for folder in BASES for name in plugins.names(folder)]
 METHODS, METRICS = plugins.names("methods"), plugins.names("metrics")

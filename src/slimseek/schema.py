@@ -537,6 +537,16 @@ class Family(ABC):
         carries its tensor's name; its smoothing is undone.
         """
 
+    def parts(self, model: Model) -> tuple[onnx.ModelProto, Mapping[str, Array]]:
+        """The whole function as :meth:`to_onnx` gives it, and those of its weights that are no initializers in it."""
+        return self.to_onnx(model), {}
+
+    def resized(self, model: Model, graph: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> Model:
+        """The model with tensors of other shapes, its configuration written so; ``graph`` computes it, with weights
+        where :meth:`parts` has them. UsageError where the family cannot.
+        """
+        raise UsageError(f"the shapes of a model of the family {model.spec.family} cannot be changed")
+
     @abstractmethod
     def save(self, model: Model, folder: Path) -> None:
         """Write the dense model as the usual libraries load it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -12,6 +14,9 @@ from slimseek.train import Training
 
 if TYPE_CHECKING:
     from torch import nn
+
+SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
+"""Between two sentences."""
 
 
 class TrainingStep(Step, frozen=True, kw_only=True):
@@ -24,6 +29,7 @@ class TrainingStep(Step, frozen=True, kw_only=True):
         learning_rate: highest of AdamW's, after a warm-up over a tenth of the steps; it falls to zero in a cosine.
         checkpoint: a file that the training saves itself to at every check and goes on from; empty for none.
         seed: of the choice and the order of texts.
+        sentences: train on each sentence of the texts too: short texts as queries are, without any query at hand.
     """
 
     trains: ClassVar[bool] = True
@@ -34,6 +40,7 @@ class TrainingStep(Step, frozen=True, kw_only=True):
     learning_rate: float = 1e-4
     checkpoint: str = ""
     seed: int = 0
+    sentences: bool = False
 
     def __post_init__(self) -> None:
         """The limits of :class:`slimseek.train.Training`, named after the method."""
@@ -47,6 +54,11 @@ class TrainingStep(Step, frozen=True, kw_only=True):
             steps=self.steps, batch_size=self.batch_size, max_tokens=self.max_tokens, seed=self.seed,
             learning_rate=self.learning_rate, checkpoint=self.checkpoint,
         )  # fmt: skip
+
+    def _items(self, texts: Sequence[str]) -> list[str]:
+        """What to train on."""
+        parts = [part for text in texts for part in SENTENCE.split(text)] if self.sentences else []
+        return [*texts, *parts]
 
 
 def trained(model: Model, network: nn.Module) -> dict[str, Tensor]:

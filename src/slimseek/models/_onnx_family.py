@@ -29,7 +29,7 @@ from slimseek.models._graph import (
     _slimmed,
 )
 from slimseek.models._rounding import convolutions, round_convolutions_
-from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Family, Model, QuantizedTensor
+from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Family, Model, QuantizedTensor, Tensor
 
 
 class OnnxFamily(Family):
@@ -117,6 +117,20 @@ class OnnxFamily(Family):
             graph = _raised(graph, weights)
         graph.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
         return graph if _is_quantized(graph.graph) else _slimmed(graph, model.layers)
+
+    def parts(self, model: Model) -> tuple[Any, Mapping[str, Array]]:
+        """The graph as it is kept, and its weights beside it."""
+        return _graph(model), dense(model)
+
+    def resized(self, model: Model, graph: Any, tensors: Mapping[str, Tensor]) -> Model:
+        """The model with that graph in the place of its own; weights that no node reads any more leave."""
+        read = {name for inner in _graphs(graph.graph) for node in inner.node for name in node.input}
+        return dataclasses.replace(
+            model,
+            files=dict(model.files) | {GRAPH: graph.SerializeToString(deterministic=True)},
+            tensors={name: tensor for name, tensor in tensors.items() if name in read},
+            layers=tuple(layer for layer in model.layers if layer.weight in read),
+        )
 
     def save(self, model: Model, folder: Path) -> None:
         """``model.onnx`` in float32, and the small files beside it."""

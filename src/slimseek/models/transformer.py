@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -23,7 +24,9 @@ from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import dense, expanded
 from slimseek.models import _text_files as text_files
+from slimseek.models import _widths as widths
 from slimseek.models._export import export
+from slimseek.models._graph import FILE, LARGEST_SINGLE_FILE
 from slimseek.schema import ActivationQuant, Array, Batch, Encode, Family, Layer, Model, ModelSpec, Tensor
 
 transformers.utils.logging.set_verbosity_error()
@@ -155,11 +158,23 @@ class Transformer(Family):
         """The pipeline through PyTorch's exporter, with an additive mask where the network takes one."""
         return copy.deepcopy(_graph(model))
 
+    def resized(self, model: Model, graph: Any, tensors: Mapping[str, Tensor]) -> Model:
+        """The model with the configuration that has these shapes, where there is one; without one the shapes of the
+        tensors themselves say how wide each layer is.
+        """
+        return widths.resized(model, tensors, lambda files: _shapes(_build(files, Path("model"), weights=None)))
+
     def save(self, model: Model, folder: Path) -> None:
-        """A folder that ``SentenceTransformer`` and ``AutoModel`` load: float32 weights, all small files."""
+        """A folder that ``SentenceTransformer`` and ``AutoModel`` load: float32 weights, all small files. Where no
+        configuration has the model's shapes, ``model.onnx`` in the place of weights.
+        """
         for name, content in model.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
+        if not widths.fit(model.tensors, _shapes(_build(model.files, Path("model"), weights=None))):
+            graph = self.to_onnx(model)
+            onnx.save(graph, folder / FILE, save_as_external_data=graph.ByteSize() > LARGEST_SINGLE_FILE)
+            return
         plan = text_files.plan(model.files, folder)
         groups: dict[str, dict[str, torch.Tensor]] = {}
         for name, array in dense(model).items():
@@ -305,11 +320,16 @@ def _dense(config: dict[str, Any], path: str) -> _Dense:
 def _load(model: Model) -> Any:
     """The network of a model's data, dequantized and without smoothing."""
     network = _build(model.files, Path("model"), weights=None)
+    widths.widen_(network, {name: tensor.shape for name, tensor in model.tensors.items()})
     state = {name: torch.from_numpy(array.copy()) for name, array in dense(model).items()}
     missing, unexpected = network.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.startswith(POOLER)]
     assert not [*missing, *unexpected], f"tensors do not fit the network: {missing} {unexpected}"
     return network
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
 def _layers(network: Any, tensors: set[str]) -> tuple[Layer, ...]:

@@ -52,7 +52,7 @@ class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
         check_finite(teacher, "learned from")
         settings = self._training()
         network = choose.family(model).trainable(model)
-        found = train.examples(model, samples.texts, train.vectors_of(teacher, self.max_tokens), settings)
+        found = train.examples(model, self._items(samples.texts), train.vectors_of(teacher, self.max_tokens), settings)
         fitted = train.fit(network, found, LOSSES[self.loss], settings, label="distillation")
         if fitted.after >= fitted.before:
             raise NoEffect(

@@ -14,16 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from slimseek.importance._evidence import NONE, Place
 from slimseek.methods.prune._calls import call_of, held_entirely
 from slimseek.methods.prune._operators import RULES
 from slimseek.methods.prune._sizes import Sizes, sizes, tensors_of, with_initializers
 from slimseek.methods.prune._tracks import Bonds, Value, along, axes, extent, fixed, meet, narrowed, tidied, units_along
 from slimseek.models._graph import Weights, _opset, _uses
 from slimseek.schema import Array, Batch, is_float
-
-NONE = -1
-Place = tuple[str, int]
-"""A tensor and one of its axes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +49,8 @@ class Units:
         parameters: numbers that go with each unit while all others are there, int64 [units].
         macs: multiplications of convolutions and linear layers, for one item of the sample, that go with each unit
             while all others are there, int64 [units].
+        uses: how many multiplications of convolutions and linear layers each number of a weight takes part in, for one
+            item of the sample.
         skipped: operators that hold what they take, since it is not known how they could shrink: ``LSTM lstm_1``.
         stays: why an axis of a weight has indices that stay, for those that have.
         values: as ``places``, for the values that nodes compute, whose shapes follow.
@@ -62,6 +61,7 @@ class Units:
     places: Mapping[Place, Array]
     parameters: Array
     macs: Array
+    uses: Mapping[str, int]
     skipped: tuple[str, ...]
     stays: Mapping[Place, str]
     values: Mapping[Place, Array] = field(repr=False)
@@ -181,13 +181,15 @@ def _found(
     numbered = {place: np.array([number.get(root, NONE) for root in line.tolist()]) for place, line in lines.items()}
     moving = {place: line for place, line in numbered.items() if (line != NONE).any()}
     places = {place: line for place, line in moving.items() if place[0] in known}
+    uses = _uses_of(graph, known, told)
     stays = {place: _reason(bonds, line) for place, line in lines.items()
              if place[0] in known and (numbered[place] == NONE).any()}  # fmt: skip
     return Units(
         groups=_groups(places, len(free)),
         places=places,
         parameters=_sums(places, {name: array.size for name, array in known.items()}, known, len(free)),
-        macs=_sums(places, _macs(graph, known, told), known, len(free)),
+        macs=_sums(places, {name: known[name].size * times for name, times in uses.items()}, known, len(free)),
+        uses=uses,
         skipped=skipped,
         stays=stays,
         values={place: line for place, line in moving.items() if place[0] not in known},
@@ -220,8 +222,8 @@ def _sums(places: Mapping[Place, Array], amounts: Mapping[str, int], known: Weig
     return total
 
 
-def _macs(graph: onnx.ModelProto, known: Weights, told: Sizes) -> dict[str, int]:
-    """Multiplications with each weight for one item of the sample."""
+def _uses_of(graph: onnx.ModelProto, known: Weights, told: Sizes) -> dict[str, int]:
+    """Multiplications with each number of a weight for one item of the sample."""
     found: dict[str, int] = {}
     for node in graph.graph.node:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
@@ -233,5 +235,5 @@ def _macs(graph: onnx.ModelProto, known: Weights, told: Sizes) -> dict[str, int]
             # of the input's where it is transposed; of a linear layer's once for each row.
             shape = told.shapes[node.input[0] if node.op_type == "ConvTranspose" else node.output[0]]
             times = shape[2:] if node.op_type.startswith("Conv") else shape[1:-1]
-            found[name] = found.get(name, 0) + known[name].size * int(np.prod(times))
+            found[name] = found.get(name, 0) + int(np.prod(times))
     return found

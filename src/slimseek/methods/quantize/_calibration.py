@@ -1,28 +1,11 @@
-"""What calibration runs, a few items of like width at a time, and what it refuses to learn from."""
+"""What calibration refuses to learn from."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import Any
 
 import numpy as np
 
 from slimseek.errors import UsageError
-from slimseek.inputs.reader import reader
-from slimseek.schema import Array, Batch, Model
-
-BATCH = 8
-
-
-def batches(model: Model, items: Sequence[str]) -> Iterator[Batch]:
-    """Arrays of the items, at most eight together and the narrow ones first; those of different widths never meet."""
-    read: Any = reader(model.spec, model.files)
-    rows = sorted(read.rows(items), key=read.width)
-    for width, alike in groupby(rows, key=read.width):
-        found = list(alike)
-        for start in range(0, len(found), BATCH):
-            yield read.batch(found[start : start + BATCH], width)
+from slimseek.schema import Array
 
 
 def check_inputs(name: str, values: Array) -> None:

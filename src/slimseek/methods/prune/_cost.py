@@ -1,0 +1,57 @@
+"""What a model costs without some of its units, by each of the things that a target may name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from slimseek.inputs.reader import reader
+from slimseek.inputs.samples import examples
+from slimseek.methods.prune._removal import removed
+from slimseek.methods.prune._structure import Structure, macs, parameters
+from slimseek.models._graph import _session
+from slimseek.schema import Batch
+from slimseek.timing import default_threads, interleaved
+
+Cost = Callable[[frozenset[int]], float]
+LENGTH = 128
+ROUNDS, CALLS = 5, 10
+
+
+def latency(whole: Structure) -> Cost:
+    """Median time of one item, in ONNX Runtime in float32, by that of the whole model; a text has up to 128 tokens."""
+    batch, threads = _one_item(whole), default_threads()
+    before = _session(whole.graph, whole.weights, threads)
+
+    def cost(chosen: frozenset[int]) -> float:
+        if not chosen:
+            return 1.0
+        after = _session(*removed(whole.graph, whole.weights, whole.found, chosen), threads)
+        seconds = interleaved(
+            {"before": lambda number: before(batch), "after": lambda number: after(batch)},
+            rounds=ROUNDS, calls=CALLS, warm_up=3,
+        )  # fmt: skip
+        return float(np.median(seconds["after"]) / np.median(seconds["before"]))
+
+    return cost
+
+
+def _one_item(whole: Structure) -> Batch:
+    read: Any = reader(whole.model.spec, whole.model.files)
+    if whole.model.spec.preprocess is None:
+        single: Batch = read(examples(whole.model.spec)[:1])
+        return single
+    length = min(LENGTH, whole.model.spec.preprocess.max_length)
+    longest = max(read.rows(examples(whole.model.spec)), key=len)[:length]
+    batch: Batch = read.batch([longest], length)
+    return batch
+
+
+COSTS: dict[str, Callable[[Structure], Cost]] = {
+    "parameters": lambda whole: partial(parameters, whole),
+    "macs": lambda whole: partial(macs, whole),
+    "latency": latency,
+}

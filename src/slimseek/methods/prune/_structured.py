@@ -1,0 +1,175 @@
+"""What steps that remove channels or heads have in common: how many, which, and in what order."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+import numpy as np
+
+from slimseek import plugins
+from slimseek.choose import encoder
+from slimseek.errors import NoEffect, UsageError
+from slimseek.evaluate import cosines
+from slimseek.importance._evidence import Evidence
+from slimseek.inputs.samples import examples
+from slimseek.methods.prune._cost import COSTS
+from slimseek.methods.prune._forward import pruned
+from slimseek.methods.prune._selection import STRATEGIES, Limits, Ranking, least_level
+from slimseek.methods.prune._structure import Structure, structure, without
+from slimseek.methods.prune._units import UnitGroup
+from slimseek.progress import track
+from slimseek.schema import Array, Model, Samples, Step
+from slimseek.timing import default_threads
+
+COMPARED = 64
+SHARES = (1.0, 0.5, 0.25)
+
+
+class StructuredPruning(Step, frozen=True, kw_only=True):
+    """Base of the steps that remove units.
+
+    Attributes:
+        amount: share to remove of what ``of`` names, 0 to below 1.
+        of: ``units``: that share of the units that may go, what is left rounded up; ``parameters``, ``macs``: of the
+            whole model's; ``latency``: of the time of one item in ONNX Runtime on this machine.
+        strategy: ``per_layer``: the same share of each layer; ``importance``: the least important of all layers;
+            ``backward``: as ``per_layer``, layer by layer from the last to the first, where a layer keeps more when
+            the vectors would move too far.
+        importance: a measure of the folder ``importance``, such as ``l2``.
+        least: share of each layer's units that stay in any case, 0 to 1.
+        max_loss: how far ``backward`` may move the vectors: mean 1 - cosine on calibration items.
+        seed: of random choices.
+    """
+
+    amount: float = 0.5
+    of: Literal["units", "parameters", "macs", "latency"] = "units"
+    strategy: Literal["per_layer", "importance", "backward"] = "per_layer"
+    importance: str = "l2"
+    least: float = 0.1
+    max_loss: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        name = self._name()
+        if not 0 <= self.amount < 1:
+            raise UsageError(f"{name}: amount is {self.amount}; 0 to below 1 is allowed")
+        if not 0 <= self.least <= 1:
+            raise UsageError(f"{name}: least is {self.least}; 0 to 1 is allowed")
+        if not 0 < self.max_loss <= 2:
+            raise UsageError(f"{name}: max_loss is {self.max_loss}; above 0 and up to 2 is allowed")
+        if self.importance not in plugins.names("importance"):
+            known = ", ".join(plugins.names("importance"))
+            raise UsageError(f"{name}: importance is {self.importance!r}; known: {known}")
+
+    @abstractmethod
+    def _groups(self, whole: Structure) -> tuple[UnitGroup, ...]:
+        """The groups that this step takes units of."""
+
+    @property
+    def _multiple(self) -> int:
+        """What the widths that are left are multiples of."""
+        return 1
+
+    def apply(self, model: Model, samples: Samples) -> Model:
+        """Choose units, remove them, and check the result at three shapes."""
+        name = self._name()
+        if not self.amount:
+            raise NoEffect(f"{name}: amount is 0")
+        try:
+            whole = structure(model)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+        groups = self._groups(whole)
+        if not groups:
+            raise NoEffect(f"{name}: {_nothing(whole)}")
+        scores = self._scores(whole, groups, samples)
+        chosen = self._chosen(whole, groups, scores)
+        if self.strategy == "backward":
+            chosen = self._backward(whole, groups, scores, chosen, samples)
+        if not chosen:
+            raise NoEffect(f"{name}: no unit can go with amount {self.amount:g} and the widths that must stay")
+        result = pruned(whole, chosen, groups, samples)
+        if not result.chosen:
+            layer, reason = next(iter(result.refused.items()))
+            raise UsageError(f"{name}: nothing can leave this model; {layer}: {reason}")
+        return result.model
+
+    def notes(self, before: Model, after: Model) -> tuple[str, ...]:
+        """Widths before and after, and what was left alone."""
+        whole = structure(before)
+        widths = {}
+        for group in self._groups(whole):
+            (name, axis), times = next(iter((place, times) for place, times in group.places.items()
+                                            if place in whole.found.places))  # fmt: skip
+            own = next((place for place in whole.places if place[0] == name
+                        and whole.places[place] is whole.found.places[name, axis]), (name, axis))  # fmt: skip
+            left = after.tensors[name].shape[own[1]] if name in after.tensors else 0
+            had = before.tensors[name].shape[own[1]]
+            widths[name] = f"{name} {had // times} -> {left // times}"
+        lines = ["; ".join(widths.values())]
+        if whole.found.skipped:
+            lines.append(f"left alone, since it is not known how they could shrink: {', '.join(whole.found.skipped)}")
+        return tuple(lines)
+
+    def _name(self) -> str:
+        return type(self).__module__.removeprefix("slimseek.methods.")
+
+    def _scores(self, whole: Structure, groups: tuple[UnitGroup, ...], samples: Samples) -> Array:
+        measure = plugins.load("importance", self.importance)()
+        evidence = Evidence(
+            model=whole.model, samples=samples, places=whole.places, count=len(whole.found.parameters),
+            groups=tuple(group.units for group in groups), seed=self.seed,
+        )  # fmt: skip
+        return measure.scores(evidence)
+
+    def _ranking(self, groups: tuple[UnitGroup, ...], scores: Array) -> Ranking:
+        return STRATEGIES[self.strategy](groups, scores, Limits(least=self.least, multiple_of=self._multiple))
+
+    def _chosen(self, whole: Structure, groups: tuple[UnitGroup, ...], scores: Array) -> frozenset[int]:
+        ranking = self._ranking(groups, scores)
+        if self.of == "units":
+            return ranking(self.amount)
+        cost = COSTS[self.of](whole)
+        found = least_level(ranking, cost, (1 - self.amount) * cost(frozenset()))
+        if found is None:
+            share = 1 - cost(ranking(1.0)) / cost(frozenset())
+            raise UsageError(
+                f"{self._name()}: amount is {self.amount:g} of {self.of}, and at most {share:.2f} can be removed with "
+                f"least {self.least:g}; ask for less, or allow a smaller least"
+            )
+        return found
+
+    def _backward(
+        self, whole: Structure, groups: tuple[UnitGroup, ...], scores: Array, chosen: frozenset[int], samples: Samples
+    ) -> frozenset[int]:
+        """As many of the chosen units as the vectors allow, the last layer first; the allowance grows evenly."""
+        items = tuple(samples.calibration)[:: -(-len(samples.calibration) // COMPARED) or 1] or examples(
+            whole.model.spec
+        )
+        threads = default_threads()
+        original = encoder(whole.model, "the original", threads).documents(items)
+        kept: frozenset[int] = frozenset()
+        with track(f"{self._name()}: layers", len(groups)) as advance:
+            for number, group in enumerate(reversed(groups), 1):
+                part = [unit for unit in group.units[np.argsort(scores[group.units], kind="stable")].tolist()
+                        if unit in chosen]  # fmt: skip
+                for share in SHARES:
+                    count = min(len(part), Limits(least=0, multiple_of=self._multiple).removable(
+                        group, share * len(part) / len(group.units)))  # fmt: skip
+                    tried = kept | frozenset(part[:count])
+                    if tried == kept:
+                        break
+                    vectors = encoder(without(whole, tried), group.name, threads).documents(items)
+                    if float((1 - cosines(original, vectors)).mean()) <= self.max_loss * number / len(groups):
+                        kept = tried
+                        break
+                advance(1)
+        return kept
+
+
+def _nothing(whole: Structure) -> str:
+    """Why no unit of this kind can go."""
+    reasons = sorted(set(whole.found.stays.values()))[:3]
+    skipped = f"; not known how they could shrink: {', '.join(whole.found.skipped)}" if whole.found.skipped else ""
+    return f"the model has nothing of this kind that may leave it ({'; '.join(reasons) or 'no weights'}){skipped}"
