@@ -471,13 +471,11 @@ def test_a_damaged_resnet_learns_from_the_original_and_the_package_computes_what
         assert np.array_equal(written[layer.weight], model.tensors[layer.weight]), layer.weight
 
 
-@pytest.mark.parametrize(
-    ("name", "weight"), [("keras_lstm", "R0__111"), ("paddle_words", "embedding_0.w_0"), ("keras_attention", None)]
-)
-def test_networks_of_other_kinds_learn_too(name: str, weight: str | None) -> None:
-    """Recurrent, tables of integers, attention."""
+@pytest.mark.parametrize(("name", "weight"), [("keras_lstm", "R0__111"), ("paddle_words", "embedding_0.w_0")])
+def test_networks_of_other_kinds_learn_too(name: str, weight: str) -> None:
+    """Recurrent, and one whose items are integers."""
     original = choose.model(KEPT / f"{name}.onnx")
-    student = damaged(original, weight or next(iter(original.tensors)))
+    student = damaged(original, weight)
     model = apply(student, "distil.embedding", noise(120), original, steps=60, learning_rate=5e-3)
     unseen = noise(40, start=1000)
     assert distance(model, original, unseen) < 0.7 * distance(student, original, unseen)
@@ -500,8 +498,7 @@ def test_items_of_an_array_network_are_files_as_well(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "kind", "rate"),
-    [(TINY / "resnet8_cifar10.onnx", "convolution", 1e-3), (KEPT / "keras_lstm.onnx", "recurrent", 3e-3),
-     (KEPT / "keras_attention.onnx", "linear", 3e-3)],
+    [(TINY / "resnet8_cifar10.onnx", "convolution", 1e-3), (KEPT / "keras_lstm.onnx", "recurrent", 3e-3)],
     ids=lambda value: value.stem if isinstance(value, Path) else "",
 )  # fmt: skip
 def test_weights_are_trained_on_their_grid(file: Path, kind: str, rate: float) -> None:
@@ -554,7 +551,7 @@ def test_a_text_encoder_as_a_graph_gives_its_vectors_at_every_length(text_graph:
 
 
 def test_a_text_encoder_as_a_graph_learns_from_the_original(text_graph: Model, tmp_path: Path) -> None:
-    layer = next(layer for layer in text_graph.layers if layer.kind == "linear")
+    layer = next(layer for layer in text_graph.layers if layer.kind == "embedding")
     student = damaged(text_graph, layer.weight)
     model = apply(student, "distil.embedding", TEXTS, text_graph, steps=60, batch_size=8, learning_rate=2e-3)
     assert distance(model, text_graph, TEXTS) < 0.5 * distance(student, text_graph, TEXTS)
@@ -572,14 +569,17 @@ def test_the_torch_family_and_its_graph_train_to_the_same(tmp_path: Path, text_g
     """The independent reference: the same steps on transformers' own network, whose gradients are PyTorch's."""
     tiny_bert(tmp_path / "bert")
     own = choose.model(tmp_path / "bert")
-    found = []
+    settings = train.Training(steps=10, batch_size=4, learning_rate=1e-3)
+    states, fitted = [], []
     for model in (own, text_graph):
         network = choose.family(model).trainable(model)
-        examples = train.examples(model, TEXTS, lambda items: np.eye(len(items), 32, dtype=np.float32),
-                                  train.Training(steps=10, batch_size=4))  # fmt: skip
-        found.append(
-            train.fit(network, examples, train.mse, train.Training(steps=10, batch_size=4, learning_rate=1e-3))
-        )
-    assert found[1].before == pytest.approx(found[0].before, rel=1e-4)
-    assert found[1].after == pytest.approx(found[0].after, rel=1e-3)
-    assert found[0].after < 0.99 * found[0].before
+        found = train.examples(model, TEXTS, lambda items: np.eye(len(items), 32, dtype=np.float32), settings)
+        fitted.append(train.fit(network, dataclasses.replace(found, held_out=found.train), train.mse, settings))
+        states.append(network.state_dict())
+    assert fitted[0].after < 0.99 * fitted[0].before
+    assert fitted[1].before == pytest.approx(fitted[0].before, rel=1e-5)
+    assert fitted[1].after == pytest.approx(fitted[0].after, rel=1e-4)
+    same = states[0].keys() & states[1].keys()
+    assert len(same) > 10
+    for name in same:
+        assert torch.allclose(states[0][name], states[1][name], atol=2e-4), name
