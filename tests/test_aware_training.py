@@ -14,7 +14,7 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
 from slimseek.methods.quantize._fake_quantization import Grid
-from slimseek.schema import Model, QuantizedTensor, QuantSpec, Samples
+from slimseek.schema import Family, Model, QuantizedTensor, QuantSpec, Samples
 from small import tiny_bert
 
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
@@ -146,4 +146,4 @@ def test_what_cannot_be_trained_is_refused(original: Model, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="is no checkpoint of this training"):
         trained(original, checkpoint=str(broken))
     with pytest.raises(UsageError, match="models of the family transformer cannot be trained"):
-        plugins.load("models", "onnx_graph")().trainable(original)
+        Family.trainable(choose.family(original), original)

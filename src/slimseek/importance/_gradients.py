@@ -26,7 +26,7 @@ def gradients(evidence: Evidence) -> Iterator[Mapping[str, Array]]:
     network = family(evidence.model).trainable(evidence.model)
     generator = torch.Generator().manual_seed(evidence.seed)
     names = {name for name, _ in evidence.places}
-    named = {name: tensor for name, tensor in network.named_parameters(remove_duplicate=False) if name in names}
+    named = {name: tensor for name, tensor in network.state_dict(keep_vars=True).items() if name in names}
     wanted = list({id(tensor): tensor for tensor in named.values()}.values())
     for tensor in wanted:
         tensor.requires_grad_(True)

@@ -24,11 +24,11 @@ class TrainingStep(Step, frozen=True, kw_only=True):
 
     Attributes:
         steps: batches to train on.
-        batch_size: texts in a batch.
+        batch_size: items in a batch: texts, or arrays.
         max_tokens: longer texts are cut for training.
         learning_rate: highest of AdamW's, after a warm-up over a tenth of the steps; it falls to zero in a cosine.
         checkpoint: a file that the training saves itself to at every check and goes on from; empty for none.
-        seed: of the choice and the order of texts.
+        seed: of the choice and the order of items.
         sentences: train on each sentence of the texts too: short texts as queries are, without any query at hand.
     """
 

@@ -17,8 +17,8 @@ LOSSES: dict[str, train.Loss] = {"cosine": train.cosine, "mse": train.mse}
 class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
     """Train the float model so that its vectors match the teacher's on documents and on train and dev queries.
 
-    Each model reads a text with its own tokenizer, so the vocabulary may have been cut before. The state with the
-    least loss on held-out texts is kept.
+    Each model reads a text with its own tokenizer, so the vocabulary may have been cut before; items of other networks
+    are arrays. The state with the least loss on held-out items is kept.
 
     Attributes:
         teacher: ``original``: the model as it was before the recipe's first step.
@@ -57,7 +57,7 @@ class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
         if fitted.after >= fitted.before:
             raise NoEffect(
                 f"distil.embedding: {self.steps} steps at the learning rate {self.learning_rate:g} did not lower the "
-                f"loss of {fitted.before:.4g} on held-out texts"
+                f"loss of {fitted.before:.4g} on held-out items"
             )
         return dataclasses.replace(model, tensors=trained(model, network))
 

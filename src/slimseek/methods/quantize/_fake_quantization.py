@@ -7,6 +7,7 @@ the gradient one (straight-through), clipping zero outside of the grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -87,8 +88,21 @@ class Grid(nn.Module):
         return values.movedim(0, axis).contiguous()
 
 
-def fake_quantize(network: nn.Module, layer: str, weight: Array, spec: QuantSpec) -> Grid:
-    """Put a layer's weight on a trainable grid; returns the grid."""
+def fake_quantize(network: nn.Module, name: str, weight: Array, spec: QuantSpec) -> Callable[[], QuantizedTensor]:
+    """Put the weight that ``state_dict`` calls ``name`` on a trainable grid; returns what reads its integers off."""
+    parameter = network.state_dict(keep_vars=True)[name]
+    module, attribute = next(
+        (module, attribute)
+        for module in network.modules()
+        for attribute, own in module.named_parameters(recurse=False)
+        if own is parameter
+    )
     grid = Grid(weight, spec)
-    parametrize.register_parametrization(network.get_submodule(layer), "weight", grid)
-    return grid
+    parametrize.register_parametrization(module, attribute, grid)
+    trained = module.parametrizations[attribute].original  # type: ignore[union-attr, index]
+    return lambda: grid.quantized(trained)
+
+
+def freeze(network: nn.Module, name: str) -> None:
+    """Leave the weight that ``state_dict`` calls ``name`` as it is."""
+    network.state_dict(keep_vars=True)[name].requires_grad_(False)

@@ -18,7 +18,7 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
 
     The loss is 1 - cosine of the vector to the float model's, on documents and on train and dev queries. Weights get
     gradients as if rounding were not there; the step of each group is trained too (Esser et al., 2020). The state with
-    the least loss on held-out texts is kept, the untrained one among them.
+    the least loss on held-out items is kept, the untrained one among them.
 
     Attributes:
         bits: 2 to 8.
@@ -35,7 +35,7 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
     granularity: Granularity = "group"
     group_size: int = 64
     symmetric: bool = False
-    layers: tuple[LayerKind, ...] = ("linear", "embedding")
+    layers: tuple[LayerKind, ...] = ("linear", "embedding", "convolution", "recurrent")
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -60,13 +60,13 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
             )
         check_finite(model, "trained")
         network = choose.family(model).trainable(model)
+        fake = plugins.require("slimseek.methods.quantize._fake_quantization")
         for name, tensor in model.tensors.items():
             if isinstance(tensor, QuantizedTensor):
-                network.get_parameter(name).requires_grad_(False)  # integers of an earlier step stay as they are
-        fake = plugins.require("slimseek.methods.quantize._fake_quantization")
-        grids = {
-            layer: fake.fake_quantize(
-                network, layer.name, integers.dequantize(model.tensors[layer.weight]), self._spec(layer.axis)
+                fake.freeze(network, name)  # integers of an earlier step stay as they are
+        quantized = {
+            layer.weight: fake.fake_quantize(
+                network, layer.weight, integers.dequantize(model.tensors[layer.weight]), self._spec(layer.axis)
             )
             for layer in chosen
         }
@@ -75,9 +75,8 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
         found = train.examples(model, self._items(samples.texts), float_vectors, settings)
         train.fit(network, found, train.cosine, settings, label="quantization-aware training",
                   shares={".step": STEP_RATE})  # fmt: skip
-        tensors, state = trained(model, network), network.state_dict()
-        for layer, grid in grids.items():
-            tensors[layer.weight] = grid.quantized(state[f"{layer.name}.parametrizations.weight.original"])
+        tensors = trained(model, network)
+        tensors |= {weight: integers_of() for weight, integers_of in quantized.items()}
         return dataclasses.replace(model, tensors=tensors)
 
     def _spec(self, axis: int) -> QuantSpec:
