@@ -12,6 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from slimseek.backends._editor import Editor, narrow, scale_constant
+from slimseek.backends._sparse import numbered, pays
 from slimseek.integers import matrix
 from slimseek.schema import Array, QuantizedTensor
 
@@ -72,12 +73,15 @@ def _packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool)
     """Integers of two to eight bits, stored at that width; whole numbers of some type once the graph is loaded.
 
     ONNX has no types of 3, 5, 6 or 7 bits, and runtimes lack that of 2: these are stored as planes of one bit, whose
-    bytes a table turns into eight numbers each.
+    bytes a table turns into eight numbers each. Where most are zero, only the others are.
     """
     if bits in (4, 8) or not integers.size:
         return narrow(editor, name, integers, bits, signed)
     flat = np.ascontiguousarray(integers).reshape(-1).view(np.uint8)
-    planes = np.packbits((flat >> np.arange(bits, dtype=np.uint8)[:, None]) & 1, axis=1, bitorder="little")
+    used = flat != 0
+    thin = pays(used, bits)
+    held = flat[used] if thin else flat
+    planes = np.packbits((held >> np.arange(bits, dtype=np.uint8)[:, None]) & 1, axis=1, bitorder="little")
     bytes_of = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
     worth = 2.0 ** np.arange(bits)
     worth[-1] *= -1 if signed else 1  # two's complement
@@ -86,7 +90,10 @@ def _packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool)
     weights = editor.constant(f"slim_bits_{bits}_{signed}", worth.astype(np.float32).reshape(bits, 1, 1))
     values = editor.node("ReduceSum", [editor.node("Mul", [values, weights]), _numbers(editor, 0)], keepdims=0)
     values = editor.node("Reshape", [values, _numbers(editor, -1)])
-    values = editor.node("Slice", [values, *(_numbers(editor, number) for number in (0, flat.size, 0))])
+    values = editor.node("Slice", [values, *(_numbers(editor, number) for number in (0, held.size, 0))])
+    if thin:
+        values = editor.node("Concat", [editor.constant("slim_zero_float", np.zeros(1, np.float32)), values], axis=0)
+        values = editor.node("Gather", [values, numbered(editor, f"{name}.spread", used)])
     return editor.node("Reshape", [values, _numbers(editor, *integers.shape)])
 
 
