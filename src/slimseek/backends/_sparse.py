@@ -21,9 +21,13 @@ from slimseek.schema import Array
 
 BITS = {
     TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8,
-    TensorProto.INT4: 4, TensorProto.UINT4: 4,
+    TensorProto.FLOAT8E4M3FN: 8, TensorProto.FLOAT8E5M2: 8, TensorProto.INT4: 4, TensorProto.UINT4: 4,
 }  # fmt: skip
-FOUR_BITS = {TensorProto.INT4: TensorProto.INT8, TensorProto.UINT4: TensorProto.UINT8}
+WIDENED = {
+    TensorProto.INT4: TensorProto.INT8, TensorProto.UINT4: TensorProto.UINT8,
+    TensorProto.FLOAT8E4M3FN: TensorProto.FLOAT16, TensorProto.FLOAT8E5M2: TensorProto.FLOAT16,
+}  # fmt: skip
+"""Types that not every runtime looks up, and those that hold the same values."""
 NODES = 12288
 """Bytes that must be saved beyond those of the nodes that spread a constant, and of the tables that all share."""
 BLOCK = 64
@@ -39,7 +43,7 @@ def thinned(graph: onnx.ModelProto) -> onnx.ModelProto:
     wide = _read_by_others(graph.graph)
     editor = Editor(graph.graph)
     for constant in graph.graph.initializer:
-        if constant.data_type not in BITS or (constant.data_type in FOUR_BITS and constant.name in wide):
+        if constant.data_type not in BITS or (constant.data_type in WIDENED and constant.name in wide):
             continue
         places = sparse.occupied(numpy_helper.to_array(constant))
         if pays(places, BITS[constant.data_type]):
@@ -99,8 +103,8 @@ def _spread(editor: Editor, constant: onnx.TensorProto, places: Array) -> None:
     name, shape = constant.name, tuple(constant.dims)
     held = numpy_helper.to_array(constant).reshape(-1)[places]
     values = editor.constant(f"{name}.values", np.concatenate([np.zeros(1, held.dtype), held]))
-    if constant.data_type in FOUR_BITS:  # not every runtime looks up four bits
-        values = editor.node("Cast", [values], to=FOUR_BITS[constant.data_type])
+    if constant.data_type in WIDENED:
+        values = editor.node("Cast", [values], to=WIDENED[constant.data_type])
     numbers = numbered(editor, name, places)
     numbers = editor.node("Reshape", [numbers, _constant(editor, np.array(shape, np.int64))])
     editor.node("Gather", [values, numbers], name)
