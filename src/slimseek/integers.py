@@ -192,12 +192,12 @@ def stored_bytes(tensor: Tensor) -> int:
     if not isinstance(tensor, QuantizedTensor):
         if places is None:
             return int(tensor.nbytes)
-        return sparse.stored_bytes(places.size, np.count_nonzero(places), 8 * tensor.dtype.itemsize)
+        return sparse.stored_bytes(places.size, int(np.count_nonzero(places)), 8 * tensor.dtype.itemsize)
     zero_points = 0 if tensor.zero_point is None else (tensor.zero_point.size * tensor.spec.bits + 7) // 8
     rest = int(tensor.scale.nbytes) + zero_points
     if places is None:
         return (tensor.integers.size * tensor.spec.bits + 7) // 8 + rest
-    return sparse.stored_bytes(places.size, np.count_nonzero(places), tensor.spec.bits) + rest
+    return sparse.stored_bytes(places.size, int(np.count_nonzero(places)), tensor.spec.bits) + rest
 
 
 def sparse_places(tensor: Tensor) -> Array | None:
@@ -209,7 +209,7 @@ def sparse_places(tensor: Tensor) -> Array | None:
         places, bits = sparse.occupied(tensor), 8 * tensor.dtype.itemsize
     else:
         return None
-    return places if sparse.pays(places.size, np.count_nonzero(places), bits) else None
+    return places if sparse.pays(places.size, int(np.count_nonzero(places)), bits) else None
 
 
 def integers_of_zero(shape: tuple[int, ...], spec: QuantSpec, zero_point: Array | None) -> Array:

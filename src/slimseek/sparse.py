@@ -60,5 +60,5 @@ def is_pruned(array: Array) -> bool:
     True of two axes or more with at least one zero in a hundred values, but not of all zeros: a weight that begins at
     zero is there to be trained.
     """
-    zeros = array.size - np.count_nonzero(array)
+    zeros = int(array.size - np.count_nonzero(array))
     return array.ndim > 1 and LEAST_PRUNED * array.size <= zeros < array.size

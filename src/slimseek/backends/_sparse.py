@@ -30,6 +30,8 @@ WIDENED = {
 """Types that not every runtime looks up, and those that hold the same values."""
 NODES = 12288
 """Bytes that must be saved beyond those of the nodes that spread a constant, and of the tables that all share."""
+SHARED = "slim_"
+"""What the names of constants begin with that are no weights, such as the tables that all masks share."""
 BLOCK = 64
 """Bytes of a mask whose places are counted together; their first number takes four more."""
 
@@ -43,7 +45,9 @@ def thinned(graph: onnx.ModelProto) -> onnx.ModelProto:
     wide = _read_by_others(graph.graph)
     editor = Editor(graph.graph)
     for constant in graph.graph.initializer:
-        if constant.data_type not in BITS or (constant.data_type in WIDENED and constant.name in wide):
+        if constant.data_type not in BITS or constant.name.startswith(SHARED):
+            continue
+        if constant.data_type in WIDENED and constant.name in wide:
             continue
         places = sparse.occupied(numpy_helper.to_array(constant))
         if pays(places, BITS[constant.data_type]):
@@ -60,7 +64,7 @@ def thinned(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 def pays(places: Array, bits: int) -> bool:
     """Whether a graph with only the values in ``places``, bool [n], of so many bits each, is a tenth smaller there."""
-    dense, thin = (places.size * bits + 7) // 8, sparse.stored_bytes(places.size, np.count_nonzero(places), bits)
+    dense, thin = (places.size * bits + 7) // 8, sparse.stored_bytes(places.size, int(np.count_nonzero(places)), bits)
     return thin + NODES <= sparse.LARGEST_SHARE * dense
 
 
@@ -113,5 +117,5 @@ def _spread(editor: Editor, constant: onnx.TensorProto, places: Array) -> None:
 def _constant(editor: Editor, array: Array, kind: int | None = None) -> str:
     """A constant named after its values, so that all masks share it; ``kind`` is the ONNX type to widen it to."""
     digest = hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()
-    stored = editor.constant(f"slim_{array.dtype.name}_{digest}", array)
+    stored = editor.constant(f"{SHARED}{array.dtype.name}_{digest}", array)
     return stored if kind is None else editor.node("Cast", [stored], to=kind)
