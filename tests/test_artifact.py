@@ -14,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from golden import make
 from slimseek import artifact
@@ -261,6 +263,142 @@ def test_todays_slimseek_writes_the_golden_bytes(folder: Path) -> None:
     """Should this fail on purpose, raise FORMAT_VERSION, and keep the old folder as a test of reading."""
     for path in ("weights.safetensors", "manifest.json", "report.json", "model/config.json"):
         assert (folder / path).read_bytes() == (make.FOLDER / path).read_bytes(), path
+
+
+# ---------------------------------------------------------------- many zeros
+
+
+@pytest.fixture
+def thin(tmp_path: Path) -> Path:
+    path = tmp_path / "thin"
+    path.mkdir()
+    artifact.write(make.sparse_model(), path, collection=make.COLLECTION, versions=make.VERSIONS)
+    return path
+
+
+def test_the_golden_artifact_of_many_zeros_reads_as_ever_and_is_written_so_today(thin: Path) -> None:
+    assert_same(artifact.read(make.SPARSE)[1], make.sparse_model())
+    assert_same(artifact.read(thin)[1], make.sparse_model())
+    for path in ("weights.safetensors", "manifest.json"):
+        assert (thin / path).read_bytes() == (make.SPARSE / path).read_bytes(), path
+
+
+def test_zeros_take_one_bit_and_the_document_says_where(thin: Path) -> None:
+    """docs/artifact.md read literally, without a line of slimseek; -0.0 and the least float are values."""
+    stored = raw(thin / "weights.safetensors")
+    listed = json.loads((thin / "manifest.json").read_text())["sparse"]
+    tensors = make.sparse_model().tensors
+    assert set(listed) == {"table.weight", "linear.weight", "three.weight", "half", "linear.bias"}
+    for name, entry in listed.items():
+        tensor = tensors[name]
+        whole = dequantize(tensor).reshape(-1)
+        assert entry["shape"] == list(tensor.shape)
+        dtype, shape, content = stored[f"{name}#mask"]
+        assert (dtype, shape) == ("U8", [-(-whole.size // 8)])
+        places = [place for place, bit in enumerate(bits_of(content, 1, whole.size)) if bit]
+        assert len(places) == entry["values"]
+        assert set(np.flatnonzero(whole)) <= set(places)
+        if isinstance(tensor, QuantizedTensor):
+            unsigned = bits_of(stored[name][2], tensor.spec.bits, len(places))
+            held = tensor.integers.reshape(-1)[places] & 2**tensor.spec.bits - 1
+            assert unsigned == held.tolist()
+            assert set(places) == set(np.flatnonzero(whole)), "asymmetric ones too leave out what stands for 0.0"
+        else:
+            assert stored[name][2] == tensor.reshape(-1)[places].tobytes()
+    values = raw(thin / "weights.safetensors")["linear.weight"][2]
+    assert np.frombuffer(values, np.float32)[:2].tobytes() == np.array([-0.0, -0.0], np.float32).tobytes()
+    assert sum(len(content) for _, _, content in stored.values()) == sum(map(stored_bytes, tensors.values()))
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16", "e4m3", *range(2, 9)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_every_width_with_zeros_comes_back_bit_for_bit_and_never_larger(
+    kind: Any, share: float, tmp_path: Path
+) -> None:
+    """Bytes by hand: places / 8 and the values that are left, where that is a tenth smaller than dense."""
+    generator = np.random.default_rng(4)
+    values = generator.standard_normal((33, 101)).astype(np.float32)
+    values[generator.random(values.shape) < share] = 0
+    forms: list[Tensor]
+    if kind == "e4m3":
+        forms = [quantize(values, QuantSpec(bits=8, granularity="channel", float8="e4m3"))]
+    elif isinstance(kind, str):
+        forms = [values.astype(np.dtype(kind))]
+    else:
+        group = {"granularity": "group", "group_size": 8}
+        forms = [quantize(values, QuantSpec(bits=kind, symmetric=symmetric, **group)) for symmetric in (True, False)]  # type: ignore[arg-type]
+    for number, tensor in enumerate(forms):
+        model = with_tensors(weight=tensor)
+        assert_same(round_trip(model, tmp_path / str(number)), model)
+        bits = tensor.spec.bits if isinstance(tensor, QuantizedTensor) else 8 * tensor.dtype.itemsize
+        scales = sum(
+            len(content)
+            for name, (_, _, content) in raw(tmp_path / str(number) / "weights.safetensors").items()
+            if name.partition("#")[2] in ("scale", "zero_point")
+        )
+        dense = -(-values.size * bits // 8)
+        thin = -(-values.size // 8) + -(-np.count_nonzero(dequantize(tensor)) * bits // 8)
+        assert stored_bytes(tensor) - scales == (thin if thin + 128 <= 0.9 * dense else dense)
+        if share >= 0.5 and bits > 3:
+            assert stored_bytes(tensor) - scales < 0.9 * dense
+
+
+def test_integer_buffers_and_small_tensors_stay_dense(tmp_path: Path) -> None:
+    model = with_tensors(ids=np.zeros(4000, np.int64), few=np.zeros(32, np.float32), flags=np.zeros(4000, bool))
+    assert_same(round_trip(model, tmp_path / "a"), model)
+    assert artifact.read(tmp_path / "a")[0].sparse is msgspec.UNSET
+    assert "sparse" not in json.loads((tmp_path / "a" / "manifest.json").read_text())
+
+
+def restored(folder: Path, **arrays: Array | None) -> str:
+    """The refusal of the folder with other arrays in its weights, whose hash is right; ``None`` takes one out."""
+    stored = load_file(folder / "weights.safetensors")
+    for name, array in arrays.items():
+        stored.pop(name)
+        if array is not None:
+            stored[name] = array
+    save_file(stored, folder / "weights.safetensors")
+    entry = next(e for e in entries(folder, leave_out="manifest.json") if "weights" in e.path)
+    return edited(folder, lambda manifest: relist(manifest, entry))
+
+
+@pytest.mark.parametrize("name", ["linear.weight", "table.weight", "three.weight", "linear.bias"])
+def test_a_mask_that_does_not_fit_its_values_is_one_line_that_names_the_tensor(thin: Path, name: str) -> None:
+    stored = load_file(thin / "weights.safetensors")
+    mask, values = stored[f"{name}#mask"], stored[name]
+    flipped = mask.copy()
+    flipped[3] ^= 1
+    beyond = mask.copy()
+    beyond[-1] ^= 0x80
+    for part, array in [
+        (f"{name}#mask", None),
+        (f"{name}#mask", mask[:-1]),
+        (f"{name}#mask", flipped),
+        (f"{name}#mask", beyond),
+        (f"{name}#mask", mask.astype(np.int16)),
+        (f"{name}#mask", mask[None]),
+        (name, np.append(values, values[:1]) if values.size else np.ones(1, np.float32)),
+        *([(name, values[:-1])] if values.size else []),
+    ]:
+        copy = thin.parent / "copy"
+        shutil.copytree(thin, copy, dirs_exist_ok=True)
+        assert f"the tensor {name} is not whole" in restored(copy, **{part: array}), part
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["sparse"]["linear.weight"].update(values=3),
+        lambda m: m["sparse"]["linear.weight"].update(shape=[30, 40]),
+        lambda m: m["sparse"]["linear.weight"].update(shape=[-30, -41]),
+        lambda m: m["sparse"]["table.weight"].update(shape=[41, 40]),
+        lambda m: m["sparse"].update(absent=m["sparse"]["half"]),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_masks_is_refused(
+    thin: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    assert "is not whole" in edited(thin, change)
 
 
 # ---------------------------------------------------------------- broken

@@ -4,6 +4,7 @@ and the report. Integers are packed at their bit width. No pickle.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from slimseek import folder as folders
-from slimseek import integers
+from slimseek import integers, sparse
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.schema import (
     ActivationQuant,
@@ -46,6 +47,18 @@ class PackedTensor(Value, frozen=True):
     spec: QuantSpec
 
 
+class SparseTensor(Value, frozen=True):
+    """A tensor of many zeros: NAME#mask has a bit for each place, NAME the values where it is set.
+
+    Attributes:
+        shape: the tensor's own.
+        values: how many it holds.
+    """
+
+    shape: tuple[int, ...]
+    values: int
+
+
 class Artifact(Value, frozen=True):
     """The manifest.
 
@@ -55,6 +68,7 @@ class Artifact(Value, frozen=True):
         quant: how each quantized tensor is packed.
         activations: rounding of layer inputs.
         smoothing: names of the weights whose smoothing is stored, as NAME#smoothing; unset where there is none.
+        sparse: which tensors are stored without their zeros; unset where there is none.
         recipe: what made it.
         records: what each step did.
         collection: path of the collection it was judged by.
@@ -73,6 +87,7 @@ class Artifact(Value, frozen=True):
     files: tuple[FileEntry, ...]
     versions: dict[str, str]
     smoothing: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    sparse: dict[str, SparseTensor] | msgspec.UnsetType = msgspec.UNSET
 
 
 def is_artifact(path: Path) -> bool:
@@ -91,9 +106,11 @@ def write(
 ) -> Artifact:
     """Write the artifact into an existing empty folder (see :func:`slimseek.folder.writing`)."""
     stored: dict[str, Array] = {}
-    quant = {}
+    quant: dict[str, PackedTensor] = {}
+    thinned: dict[str, SparseTensor] = {}
     for name, tensor in model.tensors.items():
-        packed = _pack(name, tensor)
+        places = integers.sparse_places(tensor)
+        packed = _pack(name, tensor, places)
         if name in model.smoothing:
             packed[f"{name}{PART}smoothing"] = model.smoothing[name]
         taken = [part for part in packed if part in stored or (part != name and part in model.tensors)]
@@ -102,6 +119,8 @@ def write(
         stored |= packed
         if isinstance(tensor, QuantizedTensor):
             quant[name] = PackedTensor(shape=tensor.shape, spec=tensor.spec)
+        if places is not None:
+            thinned[name] = SparseTensor(shape=tensor.shape, values=int(np.count_nonzero(places)))
     save_file({name: np.require(array, requirements="C") for name, array in stored.items()}, folder / WEIGHTS)
     for path, content in model.files.items():
         target = folder / MODEL_FILES / path
@@ -121,6 +140,7 @@ def write(
         files=folders.entries(folder, leave_out=MANIFEST),
         versions=dict(versions or {}),
         smoothing=tuple(model.smoothing) or msgspec.UNSET,
+        sparse=thinned or msgspec.UNSET,
     )
     folders.write_json(folder / MANIFEST, artifact)
     return artifact
@@ -140,11 +160,11 @@ def read(path: Path) -> tuple[Artifact, Model]:
         raise ArtifactError(f"{path / WEIGHTS} cannot be read: {error}") from error
     parts = {f"{name}{PART}scale" for name in artifact.quant}
     parts |= {f"{name}{PART}zero_point" for name, packed in artifact.quant.items() if not packed.spec.symmetric}
-    smoothed = artifact.smoothing or ()
-    parts |= {f"{name}{PART}smoothing" for name in smoothed}
+    smoothed, thinned = artifact.smoothing or (), artifact.sparse or {}
+    parts |= {f"{name}{PART}smoothing" for name in smoothed} | {f"{name}{PART}mask" for name in thinned}
     tensors = {
-        name: _unpack(name, stored, artifact.quant.get(name), path)
-        for name in (*artifact.quant, *stored)
+        name: _unpack(name, stored, artifact.quant.get(name), thinned.get(name), path)
+        for name in (*artifact.quant, *thinned, *stored)
         if name not in parts
     }
     for layer in artifact.layers:
@@ -167,11 +187,17 @@ def read(path: Path) -> tuple[Artifact, Model]:
     return artifact, model
 
 
-def _pack(name: str, tensor: Tensor) -> dict[str, Array]:
+def _pack(name: str, tensor: Tensor, places: Array | None) -> dict[str, Array]:
+    """The arrays that the tensor is stored as; ``places``, bool [n], are those that hold a value."""
+    values = tensor.integers if isinstance(tensor, QuantizedTensor) else tensor
+    stored = {}
+    if places is not None:
+        values = values.reshape(-1)[places]
+        stored[f"{name}{PART}mask"] = sparse.mask(places)
     if not isinstance(tensor, QuantizedTensor):
-        return {name: tensor}
+        return {name: values} | stored
     bits = tensor.spec.bits
-    stored = {name: integers.pack(tensor.integers, bits), f"{name}{PART}scale": tensor.scale}
+    stored |= {name: integers.pack(values, bits), f"{name}{PART}scale": tensor.scale}
     if tensor.zero_point is not None:
         stored[f"{name}{PART}zero_point"] = integers.pack(tensor.zero_point, bits)
     return stored
@@ -186,20 +212,54 @@ def _smoothing(name: str, stored: Mapping[str, Array], tensors: Mapping[str, Ten
     return factors
 
 
-def _unpack(name: str, stored: Mapping[str, Array], packed: PackedTensor | None, path: Path) -> Tensor:
-    if packed is None:
-        return stored[name]
-    spec = packed.spec
+def _unpack(
+    name: str, stored: Mapping[str, Array], packed: PackedTensor | None, thinned: SparseTensor | None, path: Path
+) -> Tensor:
     try:
-        scale = stored[f"{name}{PART}scale"]
-        if scale.shape != integers.scale_shape(packed.shape, spec):
-            raise UsageError(f"its scales are {list(scale.shape)}, which does not fit {list(packed.shape)} and {spec}")
-        zero_point = None
-        if not spec.symmetric:
-            zero_point = integers.unpack(stored[f"{name}{PART}zero_point"], spec.bits, scale.shape, signed=False)
-        values = integers.unpack(stored[name], spec.bits, packed.shape, signed=spec.symmetric)
-        if spec.float8:
-            values = values.view(integers.FLOAT8[spec.float8])
+        places = None
+        if thinned is not None:
+            _check_sparse(thinned, packed)
+            places = sparse.places(stored[f"{name}{PART}mask"], math.prod(thinned.shape), thinned.values)
+        if packed is not None:
+            return _unpack_integers(name, stored, packed, places)
+        if thinned is None or places is None:
+            return stored[name]
+        if stored[name].shape != (thinned.values,):
+            raise UsageError(f"its values are {list(stored[name].shape)}, for {thinned.values} places")
+        return _spread(stored[name], places, np.zeros(thinned.shape, stored[name].dtype))
     except (KeyError, UsageError) as error:
         raise ArtifactError(f"{path}: the tensor {name} is not whole ({error})") from error
+
+
+def _unpack_integers(
+    name: str, stored: Mapping[str, Array], packed: PackedTensor, places: Array | None
+) -> QuantizedTensor:
+    """The integers of a tensor, or those of its places, spread among those that stand for 0.0."""
+    spec = packed.spec
+    scale, zero_point = stored[f"{name}{PART}scale"], None
+    if scale.shape != integers.scale_shape(packed.shape, spec):
+        raise UsageError(f"its scales are {list(scale.shape)}, which does not fit {list(packed.shape)} and {spec}")
+    if not spec.symmetric:
+        zero_point = integers.unpack(stored[f"{name}{PART}zero_point"], spec.bits, scale.shape, signed=False)
+    shape = packed.shape if places is None else (int(places.sum()),)
+    values = integers.unpack(stored[name], spec.bits, shape, signed=spec.symmetric)
+    if places is not None:
+        empty = integers.integers_of_zero(packed.shape, spec, zero_point)
+        values = _spread(values, places, empty.view(values.dtype))
+    if spec.float8:
+        values = values.view(integers.FLOAT8[spec.float8])
     return QuantizedTensor(spec=spec, integers=values, scale=scale, zero_point=zero_point)
+
+
+def _spread(values: Array, places: Array, empty: Array) -> Array:
+    """The values [k] in their places, bool [n], of an array of n others."""
+    whole = empty.reshape(-1)
+    whole[places] = values
+    return whole.reshape(empty.shape)
+
+
+def _check_sparse(thinned: SparseTensor, packed: PackedTensor | None) -> None:
+    if packed is not None and packed.shape != thinned.shape:
+        raise UsageError(f"it is {list(packed.shape)} among the packed and {list(thinned.shape)} among the sparse")
+    if min(thinned.shape, default=0) < 0:
+        raise UsageError(f"no tensor has the shape {list(thinned.shape)}")

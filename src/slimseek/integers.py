@@ -11,6 +11,7 @@ from typing import Literal, TypeGuard
 import ml_dtypes
 import numpy as np
 
+from slimseek import sparse
 from slimseek.errors import UsageError
 from slimseek.schema import Array, Float8, Model, QuantizedTensor, QuantSpec, Tensor, is_float
 
@@ -184,11 +185,37 @@ def unpack(packed: Array, bits: int, shape: tuple[int, ...], signed: bool) -> Ar
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Bytes that the tensor takes on disk: integers at their true width, scales and zero points included."""
+    """Bytes that the tensor takes on disk: integers at their true width, scales and zero points included, a mask where
+    it has many zeros.
+    """
+    places = sparse_places(tensor)
     if not isinstance(tensor, QuantizedTensor):
-        return int(tensor.nbytes)
+        if places is None:
+            return int(tensor.nbytes)
+        return sparse.stored_bytes(places.size, int(np.count_nonzero(places)), 8 * tensor.dtype.itemsize)
     zero_points = 0 if tensor.zero_point is None else (tensor.zero_point.size * tensor.spec.bits + 7) // 8
-    return (tensor.integers.size * tensor.spec.bits + 7) // 8 + int(tensor.scale.nbytes) + zero_points
+    rest = int(tensor.scale.nbytes) + zero_points
+    if places is None:
+        return (tensor.integers.size * tensor.spec.bits + 7) // 8 + rest
+    return sparse.stored_bytes(places.size, int(np.count_nonzero(places)), tensor.spec.bits) + rest
+
+
+def sparse_places(tensor: Tensor) -> Array | None:
+    """Bool [n]: the places that do not stand for 0.0, where storing them alone pays; ``None`` where it does not."""
+    if isinstance(tensor, QuantizedTensor):
+        empty = integers_of_zero(tensor.shape, tensor.spec, tensor.zero_point)
+        places, bits = sparse.occupied(tensor.integers.view(np.uint8) ^ empty), tensor.spec.bits
+    elif is_float(tensor):
+        places, bits = sparse.occupied(tensor), 8 * tensor.dtype.itemsize
+    else:
+        return None
+    return places if sparse.pays(places.size, int(np.count_nonzero(places)), bits) else None
+
+
+def integers_of_zero(shape: tuple[int, ...], spec: QuantSpec, zero_point: Array | None) -> Array:
+    """Uint8 of ``shape``: the integers, or codes of eight-bit floats, that stand for 0.0."""
+    zeros = np.zeros(shape, np.uint8)
+    return zeros if zero_point is None else _unblocks(_blocks(zeros, spec) + zero_point[..., None], shape, spec)
 
 
 def to_integers(blocks: Array, scale: Array, zero_point: Array | None, spec: QuantSpec) -> Array:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from slimseek import choose, plugins
+from slimseek import choose, plugins, sparse
 from slimseek.errors import UsageError
 from slimseek.folder import write_atomically
 from slimseek.inputs.reader import reader
@@ -213,8 +213,8 @@ def fit(
     """Train a network in place; it is left in the state with the least loss on the held-out items.
 
     The untrained state is among them, so that a training never makes it worse there. The network runs as it will be
-    used: without dropout, statistics of batch norms fixed. A killed training that is called again with the same
-    arguments and its checkpoint gives what it would have given.
+    used: without dropout, statistics of batch norms fixed; pruned weights stay zero. A killed training that is called
+    again with the same arguments and its checkpoint gives what it would have given.
 
     Args:
         network: called with a batch's arrays by name; parameters that do not require gradients stay as they are.
@@ -227,7 +227,7 @@ def fit(
     Raises:
         UsageError: the checkpoint is not one of this training.
     """
-    optimizer = _optimizer(network, shares or {})
+    optimizer, pruned = _optimizer(network, shares or {}), _pruned(network)
     with _in_use(network):
         before = _check(network, examples, loss)
         best = _resumed_(network, optimizer, before, settings)
@@ -236,6 +236,8 @@ def fit(
         with track(label, len(left)) as advance:
             for number, example in enumerate(left, start=best.step):
                 _step_(network, optimizer, example, loss, settings.rate(number))
+                for weight, zeros in pruned:
+                    weight.data[zeros] = 0
                 advance(1)
                 best.step = number + 1
                 if best.step % CHECK_EVERY == 0 or best.step == len(examples.train):
@@ -270,6 +272,12 @@ def _optimizer(network: nn.Module, shares: Mapping[str, float]) -> Any:
         raise UsageError("no parameter of this network can be trained")
     given = [{"params": parameters, "share": share} for share, parameters in groups.items()]
     return plugins.require("torch").optim.AdamW(given, weight_decay=0.0)
+
+
+def _pruned(network: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """The weights that were pruned before, and where they are zero: training would fill them again."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [(parameter, parameter == 0) for parameter in trained if sparse.is_pruned(parameter.detach().numpy())]
 
 
 def _step_(network: nn.Module, optimizer: Any, example: Example, loss: Loss, rate: float) -> None:

@@ -1,10 +1,12 @@
-"""Writes ``tests/golden/artifact``, which every later slimseek must read: run once per format version, and keep it.
+"""Writes ``tests/golden/artifact`` and ``tests/golden/sparse``, which every later slimseek must read: run once per
+format version, and keep them.
 
 ``python tests/golden/make.py`` from the repository's root, with slimseek installed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ from slimseek.schema import (
 )
 
 FOLDER = Path(__file__).parent / "artifact"
+SPARSE = Path(__file__).parent / "sparse"
 VERSIONS = {"slimseek": "0.1.0"}
 COLLECTION = "collections/six"
 
@@ -103,6 +106,39 @@ def model() -> Model:
     )
 
 
+def thinned(array: Array, zero: Array | int = 0) -> Array:
+    """The array with ``zero`` in all places but every third and every seventh."""
+    places = np.arange(array.size).reshape(array.shape)
+    return np.where((places % 3 == 0) | (places % 7 == 0), array, zero).astype(array.dtype)
+
+
+def sparse_model() -> Model:
+    """Tensors of many zeros, of every kind that is stored without them, and one that is too small for it."""
+    floats = (counted((30, 41), -600, 1201, np.float32) / 8).astype(np.float32)
+    floats[0, :4] = (-0.0, np.float32(1e-45), 0.0, -0.0)
+    zero_point = (np.arange(30, dtype=np.uint8) % 8)[:, None]
+    return dataclasses.replace(
+        model(),
+        tensors={
+            "table.weight": QuantizedTensor(
+                spec=QuantSpec(bits=4, granularity="group", group_size=16),
+                integers=thinned(counted((40, 41), -7, 15, np.int8)),
+                scale=np.full((40, 3), 0.25, np.float16),
+            ),
+            "linear.weight": thinned(floats),
+            "three.weight": QuantizedTensor(
+                spec=QuantSpec(bits=3, granularity="channel", symmetric=False),
+                integers=thinned(counted((30, 90), 0, 8, np.uint8), zero_point),
+                scale=np.full((30, 1), 0.5, np.float32),
+                zero_point=zero_point,
+            ),
+            "half": thinned(counted((25, 37), -9, 19, np.float16)),
+            "small": thinned(counted((4, 5), -9, 19, np.float32)),
+            "linear.bias": np.zeros(300, np.float32),
+        },
+    )
+
+
 def recipe() -> Recipe:
     """A recipe with every field."""
     step = RecipeStep(method="quantize.weights_int", parameters={"bits": 4, "granularity": "group", "group_size": 3})
@@ -148,3 +184,6 @@ if __name__ == "__main__":
     with writing(FOLDER, force=True) as made:
         write(made)
     print(f"wrote {FOLDER}")
+    with writing(SPARSE, force=True) as made:
+        artifact.write(sparse_model(), made, collection=COLLECTION, versions=VERSIONS)
+    print(f"wrote {SPARSE}")

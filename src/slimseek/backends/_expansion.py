@@ -12,21 +12,15 @@ import numpy as np
 from onnx import TensorProto
 
 from slimseek.backends._editor import Editor, narrow, scale_constant
+from slimseek.backends._sparse import numbered, pays
 from slimseek.integers import matrix
 from slimseek.schema import Array, QuantizedTensor
 
 
 def expanded(editor: Editor, name: str, tensor: QuantizedTensor, transposed: bool = False) -> str:
     """Name of the float32 value in the tensor's shape, or ``transposed``; a constant once the graph is loaded."""
-
-    def wide(label: str, integers: Array) -> str:
-        stored = _packed(editor, f"{name}.{label}", integers, tensor.spec.bits, tensor.spec.symmetric)
-        return editor.node("Cast", [editor.node("Cast", [stored], to=TensorProto.FLOAT16)], to=TensorProto.FLOAT)
-
     blocks = _blocks(tensor)
-    values = wide("blocks", blocks)
-    if tensor.zero_point is not None:
-        values = editor.node("Sub", [values, wide("block_zero_point", _beside(blocks, tensor.zero_point))])
+    values = _steps(editor, name, tensor, blocks)
     scale = scale_constant(editor, f"{name}.block_scale", _beside(blocks, tensor.scale))
     values = editor.node("Mul", [values, scale])
     values = editor.node("Reshape", [values, _numbers(editor, len(blocks), blocks.shape[1] * blocks.shape[2])])
@@ -35,6 +29,26 @@ def expanded(editor: Editor, name: str, tensor: QuantizedTensor, transposed: boo
     values = editor.node("Reshape", [values, _numbers(editor, shape[axis], *shape[:axis], *shape[axis + 1 :])])
     order = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
     return editor.node("Transpose", [values], perm=order[::-1] if transposed else order)
+
+
+def _steps(editor: Editor, name: str, tensor: QuantizedTensor, blocks: Array) -> str:
+    """Name of the float32 blocks less their zero points, [channels, groups, group size]."""
+
+    def wide(label: str, integers: Array) -> str:
+        stored = _packed(editor, f"{name}.{label}", integers, tensor.spec.bits, tensor.spec.symmetric)
+        return editor.node("Cast", [editor.node("Cast", [stored], to=TensorProto.FLOAT16)], to=TensorProto.FLOAT)
+
+    if tensor.zero_point is None:
+        return wide("blocks", blocks)
+    zero_point = _beside(blocks, tensor.zero_point)
+    used = (blocks != zero_point).reshape(-1)
+    thin = pays(used, tensor.spec.bits)
+    values = wide("blocks", blocks.reshape(-1)[used] if thin else blocks)
+    if not thin:
+        return editor.node("Sub", [values, wide("block_zero_point", zero_point)])
+    places = editor.node("Reshape", [numbered(editor, f"{name}.spread", used), _numbers(editor, *blocks.shape)])
+    steps = editor.node("Sub", [_looked_up(editor, values, places), wide("block_zero_point", zero_point)])
+    return editor.node("Where", [editor.node("Cast", [places], to=TensorProto.BOOL), steps, _zero(editor)])
 
 
 def gather_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: str, output: str) -> bool:
@@ -72,12 +86,15 @@ def _packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool)
     """Integers of two to eight bits, stored at that width; whole numbers of some type once the graph is loaded.
 
     ONNX has no types of 3, 5, 6 or 7 bits, and runtimes lack that of 2: these are stored as planes of one bit, whose
-    bytes a table turns into eight numbers each.
+    bytes a table turns into eight numbers each. Where most are zero, only the others are.
     """
     if bits in (4, 8) or not integers.size:
         return narrow(editor, name, integers, bits, signed)
     flat = np.ascontiguousarray(integers).reshape(-1).view(np.uint8)
-    planes = np.packbits((flat >> np.arange(bits, dtype=np.uint8)[:, None]) & 1, axis=1, bitorder="little")
+    used = flat != 0
+    thin = pays(used, bits)
+    held = flat[used] if thin else flat
+    planes = np.packbits((held >> np.arange(bits, dtype=np.uint8)[:, None]) & 1, axis=1, bitorder="little")
     bytes_of = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
     worth = 2.0 ** np.arange(bits)
     worth[-1] *= -1 if signed else 1  # two's complement
@@ -86,7 +103,9 @@ def _packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool)
     weights = editor.constant(f"slim_bits_{bits}_{signed}", worth.astype(np.float32).reshape(bits, 1, 1))
     values = editor.node("ReduceSum", [editor.node("Mul", [values, weights]), _numbers(editor, 0)], keepdims=0)
     values = editor.node("Reshape", [values, _numbers(editor, -1)])
-    values = editor.node("Slice", [values, *(_numbers(editor, number) for number in (0, flat.size, 0))])
+    values = editor.node("Slice", [values, *(_numbers(editor, number) for number in (0, held.size, 0))])
+    if thin:
+        values = _looked_up(editor, values, numbered(editor, f"{name}.spread", used))
     return editor.node("Reshape", [values, _numbers(editor, *integers.shape)])
 
 
@@ -108,6 +127,15 @@ def _cut(editor: Editor, values: str, tensor: QuantizedTensor, blocks: Array, ax
     if width == blocks.shape[1] * blocks.shape[2]:
         return values
     return editor.node("Slice", [values, *(_numbers(editor, number) for number in (0, width, axis))])
+
+
+def _looked_up(editor: Editor, values: str, places: str) -> str:
+    """Float values [k] in their places, which count from 1; 0.0 in places 0."""
+    return editor.node("Gather", [editor.node("Concat", [_zero(editor), values], axis=0), places])
+
+
+def _zero(editor: Editor) -> str:
+    return editor.constant("slim_zero", np.zeros(1, np.float32))
 
 
 def _numbers(editor: Editor, *numbers: int) -> str:

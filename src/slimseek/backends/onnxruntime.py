@@ -33,7 +33,8 @@ class OnnxRuntime(Backend):
         saturates = any(how.mode == "static" for how in model.activations.values()) and _saturates()
         lowered = lowering.lower(graph, model, _linear, _table, unsigned=saturates)
         joined = require("slimseek.backends._attention").join_projections(lowered)
-        require("slimseek.backends._fusion").write(joined, folder / FILE)
+        small = require("slimseek.backends._sparse").thinned(joined)
+        require("slimseek.backends._fusion").write(small, folder / FILE)
 
     def open(self, folder: Path, threads: int) -> Encode:
         """A session with exactly ``threads`` threads."""

@@ -38,7 +38,8 @@ class OpenVino(Backend):
         graph = lowering.lower(
             family.to_onnx(model), model, _linear, require("slimseek.backends._expansion").gather_rows
         )
-        require("slimseek.backends._fusion").write(graph, folder / FILE)
+        small = require("slimseek.backends._sparse").thinned(graph)
+        require("slimseek.backends._fusion").write(small, folder / FILE)
         modes = {activation.mode for activation in model.activations.values()}
         dynamic = "dynamic" in modes
         # float32 is asked for by name: on CPUs with bfloat16 the runtime's default is the latter. Where activations

@@ -11,6 +11,7 @@ from scipy.linalg import solve_triangular
 
 from slimseek.integers import Scaling, dequantize, from_integers, quantize, to_integers
 from slimseek.schema import Array, QuantizedTensor, QuantSpec
+from slimseek.sparse import is_pruned
 
 DAMPING = 0.01
 COLUMNS_AT_ONCE = 128
@@ -23,7 +24,8 @@ def compensate(weight: Array, hessian: Array, spec: QuantSpec, scaling: Scaling 
     it as the inverse of the Hessian says: with U the upper Cholesky factor of H^-1,
     W[:, j] -= (w_i - q_i) / U_ii * U_ij for all j > i. Scales are those of ``integers.quantize``, fixed beforehand, so
     that columns can come in any order. The order is greedy: an output channel that plain rounding serves better keeps
-    that.
+    that. Of a pruned weight the zeros stay zero, and what the columns before would have made of them moves on as an
+    error too (Frantar and Alistarh, SparseGPT, 2023).
 
     Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, 2022.
 
@@ -49,6 +51,7 @@ def _in_order(rows: Array, hessian: Array, nearest: QuantizedTensor) -> Array:
     factor = _inverse_factor(hessian[np.ix_(order, order)])
     columns = rows.T[order].astype(np.float64)  # [inputs, outputs]: a column is contiguous
     rounded = np.empty(columns.shape, nearest.integers.dtype)
+    stays = (rows.T[order] != 0) | (not is_pruned(rows))
     groups = order // (nearest.spec.group_size or len(order))
     # Later columns get the errors of a whole block at once, by a matrix product.
     for start in range(0, len(columns), COLUMNS_AT_ONCE):
@@ -57,7 +60,8 @@ def _in_order(rows: Array, hessian: Array, nearest: QuantizedTensor) -> Array:
         for i in range(start, end):
             scale = nearest.scale[:, groups[i]]
             zero_point = None if nearest.zero_point is None else nearest.zero_point[:, groups[i]]
-            integers = to_integers(columns[i].astype(np.float32)[:, None], scale, zero_point, nearest.spec)
+            column = np.where(stays[i], columns[i], 0).astype(np.float32)
+            integers = to_integers(column[:, None], scale, zero_point, nearest.spec)
             rounded[i] = integers[:, 0]
             errors[i - start] = (columns[i] - from_integers(integers, scale, zero_point)[:, 0]) / factor[i, i]
             columns[i + 1 : end] -= np.outer(factor[i, i + 1 : end], errors[i - start])

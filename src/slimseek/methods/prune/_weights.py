@@ -1,0 +1,160 @@
+"""What steps that zero single weights have in common: which weights, how important each is, what they leave to say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from slimseek import choose, integers
+from slimseek.errors import NoEffect, UsageError
+from slimseek.methods._finite import check_finite
+from slimseek.methods.quantize._calibration import batches, check_inputs
+from slimseek.schema import Array, Layer, LayerKind, Model, QuantizedTensor, Samples
+
+Importance = Literal["magnitude", "activation"]
+DEFAULT_KINDS: tuple[LayerKind, ...] = ("linear", "convolution", "recurrent")
+ZERO = -1.0
+"""Score of a weight that is zero already: it goes before any other."""
+_unseen: WeakKeyDictionary[Model, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def chosen(model: Model, kinds: tuple[LayerKind, ...], skip: tuple[str, ...], method: str) -> dict[str, Layer]:
+    """The layers to prune, by the name of their weight; a weight that several layers share comes once.
+
+    Raises:
+        UsageError: one is quantized, or a tensor of the model is not finite; NoEffect where there is none.
+    """
+    check_finite(model, "pruned")
+    found: dict[str, Layer] = {}
+    for layer in model.layers:
+        if layer.kind not in kinds or any(part in layer.name for part in skip):
+            continue
+        if isinstance(model.tensors[layer.weight], QuantizedTensor):
+            raise UsageError(f"{method}: the weight {layer.weight} is quantized; prune before quantizing")
+        if model.tensors[layer.weight].shape:
+            found.setdefault(layer.weight, layer)
+    if not found:
+        raise NoEffect(f"{method}: none of {len(model.layers)} layers is of {list(kinds)}")
+    return found
+
+
+def inputs_last(values: Array, layer: Layer) -> Array:
+    """A view of a weight as [outputs, ..., inputs]: what meets one output stands together, along the last axis the
+    inputs that it is multiplied by.
+    """
+    inputs = values.ndim - 1 if layer.kind == "recurrent" else 1 - layer.axis
+    return np.moveaxis(values, (layer.axis, inputs), (0, -1)) if values.ndim > 1 else values[None]
+
+
+def scores(
+    model: Model, layers: Mapping[str, Layer], importance: Importance, samples: Samples, method: str
+) -> Iterator[tuple[str, Array]]:
+    """Each weight's name and the importance of its values, float [outputs, ..., inputs].
+
+    ``magnitude``: |w|. ``activation``: |w_ij| sqrt(mean x_j^2) over calibration texts (Sun et al., Wanda, 2023), or
+    |w| where calibration does not see the layer's input, as of tables and recurrent layers. A zero scores -1.
+
+    Raises:
+        UsageError: there is no calibration text, or an input is NaN or infinite.
+    """
+    norms = _norms(model, layers, samples, method) if importance == "activation" else {}
+    for name, layer in layers.items():
+        # A weight is compared as the network has it, and beside its input as it is stored: both without smoothing.
+        values = integers.dequantize(model.tensors[name]) if name in norms else integers.unsmoothed(model, name)
+        found = inputs_last(np.abs(values), layer)
+        if name in norms:
+            found = found * _beside(norms[name], found)
+        yield name, np.where(inputs_last(values, layer) == 0, ZERO, found)
+
+
+def zeroed(model: Model, layers: Mapping[str, Layer], masks: Mapping[str, Array], method: str) -> Model:
+    """The model with zeros where the masks, bool [outputs, ..., inputs], are set.
+
+    Raises:
+        NoEffect: all of these are zero already.
+    """
+    tensors = dict(model.tensors)
+    for name, mask in masks.items():
+        stored = tensors[name]
+        assert not isinstance(stored, QuantizedTensor)
+        changed = stored.copy()
+        inputs_last(changed, layers[name])[mask] = 0
+        if np.any(changed != stored):
+            tensors[name] = changed
+    if all(tensors[name] is model.tensors[name] for name in masks):
+        raise NoEffect(f"{method}: all that would become zero is zero already")
+    return dataclasses.replace(model, tensors=tensors)
+
+
+def least(found: Array, count: int) -> Array:
+    """Bool of the array's shape: its ``count`` lowest values; of equal ones those that come first."""
+    flat = found.reshape(-1)
+    if not 0 < count < flat.size:
+        return np.full(found.shape, count > 0)
+    limit = np.partition(flat, count - 1)[count - 1]
+    lowest = flat < limit
+    equal = np.flatnonzero(flat == limit)
+    lowest[equal[: count - np.count_nonzero(lowest)]] = True
+    return lowest.reshape(found.shape)
+
+
+def zeros(model: Model, names: Mapping[str, Layer]) -> dict[str, int]:
+    """How many zeros each of these weights holds."""
+    arrays = {name: model.tensors[name] for name in names}
+    return {
+        name: int(array.size - np.count_nonzero(array))
+        for name, array in arrays.items()
+        if not isinstance(array, QuantizedTensor)
+    }
+
+
+def size_notes(before: Model, after: Model, layers: Mapping[str, Layer], asked: str) -> tuple[str, ...]:
+    """Zeros asked and reached, true bytes, what a runtime gains; and layers that calibration did not see."""
+    count = sum(int(np.prod(before.tensors[name].shape)) for name in layers)
+    reached = zeros(after, layers)
+    shares = [reached[name] / np.prod(before.tensors[name].shape) for name in layers]
+    old, new = (
+        sum(integers.stored_bytes(tensor) for tensor in model.tensors.values()) for model in (before, after)
+    )  # fmt: skip
+    total = sum(reached.values())
+    notes = [
+        f"zeros: {asked} of {count:,} weights in {len(layers)} layers asked, {total:,} reached ({total / count:.1%}; "
+        f"{min(shares):.1%} to {max(shares):.1%} of a layer)",
+        f"the weights take {new:,} bytes in the artifact instead of {old:,}; a runtime computes with them as dense "
+        f"ones, so it is not faster and takes the same memory",
+    ]
+    unseen = [name for name in _unseen.get(before, ()) if name in layers]
+    if unseen:
+        notes.append(f"compared by magnitude, as calibration does not see their inputs: {', '.join(unseen)}")
+    return tuple(notes)
+
+
+def _norms(model: Model, layers: Mapping[str, Layer], samples: Samples, method: str) -> dict[str, Array]:
+    """Root mean square of each input channel, float64 [inputs], of the layers that calibration sees."""
+    if not samples.calibration:
+        raise UsageError(f"{method}: the calibration sample is empty; the collection has no texts")
+    squares: dict[str, Array] = {}
+    counts: dict[str, int] = {}
+
+    def visit(name: str, values: Array) -> None:
+        if name in layers and values.size:
+            check_inputs(name, values)
+            others = tuple(axis for axis in range(values.ndim) if axis != 1)
+            squares[name] = squares.get(name, 0.0) + np.square(values, dtype=np.float64).sum(others)
+            counts[name] = counts.get(name, 0) + values.size // values.shape[1]
+
+    plain = dataclasses.replace(model, activations={})
+    choose.family(model).observe(plain, batches(model, samples.calibration), visit)
+    _unseen[model] = tuple(name for name in layers if name not in squares)
+    return {name: np.sqrt(total / counts[name]) for name, total in squares.items()}
+
+
+def _beside(norms: Array, found: Array) -> Array:
+    """The norms [inputs] in a shape that meets scores [outputs, ..., inputs], or [outputs, ..., inputs of a group]."""
+    groups = norms.size // found.shape[-1]
+    rows = np.repeat(norms.reshape(groups, -1), found.shape[0] // groups, axis=0) if groups > 1 else norms[None]
+    return rows.reshape(len(rows), *[1] * (found.ndim - 2), -1)
