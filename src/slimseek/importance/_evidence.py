@@ -10,8 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from slimseek.choose import family
-from slimseek.errors import UsageError
-from slimseek.inputs.batches import batches
+from slimseek.inputs.batches import batches, check_inputs
 from slimseek.inputs.samples import examples
 from slimseek.integers import dense
 from slimseek.schema import OUTPUT_RANGE, Array, Layer, Model, Samples
@@ -100,8 +99,7 @@ def input_norms(evidence: Evidence) -> dict[str, Array]:
     def visit(name: str, values: Array) -> None:
         if name.endswith(OUTPUT_RANGE):
             return
-        if not np.isfinite(values).all():
-            raise UsageError(f"the input of {name} is NaN or infinite on calibration items")
+        check_inputs(name, values)
         others = tuple(axis for axis in range(values.ndim) if axis != 1)
         squares[name] = squares.get(name, 0.0) + np.square(values, dtype=np.float64).sum(others)
         counts[name] = counts.get(name, 0) + values.size // values.shape[1]

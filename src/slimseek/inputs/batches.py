@@ -1,4 +1,4 @@
-"""Items in batches of like width, for runs that look inside a model."""
+"""Items in batches of like width, for runs that look inside a model, and what such runs refuse to learn from."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+from slimseek.errors import UsageError
 from slimseek.inputs.reader import reader
-from slimseek.schema import Batch, Model
+from slimseek.schema import Array, Batch, Model
 
 BATCH = 8
 
@@ -20,3 +23,17 @@ def batches(model: Model, items: Sequence[str]) -> Iterator[Batch]:
         found = list(alike)
         for start in range(0, len(found), BATCH):
             yield read.batch(found[start : start + BATCH], width)
+
+
+def check_inputs(name: str, values: Array) -> None:
+    """Refuse what a layer reads, or sums of it.
+
+    Args:
+        name: of the layer's weight.
+        values: float, of any shape.
+
+    Raises:
+        UsageError: NaN or infinity; the text names the layer.
+    """
+    if not np.isfinite(values).all():
+        raise UsageError(f"the input of {name} is NaN or infinite on calibration texts")

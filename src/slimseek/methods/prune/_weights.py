@@ -11,8 +11,8 @@ import numpy as np
 
 from slimseek import choose, integers
 from slimseek.errors import NoEffect, UsageError
+from slimseek.inputs.batches import batches, check_inputs
 from slimseek.methods._finite import check_finite
-from slimseek.methods.quantize._calibration import batches, check_inputs
 from slimseek.schema import Array, Layer, LayerKind, Model, QuantizedTensor, Samples
 
 Importance = Literal["magnitude", "activation"]

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimseek import choose
-from slimseek.inputs.batches import batches
-from slimseek.methods.quantize._calibration import check_inputs
+from slimseek.inputs.batches import batches, check_inputs
 from slimseek.schema import Array, Layer, Model, Samples
 
 BYTES_AT_ONCE = 2**28

@@ -9,9 +9,8 @@ import numpy as np
 
 from slimseek import choose
 from slimseek.errors import NoEffect, UsageError
-from slimseek.inputs.batches import batches
+from slimseek.inputs.batches import batches, check_inputs
 from slimseek.integers import is_integer
-from slimseek.methods.quantize._calibration import check_inputs
 from slimseek.methods.quantize._ranges import Histogram
 from slimseek.schema import OUTPUT_RANGE, ActivationQuant, Array, Model, Samples, Step
 

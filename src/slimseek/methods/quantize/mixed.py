@@ -12,10 +12,9 @@ import numpy as np
 from slimseek import choose, integers
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
-from slimseek.inputs.batches import batches
+from slimseek.inputs.batches import batches, check_inputs
 from slimseek.inputs.reader import reader
 from slimseek.methods.quantize._allocation import allocate
-from slimseek.methods.quantize._calibration import check_inputs
 from slimseek.progress import track
 from slimseek.recipe import byte_size
 from slimseek.schema import (

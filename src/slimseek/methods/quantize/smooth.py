@@ -8,8 +8,7 @@ import numpy as np
 
 from slimseek import choose, integers
 from slimseek.errors import NoEffect, UsageError
-from slimseek.inputs.batches import batches
-from slimseek.methods.quantize._calibration import check_inputs
+from slimseek.inputs.batches import batches, check_inputs
 from slimseek.methods.quantize._smoothing import Inputs, best_factors, factors
 from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples, Step, Tensor
 
