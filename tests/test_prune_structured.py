@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from slimseek import artifact, choose, compress, plugins, rebuild
+from slimseek import recipe as recipes
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.samples import examples
 from slimseek.methods.prune._forward import pruned, three_batches
@@ -230,6 +231,34 @@ def test_backward_stops_where_the_vectors_would_move_too_far(model: Model) -> No
         less("prune.channels", model, max_loss=1e-9, **strict)
 
 
+@pytest.mark.parametrize("of", ["units", "parameters"])
+def test_rounds_reach_the_amount_in_equal_shares(of: str, model: Model) -> None:
+    """Four rounds, each on what the last one left; with gradients of the model as it then is."""
+    settings = {"amount": 0.5 if of == "units" else 0.15, "of": of, "importance": "taylor", "multiple_of": 1}
+    at_once, step_by_step = (less("prune.channels", model, rounds=rounds, **settings) for rounds in (1, 4))
+    if of == "units":
+        assert widths(step_by_step, INNER) == widths(at_once, INNER) == [32, 32]
+    assert step_by_step.parameters <= (1 - 0.15) * model.parameters
+    names = [name for name, tensor in at_once.tensors.items()
+             if not np.array_equal(tensor, step_by_step.tensors[name])]  # fmt: skip
+    assert names, "what is least is told anew in each round"
+
+
+def test_recovery_between_the_rounds_wins_back_what_was_lost(model: Model, tmp_path: Path) -> None:
+    recovery = {"steps": 30, "batch_size": 4, "learning_rate": 1e-3, "checkpoint": str(tmp_path / "checkpoint")}
+    texts = tuple(f"{first} {second}" for first in TEXTS for second in TEXTS)
+    samples = Samples(calibration=TEXTS, texts=texts, original=model)
+    plain = less("prune.channels", model, samples, amount=0.75)
+    step = recipes.build(
+        RecipeStep(method="prune.channels", parameters={"amount": 0.75, "rounds": 2, "recovery": recovery})
+    )
+    found = step.apply(model, samples)
+    assert widths(found, INNER) == widths(plain, INNER) == [16, 16]
+    lost, left = ((1 - (vectors(changed) * vectors(model)).sum(1)).mean() for changed in (plain, found))
+    assert left < 0.5 * lost
+    assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.1", "checkpoint.2"}
+
+
 def test_latency_is_a_target_too(network: Model) -> None:
     """No time is asserted: what is chosen meets the target on the clock by which it was chosen."""
     found = less("prune.channels", network, NO_DATA, amount=0.05, of="latency")
@@ -247,6 +276,7 @@ def test_latency_is_a_target_too(network: Model) -> None:
         ({"least": 1.5}, "prune.channels: least is 1.5; 0 to 1 is allowed"),
         ({"max_loss": 0.0}, "prune.channels: max_loss is 0.0; above 0 and up to 2 is allowed"),
         ({"multiple_of": 0}, "prune.channels: multiple_of is 0; 1 or more is allowed"),
+        ({"rounds": 0}, "prune.channels: rounds is 0; 1 or more is allowed"),
         ({"importance": "l3"}, "prune.channels: importance is 'l3'; known: activation, geometric_median, hessian, l1"),
     ],
 )
@@ -254,6 +284,11 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
     with pytest.raises(UsageError) as error:
         plugins.load("methods", "prune.channels")(**settings)
     assert str(error.value).startswith(message)
+
+
+def test_a_recovery_that_is_no_training_is_refused() -> None:
+    with pytest.raises(UsageError, match=r'recovery is \{"step":5\}; a mapping of steps, batch_size, learning_rate'):
+        recipes.build(RecipeStep(method="prune.channels", parameters={"recovery": {"step": 5}}))
 
 
 def test_what_cannot_be_done_says_why(model: Model, network: Model) -> None:

@@ -126,6 +126,8 @@ def _allowed(wanted: Any) -> str:
         return ", or ".join(_allowed(one) for one in get_args(wanted) if one is not type(None))
     if get_origin(wanted) is tuple:
         return f"a list is wanted, of which {_allowed(get_args(wanted)[0])}"
+    if isinstance(wanted, type) and issubclass(wanted, msgspec.Struct):
+        return f"a mapping of {', '.join(field.encode_name for field in msgspec.structs.fields(wanted))} is wanted"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return f"{words.get(wanted, str(wanted))} is wanted"
 

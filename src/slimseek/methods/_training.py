@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from slimseek import choose
 from slimseek.errors import UsageError
 from slimseek.schema import Model, QuantizedTensor, Step, Tensor, is_float
-from slimseek.train import Training
+from slimseek.train import Fitted, Loss, Training, examples, fit, vectors_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,6 +61,25 @@ class TrainingStep(Step, frozen=True, kw_only=True):
         """What to train on."""
         parts = [part for text in texts for part in SENTENCE.split(text)] if self.sentences else []
         return [*texts, *parts]
+
+
+def distilled(
+    model: Model, teacher: Model, items: Sequence[str], settings: Training, loss: Loss, label: str
+) -> tuple[Model, Fitted]:
+    """A float model trained to give a teacher's vectors, and what that did to the loss on held-out items.
+
+    Args:
+        model: float, neither smoothed nor rounded; a UsageError of its family says what cannot be trained.
+        teacher: gives vectors of the same width.
+        items: texts, or paths of arrays.
+        settings: how to train.
+        loss: of the model's vectors and the teacher's.
+        label: for the progress bar.
+    """
+    network = choose.family(model).trainable(model)
+    found = examples(model, items, vectors_of(teacher, settings.max_tokens), settings)
+    fitted = fit(network, found, loss, settings, label=label)
+    return dataclasses.replace(model, tensors=trained(model, network)), fitted
 
 
 def trained(model: Model, network: nn.Module) -> dict[str, Tensor]:

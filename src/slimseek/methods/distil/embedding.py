@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
-from slimseek import choose, train
+from slimseek import train
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods._finite import check_finite
-from slimseek.methods._training import TrainingStep, trained
+from slimseek.methods._training import TrainingStep, distilled
 from slimseek.schema import Model, QuantizedTensor, Samples
 
 LOSSES: dict[str, train.Loss] = {"cosine": train.cosine, "mse": train.mse}
@@ -50,16 +49,14 @@ class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
             )
         check_finite(model, "trained")
         check_finite(teacher, "learned from")
-        settings = self._training()
-        network = choose.family(model).trainable(model)
-        found = train.examples(model, self._items(samples.texts), train.vectors_of(teacher, self.max_tokens), settings)
-        fitted = train.fit(network, found, LOSSES[self.loss], settings, label="distillation")
+        settings, items = self._training(), self._items(samples.texts)
+        changed, fitted = distilled(model, teacher, items, settings, LOSSES[self.loss], "distillation")
         if fitted.after >= fitted.before:
             raise NoEffect(
                 f"distil.embedding: {self.steps} steps at the learning rate {self.learning_rate:g} did not lower the "
                 f"loss of {fitted.before:.4g} on held-out items"
             )
-        return dataclasses.replace(model, tensors=trained(model, network))
+        return changed
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """What was trained, and by how much data."""

@@ -1,9 +1,8 @@
-"""What a model costs without some of its units, by each of the things that a target may name."""
+"""What a model costs without some of its units, by what it costs with them: each of the things a target may name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,18 @@ from slimseek.inputs.reader import reader
 from slimseek.inputs.samples import examples
 from slimseek.methods.prune._removal import removed
 from slimseek.methods.prune._structure import Structure, macs, parameters
+from slimseek.methods.prune._units import UnitGroup
 from slimseek.models._graph import _session
 from slimseek.schema import Batch
 from slimseek.timing import default_threads, interleaved
 
 Cost = Callable[[frozenset[int]], float]
+"""What is left without some units, as a share of the whole, 0 to 1."""
 LENGTH = 128
 ROUNDS, CALLS = 5, 10
 
 
-def latency(whole: Structure) -> Cost:
+def _latency(whole: Structure, groups: Sequence[UnitGroup]) -> Cost:
     """Median time of one item, in ONNX Runtime in float32, by that of the whole model; a text has up to 128 tokens."""
     batch, threads = _one_item(whole), default_threads()
     before = _session(whole.graph, whole.weights, threads)
@@ -50,8 +51,23 @@ def _one_item(whole: Structure) -> Batch:
     return batch
 
 
-COSTS: dict[str, Callable[[Structure], Cost]] = {
-    "parameters": lambda whole: partial(parameters, whole),
-    "macs": lambda whole: partial(macs, whole),
-    "latency": latency,
+def _units(whole: Structure, groups: Sequence[UnitGroup]) -> Cost:
+    count = sum(len(group.units) for group in groups)
+    return lambda chosen: 1 - len(chosen) / count
+
+
+def _share(amount: Callable[[Structure, frozenset[int]], int]) -> Callable[[Structure, Sequence[UnitGroup]], Cost]:
+    def of(whole: Structure, groups: Sequence[UnitGroup]) -> Cost:
+        every = amount(whole, frozenset())
+        return lambda chosen: amount(whole, chosen) / every
+
+    return of
+
+
+COSTS: dict[str, Callable[[Structure, Sequence[UnitGroup]], Cost]] = {
+    "units": _units,
+    "parameters": _share(parameters),
+    "macs": _share(macs),
+    "latency": _latency,
 }
+"""What the amount of a target is of: the units of the groups, or something of the whole model."""

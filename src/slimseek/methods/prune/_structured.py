@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from slimseek import plugins
@@ -13,7 +14,8 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.importance._evidence import Evidence
 from slimseek.inputs.samples import examples
-from slimseek.methods.prune._cost import COSTS
+from slimseek.methods._training import distilled
+from slimseek.methods.prune._cost import COSTS, Cost
 from slimseek.methods.prune._forward import pruned
 from slimseek.methods.prune._selection import STRATEGIES, Limits, Ranking, least_level
 from slimseek.methods.prune._structure import Structure, structure, without
@@ -21,6 +23,7 @@ from slimseek.methods.prune._units import UnitGroup
 from slimseek.progress import track
 from slimseek.schema import Array, Model, Samples, Step
 from slimseek.timing import default_threads
+from slimseek.train import Training, cosine
 
 COMPARED = 64
 SHARES = (1.0, 0.5, 0.25)
@@ -38,7 +41,9 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
             the vectors would move too far.
         importance: a measure of the folder ``importance``, such as ``l2``.
         least: share of each layer's units that stay in any case, 0 to 1.
-        max_loss: how far ``backward`` may move the vectors: mean 1 - cosine on calibration items.
+        max_loss: how far ``backward`` may move the vectors in a round: mean 1 - cosine on calibration items.
+        rounds: steps to the amount, each of which removes the same share of what is left.
+        recovery: how to train after each round, on the original's vectors of all texts; ``None`` for not at all.
         seed: of random choices.
     """
 
@@ -48,6 +53,8 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
     importance: str = "l2"
     least: float = 0.1
     max_loss: float = 0.05
+    rounds: int = 1
+    recovery: Training | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +65,8 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
             raise UsageError(f"{name}: least is {self.least}; 0 to 1 is allowed")
         if not 0 < self.max_loss <= 2:
             raise UsageError(f"{name}: max_loss is {self.max_loss}; above 0 and up to 2 is allowed")
+        if self.rounds < 1:
+            raise UsageError(f"{name}: rounds is {self.rounds}; 1 or more is allowed")
         if self.importance not in plugins.names("importance"):
             known = ", ".join(plugins.names("importance"))
             raise UsageError(f"{name}: importance is {self.importance!r}; known: {known}")
@@ -72,28 +81,20 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         return 1
 
     def apply(self, model: Model, samples: Samples) -> Model:
-        """Choose units, remove them, and check the result at three shapes."""
+        """In each round choose units, remove them, check the result at three shapes, and train it if asked to."""
         name = self._name()
         if not self.amount:
             raise NoEffect(f"{name}: amount is 0")
-        try:
-            whole = structure(model)
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from None
-        groups = self._groups(whole)
-        if not groups:
-            raise NoEffect(f"{name}: {_nothing(whole)}")
-        scores = self._scores(whole, groups, samples)
-        chosen = self._chosen(whole, groups, scores)
-        if self.strategy == "backward":
-            chosen = self._backward(whole, groups, scores, chosen, samples)
-        if not chosen:
+        changed, left = model, 1.0
+        for number in range(1, self.rounds + 1):
+            goal = (1 - self.amount) ** (number / self.rounds)
+            found, share = self._round(changed, samples, goal / left)
+            if found is not changed and self.recovery is not None:
+                found = self._recovered(found, samples.original or model, samples, number)
+            changed, left = found, left * share
+        if changed is model:
             raise NoEffect(f"{name}: no unit can go with amount {self.amount:g} and the widths that must stay")
-        result = pruned(whole, chosen, groups, samples)
-        if not result.chosen:
-            layer, reason = next(iter(result.refused.items()))
-            raise UsageError(f"{name}: nothing can leave this model; {layer}: {reason}")
-        return result.model
+        return changed
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Widths before and after, and what was left alone."""
@@ -115,6 +116,38 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
     def _name(self) -> str:
         return type(self).__module__.removeprefix("slimseek.methods.")
 
+    def _round(self, model: Model, samples: Samples, most: float) -> tuple[Model, float]:
+        """The model with at most a share of what it cost, and the share that it costs."""
+        name = self._name()
+        try:
+            whole = structure(model)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+        groups = self._groups(whole)
+        if not groups:
+            raise NoEffect(f"{name}: {_nothing(whole)}")
+        cost = COSTS[self.of](whole, groups)
+        scores = self._scores(whole, groups, samples)
+        chosen = self._chosen(STRATEGIES[self.strategy](groups, scores, self._limits), cost, most)
+        if self.strategy == "backward":
+            chosen = self._backward(whole, groups, scores, chosen, samples)
+        if not chosen:
+            return model, 1.0
+        result = pruned(whole, chosen, groups, samples)
+        if not result.chosen:
+            layer, reason = next(iter(result.refused.items()))
+            raise UsageError(f"{name}: nothing can leave this model; {layer}: {reason}")
+        return result.model, cost(result.chosen)
+
+    def _recovered(self, model: Model, teacher: Model, samples: Samples, number: int) -> Model:
+        """Trained on the teacher's vectors; as it was where that lowers no loss."""
+        assert self.recovery is not None
+        settings = self.recovery
+        if settings.checkpoint:
+            settings = msgspec.structs.replace(settings, checkpoint=f"{settings.checkpoint}.{number}")
+        label = f"recovery, round {number} of {self.rounds}"
+        return distilled(model, teacher, samples.texts, settings, cosine, label)[0]
+
     def _scores(self, whole: Structure, groups: tuple[UnitGroup, ...], samples: Samples) -> Array:
         measure = plugins.load("importance", self.importance)()
         evidence = Evidence(
@@ -123,20 +156,18 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         )  # fmt: skip
         return measure.scores(evidence)
 
-    def _ranking(self, groups: tuple[UnitGroup, ...], scores: Array) -> Ranking:
-        return STRATEGIES[self.strategy](groups, scores, Limits(least=self.least, multiple_of=self._multiple))
+    @property
+    def _limits(self) -> Limits:
+        return Limits(least=self.least, multiple_of=self._multiple)
 
-    def _chosen(self, whole: Structure, groups: tuple[UnitGroup, ...], scores: Array) -> frozenset[int]:
-        ranking = self._ranking(groups, scores)
+    def _chosen(self, ranking: Ranking, cost: Cost, most: float) -> frozenset[int]:
         if self.of == "units":
-            return ranking(self.amount)
-        cost = COSTS[self.of](whole)
-        found = least_level(ranking, cost, (1 - self.amount) * cost(frozenset()))
+            return ranking(1 - most)
+        found = least_level(ranking, cost, most)
         if found is None:
-            share = 1 - cost(ranking(1.0)) / cost(frozenset())
             raise UsageError(
-                f"{self._name()}: amount is {self.amount:g} of {self.of}, and at most {share:.2f} can be removed with "
-                f"least {self.least:g}; ask for less, or allow a smaller least"
+                f"{self._name()}: amount is {self.amount:g} of {self.of}, and at most {1 - cost(ranking(1.0)):.2f} can "
+                f"be removed with least {self.least:g}; ask for less, or allow a smaller least"
             )
         return found
 
@@ -155,8 +186,7 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
                 part = [unit for unit in group.units[np.argsort(scores[group.units], kind="stable")].tolist()
                         if unit in chosen]  # fmt: skip
                 for share in SHARES:
-                    count = min(len(part), Limits(least=0, multiple_of=self._multiple).removable(
-                        group, share * len(part) / len(group.units)))  # fmt: skip
+                    count = min(len(part), self._limits.removable(group, share * len(part) / len(group.units)))
                     tried = kept | frozenset(part[:count])
                     if tried == kept:
                         break
