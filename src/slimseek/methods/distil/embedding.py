@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from slimseek import choose, train
+from slimseek import choose, integers, train
 from slimseek.errors import NoEffect, UsageError
-from slimseek.methods._finite import check_finite
 from slimseek.methods._training import TrainingStep, trained
 from slimseek.schema import Model, QuantizedTensor, Samples
 
@@ -48,8 +47,8 @@ class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
                 f"distil.embedding: the model's vectors have {model.spec.dim} elements, its teacher's "
                 f"{teacher.spec.dim}; they must be alike"
             )
-        check_finite(model, "trained")
-        check_finite(teacher, "learned from")
+        integers.check_finite(model, "trained")
+        integers.check_finite(teacher, "learned from")
         settings = self._training()
         network = choose.family(model).trainable(model)
         found = train.examples(model, samples.texts, train.vectors_of(teacher, self.max_tokens), settings)
