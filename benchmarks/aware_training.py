@@ -118,7 +118,12 @@ def row(original: Model, model: Model, searched: SearchSet, file: Path, threads:
 
 
 def write(out: Path, rows: dict[str, dict[str, object]], threads: int) -> None:
-    document = {"environment": msgspec.to_builtins(timing.environment(threads)), "collections": {"xquad_en": rows}}
+    """Rows of other runs that stand there already are kept, such as those of other steps."""
+    before = json.loads(out.read_bytes())["collections"]["xquad_en"] if out.is_file() else {}
+    document = {
+        "environment": msgspec.to_builtins(timing.environment(threads)),
+        "collections": {"xquad_en": before | rows},
+    }
     write_atomically(out, msgspec.json.format(json.dumps(document).encode(), indent=1))
 
 
