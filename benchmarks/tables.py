@@ -32,8 +32,8 @@ least cosine of an item's vector alone and among others. Memory is the peak of a
 **What to choose.** Start with `int8`: it needs no labels and no training, keeps the quality within its interval, and
 is the fast one in both runtimes; take the runtime that `deploy --target auto` finds to be faster on your machine. Take
 `int4` when bytes count more than milliseconds (its inputs are rounded token by token, which is slower), and
-`int4-vocabulary` when the collection is fixed as well. At 3 bits and fewer, rounding alone loses what a search needs:
-train with `quantize.aware_training` and leave the tables at 4 bits.
+`int4-vocabulary` when the collection is fixed as well. At 3 and 2 bits, `rounding: compensated` wins back most of what
+plain rounding loses, without training; `int3` has it.
 """
 
 
