@@ -239,7 +239,7 @@ def test_the_invariance_gate_passes_where_it_does_not() -> None:
         found = invariance(encoder, TEXTS)
         assert (found.gate, found.status) == ("invariance", "passed")
         assert found.value == pytest.approx(1.0)
-        assert f"{len(TEXTS)} texts" in found.detail
+        assert f"{len(TEXTS)} items" in found.detail
         assert "overlap 1.000" in found.detail
 
 
