@@ -6,8 +6,10 @@
 
 Each network is judged by a search with its own vectors: pictures of grocery128 that show the same product, spoken
 digits of fsdd that are the same digit said by another speaker. Calibration takes documents, never queries. The
-alternatives are ONNX Runtime's quantize_static (U8 by S8, per channel, after its own pre-processing) and NNCF's static
-int8 for OpenVINO. Quality is paired against fp32 in ONNX Runtime; times are medians of interleaved blocks.
+alternatives are ONNX Runtime's quantize_static (U8 by S8, per channel, after its own pre-processing), Neural
+Compressor's ONNX Runtime part and NNCF's static int8 for OpenVINO (benchmarks/_alternatives.py says what to install).
+Neural Compressor 3.10 itself and torchao 0.18 take modules of PyTorch, no ONNX files, and so cannot stand here.
+Quality is paired against fp32 in ONNX Runtime; times are medians of interleaved blocks.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import _alternatives
 import msgspec
 import numpy as np
 import onnx
@@ -206,6 +209,9 @@ def subjects(file: Path, collection: Collection, place: Path, threads: int) -> d
     plain = place / "plain.onnx"
     onnx.save(choose.family(original).to_onnx(original), plain)
     found["static int8 onnxruntime (theirs)"] = theirs(original, plain, calibration, place, threads)
+    found["static int8 onnxruntime (Neural Compressor)"] = neural_compressor(
+        original, plain, calibration, place, threads
+    )
     found["static int8 openvino (NNCF)"] = nncf_static(original, plain, calibration, place, threads)
     return found
 
@@ -218,8 +224,6 @@ def theirs(model: Model, plain: Path, calibration: list[str], place: Path, threa
         quant_pre_process,
         quantize_static,
     )
-
-    from slimseek.backends.onnxruntime import open_session
 
     read = choose.encoder(model, "original", threads).input
 
@@ -236,34 +240,25 @@ def theirs(model: Model, plain: Path, calibration: list[str], place: Path, threa
     quant_pre_process(plain, prepared, skip_symbolic_shape=True)
     quantize_static(prepared, file, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
                     activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)  # fmt: skip
-    return assembled(
-        "static int8 onnxruntime (theirs)", model, open_session(file, threads), file.stat().st_size, threads
-    )
+    return _alternatives.in_onnxruntime("static int8 onnxruntime (theirs)", model, file, threads)
+
+
+def neural_compressor(model: Model, plain: Path, calibration: list[str], place: Path, threads: int) -> Encoder:
+    read = choose.encoder(model, "original", threads).input
+    file = place / "neural_compressor.onnx"
+    _alternatives.onnx_neural_compressor_static(plain, [read([item]) for item in calibration], file)
+    return _alternatives.in_onnxruntime("static int8 onnxruntime (Neural Compressor)", model, file, threads)
 
 
 def nncf_static(model: Model, plain: Path, calibration: list[str], place: Path, threads: int) -> Encoder:
     import nncf
-    import openvino
 
     read = choose.encoder(model, "original", threads).input
-    items = nncf.Dataset([read([item]) for item in calibration])
     # The division by the vector's length is not the network's own; rounded, it would spoil the comparison.
     tail = nncf.IgnoredScope(types=["ReduceL2", "Maximum", "Divide"], validate=False)
-    quantized = nncf.quantize(
-        openvino.Core().read_model(plain), items, subset_size=len(calibration), ignored_scope=tail
-    )
     file = place / "nncf.xml"
-    openvino.save_model(quantized, file)
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1",
-                "INFERENCE_NUM_THREADS": str(threads)}  # fmt: skip
-    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
-    size = file.stat().st_size + file.with_suffix(".bin").stat().st_size
-    return assembled("static int8 openvino (NNCF)", model, lambda batch: request.infer(batch)[0].copy(), size, threads)
-
-
-def assembled(name: str, model: Model, encode: Callable[..., np.ndarray], size: int, threads: int) -> Encoder:
-    return choose.assemble(name, model.spec, {}, encode, shipped={"weights": size, "rest": 0}, runtime=name,
-                           threads=threads)  # fmt: skip
+    _alternatives.nncf_static(plain, [read([item]) for item in calibration], file, ignored_scope=tail)
+    return _alternatives.in_openvino("static int8 openvino (NNCF)", model, file, threads)
 
 
 # ---------------------------------------------------------------- figures

@@ -6,8 +6,9 @@ r"""An encoder for text search: what each recipe and each alternative costs and 
 
 Quality: nDCG@10 on the test queries of scifact and xquad_en, paired against fp32 in ONNX Runtime. Time: medians of
 interleaved blocks at three shapes and on the real queries. The alternatives are what a user has today: ONNX Runtime's
-quantize_dynamic, and NNCF's static int8 for OpenVINO, which is what sentence-transformers' OpenVINO export calls
-(nncf is needed: pip install nncf==3.4.0). Everything finished is kept in --work, so a killed run goes on.
+quantize_dynamic; NNCF's static int8 for OpenVINO, which is what sentence-transformers' OpenVINO export calls; Intel
+Neural Compressor's static int8 in ONNX Runtime and in PyTorch's compiler, and torchao's int8 there
+(benchmarks/_alternatives.py says what to install). Everything finished is kept in --work, so a killed run goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import _alternatives
 import msgspec
 import numpy as np
 from rich.console import Console
@@ -28,7 +30,7 @@ from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
 from slimseek.plugins import require
 from slimseek.progress import say, shown_on
-from slimseek.schema import Collection, Model, SearchSet
+from slimseek.schema import Batch, Collection, Model, SearchSet
 
 COLLECTIONS = ("xquad_en", "scifact")
 RECIPES = {
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/text_search"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/text_search.json"))
     parser.add_argument("--collections", nargs="+", default=COLLECTIONS)
+    parser.add_argument("--without", nargs="+", default=(), help="words of alternatives to leave out, such as torchao")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quality", action="store_true", help="only quality")
     parser.add_argument("--time", action="store_true", help="only time, of packages made before")
@@ -63,7 +66,7 @@ def main() -> None:
             place = arguments.work / name
             place.mkdir(parents=True, exist_ok=True)
             collection = data.load(str(arguments.data / name))
-            found = subjects(original, collection, arguments.recipes, place, arguments.threads)
+            found = subjects(original, collection, arguments.recipes, arguments.without, place, arguments.threads)
             if not arguments.time:
                 quality(collection, found, place)
             if not arguments.quality:
@@ -74,7 +77,7 @@ def main() -> None:
 
 
 def subjects(
-    original: Model, collection: Collection, recipes: Sequence[str], place: Path, threads: int
+    original: Model, collection: Collection, recipes: Sequence[str], without: Sequence[str], place: Path, threads: int
 ) -> dict[str, Callable[[], Encoder]]:
     """Name to a function that opens it; packages are written once, beside the seconds that the compression took."""
     splits = data.split(collection)
@@ -90,9 +93,11 @@ def subjects(
 
     package(BASELINE, lambda: original, "onnxruntime")
     package("fp32 openvino", lambda: original, "openvino")
-    found["dynamic int8 onnxruntime (theirs)"] = lambda: alternatives.dynamic_int8(original, threads)
-    found["static int8 openvino (NNCF)"] = lambda: nncf_static(original, samples.calibration, place, threads)
-    found["bf16 openvino (its default)"] = lambda: openvino_default(original, place / "fp32-openvino", threads)
+    found |= {
+        name: open_subject
+        for name, open_subject in others(original, samples.calibration, place, threads).items()
+        if not any(word in name.lower() for word in without)
+    }
     for shorthand in recipes:
         steps = recipe.load(shorthand)
         made: list[Model] = []
@@ -109,45 +114,59 @@ def subjects(
     return found
 
 
-def nncf_static(model: Model, texts: list[str], place: Path, threads: int) -> Encoder:
-    """NNCF's post-training quantization of the exported graph, calibrated on the same texts as ours."""
-    import openvino
+def others(original: Model, texts: Sequence[str], place: Path, threads: int) -> dict[str, Callable[[], Encoder]]:
+    """The alternatives by name, calibrated on the same texts as ours."""
 
-    file = place / "nncf.xml"
-    if not file.is_file():
-        import nncf
+    def batches() -> list[Batch]:
+        read = choose.encoder(original, "original", threads).input
+        return [read([text]) for text in texts[:CALIBRATION]]
 
-        plain = place / "plain.onnx"
-        require("slimseek.backends._fusion").write(choose.family(model).to_onnx(model), plain)
-        read = choose.encoder(model, "original", threads).input
-        calibration = nncf.Dataset([read([text]) for text in texts[:CALIBRATION]])
-        graph = openvino.Core().read_model(plain)
-        quantized = nncf.quantize(
-            graph, calibration, model_type=nncf.ModelType.TRANSFORMER, subset_size=min(CALIBRATION, len(texts))
-        )
-        openvino.save_model(quantized, file)
-    size = file.stat().st_size + file.with_suffix(".bin").stat().st_size
-    return opened(model, file, threads, "static int8 openvino (NNCF)", size, "f32")
+    def plain() -> Path:
+        file = place / "plain.onnx"
+        require("slimseek.backends._fusion").write(choose.family(original).to_onnx(original), file)
+        return file
+
+    def onnx_neural_compressor(name: str) -> Encoder:
+        file = place / "onnx_neural_compressor" / "model.onnx"
+        if not file.is_file():
+            file.parent.mkdir(exist_ok=True)
+            _alternatives.onnx_neural_compressor_static(plain(), batches(), file)
+        return _alternatives.in_onnxruntime(name, original, file, threads)
+
+    def nncf(name: str) -> Encoder:
+        file = place / "nncf.xml"
+        if not file.is_file():
+            kind = require("nncf").ModelType.TRANSFORMER
+            _alternatives.nncf_static(plain(), batches(), file, model_type=kind)
+        return _alternatives.in_openvino(name, original, file, threads)
+
+    def default(name: str) -> Encoder:
+        package = place / "fp32-openvino" / OPENVINO_FILE
+        return _alternatives.in_openvino(name, original, package, threads, "bf16")
+
+    def neural_compressor(name: str) -> Encoder:
+        folder = place / "neural_compressor"
+        return _alternatives.neural_compressor_static(name, original, batches(), folder, threads)
+
+    def torchao(name: str) -> Encoder:
+        dynamic = name.startswith("dynamic")
+        file = place / f"torchao-{'dynamic' if dynamic else 'weights'}.pt"
+        return _alternatives.torchao_int8(name, original, file, threads, dynamic=dynamic)
+
+    named: dict[str, Callable[[str], Encoder]] = {
+        "dynamic int8 onnxruntime (theirs)": lambda name: alternatives.dynamic_int8(original, threads),
+        "static int8 onnxruntime (Neural Compressor)": onnx_neural_compressor,
+        "static int8 openvino (NNCF)": nncf,
+        "bf16 openvino (its default)": default,
+        "static int8 pytorch (Neural Compressor)": neural_compressor,
+        "dynamic int8 pytorch (torchao)": torchao,
+        "int8 weights pytorch (torchao)": torchao,
+    }
+    return {name: lambda name=name, make=make: make(name) for name, make in named.items()}  # type: ignore[misc]
 
 
 def seconds_file(place: Path, shorthand: str) -> Path:
     return place / f"seconds-{shorthand}.json"
-
-
-def openvino_default(model: Model, package: Path, threads: int) -> Encoder:
-    size = (package / OPENVINO_FILE).stat().st_size
-    return opened(model, package / OPENVINO_FILE, threads, "bf16 openvino (its default)", size, "bf16")
-
-
-def opened(model: Model, file: Path, threads: int, name: str, size: int, precision: str) -> Encoder:
-    import openvino
-
-    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1",
-                "INFERENCE_NUM_THREADS": str(threads)}  # fmt: skip
-    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
-    rest = len(model.files["tokenizer.json"])
-    return choose.assemble(name, model.spec, model.files, lambda batch: request.infer(batch)[0].copy(),
-                           shipped={"weights": size, "rest": rest}, runtime="openvino", threads=threads)  # fmt: skip
 
 
 def quality(collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path) -> None:

@@ -239,7 +239,7 @@ def test_the_invariance_gate_passes_where_it_does_not() -> None:
         found = invariance(encoder, TEXTS)
         assert (found.gate, found.status) == ("invariance", "passed")
         assert found.value == pytest.approx(1.0)
-        assert f"{len(TEXTS)} texts" in found.detail
+        assert f"{len(TEXTS)} items" in found.detail
         assert "overlap 1.000" in found.detail
 
 
@@ -538,7 +538,7 @@ def test_cost_gives_bytes_latency_and_throughput_of_every_subject(monkeypatch: p
             "latency_p50": (pytest.approx(seconds * 1000), "ms"),
             "latency_p95": (pytest.approx(seconds * 1000), "ms"),
             "latency_p99": (pytest.approx(seconds * 1000), "ms"),
-            "throughput": (pytest.approx(100 / (2 * seconds)), "texts/s"),  # 64 texts and 36
+            "throughput": (pytest.approx(100 / (2 * seconds)), "items/s"),  # 64 texts and 36
         }
         assert {name for name, measurement in values.items() if measurement.higher_is_better} == {"throughput"}
         assert values["latency_p50"].n == 2 * 40

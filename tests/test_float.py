@@ -285,12 +285,12 @@ def test_an_unknown_format_is_one_line_with_what_is_allowed() -> None:
 def test_codes_that_are_nan_are_not_finite_weights(original: Model) -> None:
     name = original.layers[0].weight
     model = converted(original, format="e4m3")
-    compress.check_finite(model)
+    integers.check_finite(model, "compressed")
     tensor = model.tensors[name]
     codes = tensor.integers.copy()  # type: ignore[union-attr]
     codes[0, 0] = np.nan
     with pytest.raises(UsageError, match=name):
-        compress.check_finite(changed_in(model, **{name: dataclasses.replace(tensor, integers=codes)}))  # type: ignore[arg-type]
+        integers.check_finite(changed_in(model, **{name: dataclasses.replace(tensor, integers=codes)}), "compressed")  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- on disk

@@ -44,7 +44,7 @@ UNITS = {
     "latency_p50": "ms",
     "latency_p95": "ms",
     "latency_p99": "ms",
-    "throughput": "texts/s",
+    "throughput": "items/s",
     "cold_start": "s",
     "peak_memory": "B",
 }

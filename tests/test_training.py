@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from slimseek.compress import Judge
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines, quality
 from slimseek.inputs.samples import TEXTS
-from slimseek.schema import Array, Model, ModelSpec, Recipe, RecipeStep, Samples, TensorSpec
+from slimseek.schema import Array, Model, ModelSpec, Recipe, RecipeStep, Samples, Step, TensorSpec
 from slimseek.train import Examples, Training
 from small import CORPUS, tiny_bert, tiny_collection
 
@@ -496,3 +497,29 @@ def test_quality_is_judged_after_the_training_that_wins_it_back(original: Model,
     neither = compress.run(given, Recipe(steps=steps(prune, ("distil.embedding", short))), samples, asked)
     assert neither.failed is not None
     assert neither.model is given, "the pruned model had failed too"
+
+
+def test_a_loss_that_waits_for_a_training_that_is_left_out_fails(
+    original: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training finds out that the model does not need it; then nothing has won back what the step before lost."""
+
+    class NotNeeded(Step, frozen=True):
+        trains: ClassVar[bool] = True
+
+        @property
+        def as_needed(self) -> bool:
+            return True
+
+        def apply(self, model: Model, samples: Samples) -> Model:
+            raise NoEffect("not needed")
+
+    asked, samples = judge(original, tmp_path / "collection")
+    flat = {name: value * 0.0 if "word_embeddings" in name else value for name, value in original.tensors.items()}
+    given = dataclasses.replace(original, tensors=flat)
+    build = compress.build
+    monkeypatch.setattr(compress, "build", lambda step: NotNeeded() if step.method == "last" else build(step))
+    ran = compress.run(given, Recipe(steps=steps(("prune.layers", {"keep": [1]}), ("last", {}))), samples, asked)
+    assert ran.failed is not None
+    assert (ran.failed.gate, ran.failed.status, ran.model) == ("quality", "failed", given)
+    assert len(ran.records) == 1

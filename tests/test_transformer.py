@@ -199,6 +199,17 @@ def test_macs_are_those_of_the_matrix_products(folder: Path) -> None:
     assert Transformer().macs(model, length) in (linear + attention, linear + attention + pooler)
 
 
+def test_macs_of_a_model_with_few_positions_are_those_of_its_longest_text(tmp_path: Path) -> None:
+    tiny_bert(tmp_path)
+    network = AutoModel.from_pretrained(tmp_path)
+    table = network.embeddings.position_embeddings
+    table.weight.data = table.weight.data[:40]
+    table.num_embeddings = network.config.max_position_embeddings = 40
+    network.save_pretrained(tmp_path)
+    model = choose.model(tmp_path)
+    assert Transformer().macs(model, 128) == Transformer().macs(model, 40) > Transformer().macs(model, 39)
+
+
 def test_the_graph_takes_every_shape_and_gives_the_same_vectors(folder: Path) -> None:
     from slimseek.backends.onnxruntime import open_session
 

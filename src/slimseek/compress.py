@@ -18,17 +18,14 @@ from slimseek.evaluate import Quality, compare, invariance, quality, quality_gat
 from slimseek.progress import say
 from slimseek.recipe import build
 from slimseek.schema import (
-    Array,
     Change,
     GateResult,
     Model,
-    QuantizedTensor,
     Recipe,
     Samples,
     SearchSet,
     Step,
     StepRecord,
-    Tensor,
 )
 
 INVARIANCE_TEXTS = 32
@@ -79,6 +76,7 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
     if samples.original is None:
         samples = dataclasses.replace(samples, original=model)
     good = model
+    waiting: GateResult | None = None
     for number, (given, step) in enumerate(steps, 1):
         say(f"step {number} of {len(steps)}: {given.method} {_words(given.parameters)}")
         start = time.perf_counter()
@@ -90,7 +88,7 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
             say(f"left out: {reason}")
             continue
         seconds = time.perf_counter() - start
-        change, gates = _judge(changed, samples, recipe, judge, check_quality=judge is not None or number == len(steps))
+        change, gates = _judge(changed, samples, recipe, judge)
         records.append(_record(given.method, step, model, changed, seconds, change, gates))
         failed = next((gate for gate in gates if gate.status == "failed"), None)
         waits = failed is not None and failed.gate == "quality" and any(later.trains for _, later in steps[number:])
@@ -98,19 +96,10 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
             say(f"{given.method}: the gate {failed.gate} failed ({failed.detail}); the last good model is kept")
             return Compressed(model=good, records=tuple(records), failed=failed)
         model = changed
-        good = good if waits else changed
-    return Compressed(model=good, records=tuple(records), failed=None)
-
-
-def check_finite(model: Model) -> None:
-    """Refuse a model with NaN or infinite weights.
-
-    Raises:
-        UsageError: the tensor's name.
-    """
-    gate = _finite(model)
-    if gate.status == "failed":
-        raise UsageError(f"the model's weights are not finite ({gate.detail}); it cannot be compressed")
+        good, waiting = (good, failed) if waits else (changed, None)
+    if waiting is not None:  # what should have won it back was left out
+        say(f"the gate {waiting.gate} failed ({waiting.detail}) and no step won it back; the last good model is kept")
+    return Compressed(model=good, records=tuple(records), failed=waiting)
 
 
 def _check_unquantized(model: Model, recipe: Recipe) -> None:
@@ -168,7 +157,7 @@ def bytes_by_part(model: Model) -> dict[str, int]:
 
 
 def _judge(
-    model: Model, samples: Samples, recipe: Recipe, judge: Judge | None, check_quality: bool
+    model: Model, samples: Samples, recipe: Recipe, judge: Judge | None
 ) -> tuple[Change | None, tuple[GateResult, ...]]:
     finite = _finite(model)
     if finite.status == "failed":
@@ -177,7 +166,7 @@ def _judge(
     subject = encoder(model, "after this step", threads)
     try:
         gates = [finite, invariance(subject, samples.calibration[:INVARIANCE_TEXTS])]
-        if judge is None or not check_quality:
+        if judge is None:
             return None, tuple(gates)
         after = quality(subject, judge.search_set, [recipe.gates.metric])
     except SlimseekError as error:
@@ -187,18 +176,9 @@ def _judge(
 
 
 def _finite(model: Model) -> GateResult:
-    bad = [
-        name for name, tensor in model.tensors.items() if not all(np.isfinite(part).all() for part in _floats(tensor))
-    ]
+    bad = [name for name, tensor in model.tensors.items() if not integers.is_finite(tensor)]
     detail = f"NaN or infinite: {', '.join(bad[:3])}" if bad else "every weight and output is finite, no zero vector"
     return GateResult(gate="finite", status="failed" if bad else "passed", detail=detail)
-
-
-def _floats(tensor: Tensor) -> tuple[Array, ...]:
-    """The stored numbers that could be NaN or infinite."""
-    if not isinstance(tensor, QuantizedTensor):
-        return (tensor,)
-    return (tensor.scale, tensor.integers) if tensor.spec.float8 else (tensor.scale,)
 
 
 def _record(

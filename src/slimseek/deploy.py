@@ -158,7 +158,7 @@ def _verify(
         GateResult(
             gate="parity",
             status="passed" if parity["cosine_mean"] >= least else "failed",
-            detail=f"{len(texts)} texts against the artifact: cosine {parity['cosine_mean']:.5f} on average, "
+            detail=f"{len(texts)} items against the artifact: cosine {parity['cosine_mean']:.5f} on average, "
             f"{parity['cosine_min']:.5f} at least, top-10 overlap {parity['top10_overlap']:.3f}",
             value=parity["cosine_mean"],
             limit=least,
@@ -234,7 +234,7 @@ def _fastest(
         best = min(seconds, key=lambda name: seconds[name][0] * seconds[name][1])
         for name, (single, batch) in seconds.items():
             say(
-                f"{name}: {single * 1000:.2f} ms a query, {1 / batch:.0f} texts a second"
+                f"{name}: {single * 1000:.2f} ms a query, {1 / batch:.0f} items a second"
                 + (", the fastest" if name == best else "")
             )
         for path in (Path(temporary) / best).iterdir():

@@ -152,7 +152,7 @@ def invariance(encoder: Encoder, texts: Sequence[str]) -> GateResult:
     return GateResult(
         gate="invariance",
         status="passed" if least >= LEAST_COSINE else "failed",
-        detail=f"{len(texts)} texts alone and in one batch: least cosine {least:.6f}, top-10 overlap {same:.3f}",
+        detail=f"{len(texts)} items alone and in one batch: least cosine {least:.6f}, top-10 overlap {same:.3f}",
         value=least,
         limit=LEAST_COSINE,
     )
@@ -211,7 +211,7 @@ def cost(
         name: (
             *_bytes(encoder),
             *_latencies(single[name]),
-            Measurement(name="throughput", value=len(documents) / float(np.median(batch[name])), unit="texts/s", n=3),
+            Measurement(name="throughput", value=len(documents) / float(np.median(batch[name])), unit="items/s", n=3),
             *_fresh(source, encoder.threads),
         )
         for name, (encoder, source) in subjects.items()

@@ -63,6 +63,28 @@ def dequantize(tensor: Tensor) -> Array:
     return _unblocks(blocks, tensor.shape, tensor.spec)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no stored number is NaN or infinite: values, or scales and the codes of eight-bit floats."""
+    if not isinstance(tensor, QuantizedTensor):
+        return bool(np.isfinite(tensor).all())
+    return bool(np.isfinite(tensor.scale).all() and (not tensor.spec.float8 or np.isfinite(tensor.integers).all()))
+
+
+def check_finite(model: Model, done: str) -> None:
+    """Refuse a model with NaN or infinite weights, which no step can read anything from.
+
+    Args:
+        model: any.
+        done: what would be done to it, such as ``trained``.
+
+    Raises:
+        UsageError: the text names the first such tensor.
+    """
+    for name, tensor in model.tensors.items():
+        if not is_finite(tensor):
+            raise UsageError(f"the tensor {name} holds NaN or infinite values; the model cannot be {done}")
+
+
 def eight_bit_scale(tensor: QuantizedTensor, least: Array | float = 0.0) -> Array:
     """Scale [channels] of the eight-bit grid that a tensor of fewer bits, or of groups, expands to for arithmetic.
 

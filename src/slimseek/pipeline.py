@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from slimseek import artifact, choose, data, deploy, plugins, report, search, timing
+from slimseek import artifact, choose, data, deploy, integers, plugins, report, search, timing
 from slimseek import compress as machine
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
@@ -64,7 +64,7 @@ def compress(
     deploy.check_target(options.target)
     with folders.writing(Path(out), inputs=_paths(source, collection), force=options.force) as folder:
         original = choose.model(source)
-        machine.check_finite(original)
+        integers.check_finite(original, "compressed")
         found = data.load(str(collection))
         splits = data.split(found)
         say(splits.notice)

@@ -310,7 +310,7 @@ class Measurement(Value, frozen=True):
     Attributes:
         name: such as ``ndcg@10``, ``size``, ``latency_p50``.
         value: in ``unit``.
-        unit: ``""`` for a score, ``B``, ``ms``, ``texts/s``, ``MAC``.
+        unit: ``""`` for a score, ``B``, ``ms``, ``items/s``, ``MAC``.
         n: how many queries or repetitions it is taken from.
         interval: 95 % interval (low, high), where one was computed.
         per_query: the value of each query, in the order of the set, where there is one.

@@ -189,9 +189,12 @@ class Transformer(Family):
             save_torch(weights, target, metadata={"format": "pt"})
 
     def macs(self, model: Model, length: int) -> int:
-        """Counted by PyTorch's operator counter, which counts two operations for each."""
+        """Counted by PyTorch's operator counter, which counts two operations for each.
+
+        A model that takes fewer than ``length`` tokens is counted at as many as it takes.
+        """
         network = _load(model)
-        ids = torch.ones((1, length), dtype=torch.int64)
+        ids = torch.ones((1, min(length, _positions(network.transformer.config))), dtype=torch.int64)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(ids, torch.ones_like(ids))
         return int(counter.get_total_flops() // 2)

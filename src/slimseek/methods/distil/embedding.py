@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from slimseek import train
+from slimseek import integers, train
 from slimseek.errors import NoEffect, UsageError
-from slimseek.methods._finite import check_finite
 from slimseek.methods._training import TrainingStep, distilled
 from slimseek.schema import Model, QuantizedTensor, Samples
 
@@ -47,8 +46,8 @@ class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
                 f"distil.embedding: the model's vectors have {model.spec.dim} elements, its teacher's "
                 f"{teacher.spec.dim}; they must be alike"
             )
-        check_finite(model, "trained")
-        check_finite(teacher, "learned from")
+        integers.check_finite(model, "trained")
+        integers.check_finite(teacher, "learned from")
         settings, items = self._training(), self._items(samples.texts)
         changed, fitted = distilled(model, teacher, items, settings, LOSSES[self.loss], "distillation")
         if fitted.after >= fitted.before:

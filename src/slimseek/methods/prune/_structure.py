@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from slimseek import integers
 from slimseek.choose import family
 from slimseek.errors import UsageError
 from slimseek.importance._evidence import NONE, Place
-from slimseek.methods._finite import check_finite
 from slimseek.methods.prune._removal import removed
 from slimseek.methods.prune._units import UnitGroup, Units, units
 from slimseek.models._graph import Weights
@@ -62,7 +62,7 @@ def structure(model: Model) -> Structure:
     Raises:
         UsageError: weights are not finite or quantized, inputs are rounded, or the graph cannot be run.
     """
-    check_finite(model, "pruned")
+    integers.check_finite(model, "pruned")
     if model.activations or model.smoothing or any(isinstance(tensor, QuantizedTensor) for tensor in
                                                    model.tensors.values()):  # fmt: skip
         raise UsageError("the model is quantized or smoothed; prune before that")

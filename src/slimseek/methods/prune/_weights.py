@@ -12,7 +12,6 @@ import numpy as np
 from slimseek import choose, integers
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.batches import batches, check_inputs
-from slimseek.methods._finite import check_finite
 from slimseek.schema import Array, Layer, LayerKind, Model, QuantizedTensor, Samples
 
 Importance = Literal["magnitude", "activation"]
@@ -28,7 +27,7 @@ def chosen(model: Model, kinds: tuple[LayerKind, ...], skip: tuple[str, ...], me
     Raises:
         UsageError: one is quantized, or a tensor of the model is not finite; NoEffect where there is none.
     """
-    check_finite(model, "pruned")
+    integers.check_finite(model, "pruned")
     found: dict[str, Layer] = {}
     for layer in model.layers:
         if layer.kind not in kinds or any(part in layer.name for part in skip):

@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 
-from slimseek import plugins
+from slimseek import integers, plugins
 from slimseek.errors import NoEffect, UsageError
-from slimseek.methods._finite import check_finite
 from slimseek.schema import Layer, Model, Samples, Step
 
 CONFIG = "config.json"
@@ -43,7 +42,7 @@ class LayerPruning(Step, frozen=True, kw_only=True):
             raise UsageError(
                 f"prune.layers: blocks are known of the family transformer; this model is of {model.spec.family}"
             )
-        check_finite(model, "pruned")
+        integers.check_finite(model, "pruned")
         config = _resolved(model)
         depth = int(config.num_hidden_layers)
         blocks = _blocks(model, depth)

@@ -6,7 +6,6 @@ import dataclasses
 
 from slimseek import choose, integers, plugins, train
 from slimseek.errors import NoEffect, UsageError
-from slimseek.methods._finite import check_finite
 from slimseek.methods._training import TrainingStep, trained
 from slimseek.schema import Granularity, LayerKind, Model, QuantizedTensor, QuantSpec, Samples
 
@@ -58,7 +57,7 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
             raise NoEffect(
                 f"quantize.aware_training: none of {len(model.layers)} layers is a float layer of {self.layers}"
             )
-        check_finite(model, "trained")
+        integers.check_finite(model, "trained")
         network = choose.family(model).trainable(model)
         fake = plugins.require("slimseek.methods.quantize._fake_quantization")
         for name, tensor in model.tensors.items():
