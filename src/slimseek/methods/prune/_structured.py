@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.importance._evidence import Evidence
 from slimseek.inputs.samples import examples
+from slimseek.methods.prune._alone import SingleLayer
 from slimseek.methods.prune._cost import COSTS
 from slimseek.methods.prune._forward import pruned
 from slimseek.methods.prune._selection import STRATEGIES, Limits, Ranking, least_level
@@ -24,6 +26,7 @@ from slimseek.timing import default_threads
 
 COMPARED = 64
 SHARES = (1.0, 0.5, 0.25)
+NAMED = 8
 
 
 class StructuredPruning(Step, frozen=True, kw_only=True):
@@ -40,6 +43,7 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         least: share of each layer's units that stay in any case, 0 to 1.
         max_loss: how far ``backward`` may move the vectors: mean 1 - cosine on calibration items.
         seed: of random choices.
+        skip: layers with a tensor whose name contains one of these stay whole.
     """
 
     amount: float = 0.5
@@ -49,6 +53,7 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
     least: float = 0.1
     max_loss: float = 0.05
     seed: int = 0
+    skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         name = self._name()
@@ -61,6 +66,10 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         if self.importance not in plugins.names("importance"):
             known = ", ".join(plugins.names("importance"))
             raise UsageError(f"{name}: importance is {self.importance!r}; known: {known}")
+        if not all(self.skip):
+            raise UsageError(
+                f"{name}: skip holds an empty name, which every layer's contains; parts of names are allowed"
+            )
 
     @abstractmethod
     def _groups(self, whole: Structure) -> tuple[UnitGroup, ...]:
@@ -76,13 +85,7 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         name = self._name()
         if not self.amount:
             raise NoEffect(f"{name}: amount is 0")
-        try:
-            whole = structure(model)
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from None
-        groups = self._groups(whole)
-        if not groups:
-            raise NoEffect(f"{name}: {_nothing(whole)}")
+        whole, groups = self._opened(model)
         scores = self._scores(whole, groups, samples)
         chosen = self._chosen(whole, groups, scores)
         if self.strategy == "backward":
@@ -95,11 +98,25 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
             raise UsageError(f"{name}: nothing can leave this model; {layer}: {reason}")
         return result.model
 
+    def layers(self, model: Model, samples: Samples) -> tuple[SingleLayer, ...]:
+        """The layers that this step would take units of, each to be shrunk while all others stay whole.
+
+        Raises:
+            UsageError: as for :meth:`apply`; NoEffect where there is no such layer.
+        """
+        whole, groups = self._opened(model)
+        scores = self._scores(whole, groups, samples)
+        limits = Limits(least=self.least, multiple_of=self._multiple)
+        return tuple(
+            SingleLayer(whole, group, group.units[np.argsort(scores[group.units], kind="stable")], limits, samples)
+            for group in groups
+        )
+
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Widths before and after, and what was left alone."""
         whole = structure(before)
         widths = {}
-        for group in self._groups(whole):
+        for group in self._spared(self._groups(whole)):
             (name, axis), times = next(iter((place, times) for place, times in group.places.items()
                                             if place in whole.found.places))  # fmt: skip
             own = next((place for place in whole.places if place[0] == name
@@ -111,6 +128,27 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         if whole.found.skipped:
             lines.append(f"left alone, since it is not known how they could shrink: {', '.join(whole.found.skipped)}")
         return tuple(lines)
+
+    def _opened(self, model: Model) -> tuple[Structure, tuple[UnitGroup, ...]]:
+        """The model's units, and the groups that may lose some."""
+        try:
+            whole = structure(model)
+        except UsageError as error:
+            raise UsageError(f"{self._name()}: {error}") from None
+        groups = self._groups(whole)
+        if not groups:
+            raise NoEffect(f"{self._name()}: {_nothing(whole)}")
+        unknown = next((part for part in self.skip if not any(_contains(group, part) for group in groups)), None)
+        if unknown is not None:
+            names = ", ".join(group.name for group in groups[:NAMED]) + (", ..." if len(groups) > NAMED else "")
+            raise UsageError(f"{self._name()}: skip is {unknown!r}, which no layer's name contains; there are {names}")
+        left = self._spared(groups)
+        if not left:
+            raise NoEffect(f"{self._name()}: skip leaves none of {len(groups)} layers to take units of")
+        return whole, left
+
+    def _spared(self, groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
+        return tuple(group for group in groups if not any(_contains(group, part) for part in self.skip))
 
     def _name(self) -> str:
         return type(self).__module__.removeprefix("slimseek.methods.")
@@ -166,6 +204,10 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
                         break
                 advance(1)
         return kept
+
+
+def _contains(group: UnitGroup, part: str) -> bool:
+    return any(part in name for name, _ in group.places)
 
 
 def _nothing(whole: Structure) -> str:
