@@ -8,7 +8,7 @@ from slimseek.choose import model as open_model
 from slimseek.data import describe, load
 from slimseek.deploy import targets
 from slimseek.inspect import inspect
-from slimseek.pipeline import compress, demo, evaluate, serve_on
+from slimseek.pipeline import compress, demo, evaluate, sensitivity, serve_on
 from slimseek.pipeline import deploy_on as deploy
 from slimseek.prove import Options
 from slimseek.rebuild import rebuild
@@ -16,11 +16,13 @@ from slimseek.report import verdict
 from slimseek.report import write as report
 from slimseek.search import index
 from slimseek.search import open as open_index
+from slimseek.sensitivity import Settings as SensitivitySettings
 
 serve = serve_on
 
 __all__ = [
     "Options",
+    "SensitivitySettings",
     "choose",
     "compress",
     "demo",
@@ -34,6 +36,7 @@ __all__ = [
     "open_model",
     "rebuild",
     "report",
+    "sensitivity",
     "serve",
     "targets",
     "verdict",

@@ -156,6 +156,31 @@ def compress(
 
 
 @app.command()
+def sensitivity(
+    model: Model, data: Data, out: Out,
+    method: Annotated[str, typer.Option("--method", help="prune.channels or prune.heads.")] = "prune.channels",
+    amount: Annotated[list[float] | None, typer.Option("--amount", help="Share to take; may be repeated.")] = None,
+    importance: Annotated[str, typer.Option("--importance", help="Measure that tells what goes first.")] = "taylor",
+    metric: Annotated[str, typer.Option("--metric", help="Such as ndcg@10.")] = "ndcg@10",
+    max_queries: Annotated[int, typer.Option("--max-queries", help="Development queries, at most.")] = 300,
+    max_documents: Annotated[int, typer.Option("--max-documents", help="Documents, unless more are judged.")] = 300,
+    threads: Threads = 0, seed: Seed = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Measure what each layer can lose: quality without a share of its units, layer by layer; a killed run goes on."""
+    from slimseek import show
+    from slimseek.pipeline import sensitivity as measure
+    from slimseek.sensitivity import Settings
+
+    with _Run(json, quiet) as run:
+        settings = Settings(
+            method=method, amounts=tuple(sorted(set(amount or (0.25, 0.5, 0.75)))), importance=importance,
+            metric=metric, max_queries=max_queries, max_documents=max_documents, seed=seed,
+        )  # fmt: skip
+        found = measure(model, data, out, settings, threads=threads, force=force)
+        run.answer(found, lambda console: show.sensitivity(found, console, out))
+
+
+@app.command()
 def rebuild(artifact: Artifact, out: Out, threads: Threads = 0, force: Force = False, json: Json = False,
             quiet: Quiet = False) -> None:  # fmt: skip
     """Write an ordinary model that sentence-transformers and transformers load without slimseek."""

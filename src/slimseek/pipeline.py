@@ -10,11 +10,13 @@ from slimseek import compress as machine
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
 from slimseek import recipe as recipes
+from slimseek import sensitivity as alone
 from slimseek.compress import Judge
 from slimseek.errors import UsageError
 from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, prove
 from slimseek.rebuild import rebuild
+from slimseek.report import sensitivity as sensitivity_page
 from slimseek.schema import Change, Collection, Comparison, Measurement, Model, Qrels, Recipe, Report, Value
 
 DEV_QUERIES = 300
@@ -118,6 +120,31 @@ def evaluate(
     changes = tuple(measuring.compare(quality[1].get(name), quality[0].get(name)) for name in names)
     shared = measuring.overlap(quality[1].ranking, quality[0].ranking)
     return Evaluation(collection=queries.name, subject=reports[0], baseline=reports[1], changes=changes, overlap=shared)
+
+
+def sensitivity(
+    source: str | Path, collection: str | Path, out: str | Path, settings: alone.Settings | None = None, *,
+    threads: int = 0, force: bool = False,
+) -> alone.Sensitivity:  # fmt: skip
+    """Measure what each layer of a model can lose; writes ``sensitivity.json`` and ``sensitivity.html`` to ``out``.
+
+    Args:
+        source: the MODEL.
+        collection: the collection; only its development queries are asked.
+        out: the folder; a run that was killed goes on from what lies there.
+        settings: what to take from each layer, and how to measure.
+        threads: of the reference implementation; 0 for all cores.
+        force: measure anew whatever lies there.
+
+    Raises:
+        UsageError: the method refuses the model, or the folder's file is of another model, collection or settings.
+    """
+    plugins.require("jinja2")
+    found = alone.measure(
+        source, str(collection), Path(out), settings or alone.Settings(), threads=threads, force=force
+    )
+    sensitivity_page.write(found, Path(out) / sensitivity_page.PAGE)
+    return found
 
 
 def deploy_on(

@@ -12,8 +12,11 @@ from rich.table import Table
 
 from slimseek import report, timing
 from slimseek.report import _format as form
+from slimseek.report import sensitivity as alone
 from slimseek.schema import Comparison, GateResult
+from slimseek.sensitivity import Point, Sensitivity
 
+MOST_LAYERS = 20
 SYMBOLS = {"passed": "ok", "failed": "FAILED", "undecided": "open"}
 
 
@@ -65,6 +68,34 @@ def evaluation(found: Any, console: Console) -> None:
         )
     if found.overlap is not None:
         console.print(f"  top-10 overlap with the baseline: {found.overlap:.3f}", markup=False, soft_wrap=True)
+
+
+def sensitivity(found: Sensitivity, console: Console, out: Path) -> None:
+    """What is left of the quality without a share of each layer, the most sensitive first; what to do with it."""
+    metric, units = form.metric_label(found.settings.metric), alone.UNITS[found.settings.method]
+    table = Table(
+        title=f"{found.model}: {metric} kept, {found.collection}, n = {found.original.n:,}", title_justify="left"
+    )
+    table.add_column("layer", overflow="fold")
+    shares = [f"-{form.percent(amount, trim=True)}" for amount in found.settings.amounts]
+    for column in (units, "weights", *shares, "cosine"):
+        table.add_column(column, justify="right", no_wrap=True)
+    layers, names = found.by_sensitivity, alone.short_names(found)
+    for layer in layers[:MOST_LAYERS]:
+        cosines = [point.cosine for point in layer.points if point.cosine is not None]
+        table.add_row(names[layer.name], f"{layer.width:,}", form.count(layer.parameters), *map(_kept, layer.points),
+                      form.cosine(cosines[-1]) if cosines else form.DASH)  # fmt: skip
+    console.print(table)
+    notes = [f"{layer.name}, {form.percent(point.amount, trim=True)}: {point.reason}"
+             for layer in layers[:MOST_LAYERS] for point in layer.points if point.reason]  # fmt: skip
+    if len(layers) > MOST_LAYERS:
+        notes.append(f"{len(layers) - MOST_LAYERS} less sensitive layers are in {out / alone.PAGE}")
+    lines = ["* the 95 % interval lies below 100 %; cosine: of the vectors, at the largest share", *notes, "",
+             alone.verdict(found), "", f"figures: {out / alone.PAGE}"]  # fmt: skip
+    if alone.step(found):
+        lines.append(f"a step for a recipe: {alone.step(found)}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def model(found: Any, console: Console) -> None:
@@ -137,6 +168,11 @@ def catalogue(found: Any, console: Console) -> None:
 
 def _cell(cell: form.Cell) -> str:
     return cell.text if not cell.detail else f"{cell.text}\n{cell.detail}"
+
+
+def _kept(point: Point) -> str:
+    sure = point.change is not None and point.change.interval[1] < 0
+    return alone.kept(point) + (" *" if sure else "")
 
 
 def _figure(measurement: Any) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from slimseek import plugins
 from slimseek.folder import write_atomically
 from slimseek.report import _format
+from slimseek.report._page import template
 from slimseek.schema import Change, Comparison, GateResult, QueryExample, Report
 
 _LONGEST_QUERY = 300
@@ -40,14 +40,9 @@ def render(comparison: Comparison) -> str:
     Raises:
         MissingExtra: jinja2, altair or vl-convert is not installed.
     """
-    jinja2 = plugins.require("jinja2")
+    page_of = template("page.html.j2", _filters())
     charts = plugins.require("slimseek.report._charts")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(_filters())
-    source = (resources.files(__name__) / "page.html.j2").read_text(encoding="utf-8")
-    page: str = environment.from_string(source).render(
+    page: str = page_of.render(
         c=comparison,
         verdict=verdict(comparison),
         rows=_format.rows(comparison),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -15,6 +16,7 @@ from slimseek.evaluate import cosines
 from slimseek.importance._evidence import Evidence
 from slimseek.inputs.samples import examples
 from slimseek.methods._training import distilled
+from slimseek.methods.prune._alone import SingleLayer
 from slimseek.methods.prune._cost import COSTS, Cost
 from slimseek.methods.prune._forward import pruned
 from slimseek.methods.prune._selection import STRATEGIES, Limits, Ranking, least_level
@@ -27,6 +29,7 @@ from slimseek.train import Training, cosine
 
 COMPARED = 64
 SHARES = (1.0, 0.5, 0.25)
+NAMED = 8
 
 
 class StructuredPruning(Step, frozen=True, kw_only=True):
@@ -45,6 +48,7 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         rounds: steps to the amount, each of which removes the same share of what is left.
         recovery: how to train after each round, on the original's vectors of all texts; ``None`` for not at all.
         seed: of random choices.
+        skip: layers with a tensor whose name contains one of these stay whole.
     """
 
     amount: float = 0.5
@@ -56,6 +60,7 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
     rounds: int = 1
     recovery: Training | None = None
     seed: int = 0
+    skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         name = self._name()
@@ -70,6 +75,10 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         if self.importance not in plugins.names("importance"):
             known = ", ".join(plugins.names("importance"))
             raise UsageError(f"{name}: importance is {self.importance!r}; known: {known}")
+        if not all(self.skip):
+            raise UsageError(
+                f"{name}: skip holds an empty name, which every layer's contains; parts of names are allowed"
+            )
 
     @abstractmethod
     def _groups(self, whole: Structure) -> tuple[UnitGroup, ...]:
@@ -96,11 +105,21 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
             raise NoEffect(f"{name}: no unit can go with amount {self.amount:g} and the widths that must stay")
         return changed
 
+    def layers(self, model: Model, samples: Samples) -> tuple[SingleLayer, ...]:
+        """The layers that this step would take units of, each to be shrunk while all others stay whole.
+
+        Raises:
+            UsageError: as for :meth:`apply`; NoEffect where there is no such layer.
+        """
+        whole, groups = self._opened(model)
+        scores = self._scores(whole, groups, samples)
+        return tuple(SingleLayer(whole, group, _ordered(group, scores), self._limits, samples) for group in groups)
+
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Widths before and after, and what was left alone."""
         whole = structure(before)
         widths = {}
-        for group in self._groups(whole):
+        for group in self._spared(self._groups(whole)):
             (name, axis), times = next(iter((place, times) for place, times in group.places.items()
                                             if place in whole.found.places))  # fmt: skip
             own = next((place for place in whole.places if place[0] == name
@@ -113,19 +132,33 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
             lines.append(f"left alone, since it is not known how they could shrink: {', '.join(whole.found.skipped)}")
         return tuple(lines)
 
+    def _opened(self, model: Model) -> tuple[Structure, tuple[UnitGroup, ...]]:
+        """The model's units, and the groups that may lose some."""
+        try:
+            whole = structure(model)
+        except UsageError as error:
+            raise UsageError(f"{self._name()}: {error}") from None
+        groups = self._groups(whole)
+        if not groups:
+            raise NoEffect(f"{self._name()}: {_nothing(whole)}")
+        unknown = next((part for part in self.skip if not any(_contains(group, part) for group in groups)), None)
+        if unknown is not None:
+            names = ", ".join(group.name for group in groups[:NAMED]) + (", ..." if len(groups) > NAMED else "")
+            raise UsageError(f"{self._name()}: skip is {unknown!r}, which no layer's name contains; there are {names}")
+        left = self._spared(groups)
+        if not left:
+            raise NoEffect(f"{self._name()}: skip leaves none of {len(groups)} layers to take units of")
+        return whole, left
+
+    def _spared(self, groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
+        return tuple(group for group in groups if not any(_contains(group, part) for part in self.skip))
+
     def _name(self) -> str:
         return type(self).__module__.removeprefix("slimseek.methods.")
 
     def _round(self, model: Model, samples: Samples, most: float) -> tuple[Model, float]:
         """The model with at most a share of what it cost, and the share that it costs."""
-        name = self._name()
-        try:
-            whole = structure(model)
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from None
-        groups = self._groups(whole)
-        if not groups:
-            raise NoEffect(f"{name}: {_nothing(whole)}")
+        whole, groups = self._opened(model)
         cost = COSTS[self.of](whole, groups)
         scores = self._scores(whole, groups, samples)
         chosen = self._chosen(STRATEGIES[self.strategy](groups, scores, self._limits), cost, most)
@@ -136,7 +169,7 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         result = pruned(whole, chosen, groups, samples)
         if not result.chosen:
             layer, reason = next(iter(result.refused.items()))
-            raise UsageError(f"{name}: nothing can leave this model; {layer}: {reason}")
+            raise UsageError(f"{self._name()}: nothing can leave this model; {layer}: {reason}")
         return result.model, cost(result.chosen)
 
     def _recovered(self, model: Model, teacher: Model, samples: Samples, number: int) -> Model:
@@ -183,8 +216,7 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         kept: frozenset[int] = frozenset()
         with track(f"{self._name()}: layers", len(groups)) as advance:
             for number, group in enumerate(reversed(groups), 1):
-                part = [unit for unit in group.units[np.argsort(scores[group.units], kind="stable")].tolist()
-                        if unit in chosen]  # fmt: skip
+                part = [unit for unit in _ordered(group, scores).tolist() if unit in chosen]
                 for share in SHARES:
                     count = min(len(part), self._limits.removable(group, share * len(part) / len(group.units)))
                     tried = kept | frozenset(part[:count])
@@ -196,6 +228,16 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
                         break
                 advance(1)
         return kept
+
+
+def _ordered(group: UnitGroup, scores: Array) -> Array:
+    """The units of a group, the least important first."""
+    order: Array = group.units[np.argsort(scores[group.units], kind="stable")]
+    return order
+
+
+def _contains(group: UnitGroup, part: str) -> bool:
+    return any(part in name for name, _ in group.places)
 
 
 def _nothing(whole: Structure) -> str:

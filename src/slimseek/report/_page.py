@@ -1,0 +1,23 @@
+"""Templates of the folder, which share one style sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from slimseek import plugins
+
+
+def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Any:
+    """A template by its file's name, with what it may call on values.
+
+    Raises:
+        MissingExtra: jinja2 is not installed.
+    """
+    jinja2 = plugins.require("jinja2")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("slimseek", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(filters)
+    return environment.get_template(name)
