@@ -49,7 +49,7 @@ BASELINE = "fp32 onnxruntime"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="shorthands, or files")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("build/text_search"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/text_search.json"))
@@ -109,8 +109,8 @@ def subjects(
                 seconds_file(place, shorthand).write_text(json.dumps(time.perf_counter() - start))
             return made[0]
 
-        for target in RECIPES[shorthand]:
-            package(f"{shorthand} {target}", compressed, target)
+        for target in RECIPES.get(shorthand, ("onnxruntime",)):
+            package(f"{Path(shorthand).stem} {target}", compressed, target)
     return found
 
 
@@ -166,7 +166,7 @@ def others(original: Model, texts: Sequence[str], place: Path, threads: int) -> 
 
 
 def seconds_file(place: Path, shorthand: str) -> Path:
-    return place / f"seconds-{shorthand}.json"
+    return place / f"seconds-{Path(shorthand).stem}.json"
 
 
 def quality(collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path) -> None:
