@@ -265,7 +265,35 @@ def test_latency_is_a_target_too(network: Model) -> None:
     assert found.parameters < network.parameters
 
 
+@pytest.mark.parametrize("strategy", ["per_layer", "importance", "backward"])
+def test_a_layer_that_is_skipped_stays_whole(strategy: str, model: Model) -> None:
+    """Named by what makes it or by what reads it; the note does not speak of it."""
+    settings = {"strategy": strategy, "amount": 0.25, "max_loss": 2.0}
+    for part in (INNER.format(0), "layer.0.output.dense"):
+        found = less("prune.channels", model, skip=(part,), **settings)
+        assert widths(found, INNER) == [64, 48]
+        step = plugins.load("methods", "prune.channels")(skip=(part,))
+        assert step.notes(model, found) == (f"{INNER.format(1)} 64 -> 48",)
+
+
+def test_a_target_is_met_by_the_layers_that_are_left(model: Model) -> None:
+    found = less("prune.channels", model, of="parameters", amount=0.08, multiple_of=1, skip=("layer.1",))
+    assert widths(found, INNER)[1] == 64
+    assert model.parameters * 0.9 < found.parameters <= model.parameters * 0.92
+
+
 # ---------------------------------------------------------------- refusals
+
+
+def test_a_skip_that_fits_no_layer_or_every_layer_is_refused(model: Model) -> None:
+    with pytest.raises(UsageError) as error:
+        less("prune.channels", model, skip=("layer.0", "layer.7"))
+    assert str(error.value) == (
+        f"prune.channels: skip is 'layer.7', which no layer's name contains; there are {INNER.format(0)}, "
+        f"{INNER.format(1)}"
+    )
+    with pytest.raises(NoEffect, match=r"prune\.heads: skip leaves none of 2 layers to take units of"):
+        less("prune.heads", model, skip=("attention",))
 
 
 @pytest.mark.parametrize(
@@ -275,6 +303,7 @@ def test_latency_is_a_target_too(network: Model) -> None:
         ({"amount": -0.1}, "prune.channels: amount is -0.1; 0 to below 1 is allowed"),
         ({"least": 1.5}, "prune.channels: least is 1.5; 0 to 1 is allowed"),
         ({"max_loss": 0.0}, "prune.channels: max_loss is 0.0; above 0 and up to 2 is allowed"),
+        ({"skip": ("a", "")}, "prune.channels: skip holds an empty name, which every layer's contains; parts of names"),
         ({"multiple_of": 0}, "prune.channels: multiple_of is 0; 1 or more is allowed"),
         ({"rounds": 0}, "prune.channels: rounds is 0; 1 or more is allowed"),
         ({"importance": "l3"}, "prune.channels: importance is 'l3'; known: activation, geometric_median, hessian, l1"),

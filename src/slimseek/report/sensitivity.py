@@ -180,7 +180,7 @@ def _scale(changes: Sequence[Change]) -> tuple[float, float, list[float]]:
     """The least and the greatest change that a panel shows, and where lines are drawn; 0 is the first of them."""
     ends = [end for change in changes for end in (*change.interval, change.relative) if math.isfinite(end)]
     low, high = min([*ends, -0.01]), max([*ends, 0.0])
-    space = next((space for space in STEPS if (high - low) / space <= 4), STEPS[-1])
+    space = next((space for space in STEPS if (high - low) / space <= 5), STEPS[-1])
     low = math.floor(low / space + 1e-9) * space
     below = [-number * space for number in range(1, round(-low / space) + 1)]
     above = [number * space for number in range(1, int(high / space + 1e-9) + 1)]
