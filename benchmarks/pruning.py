@@ -7,10 +7,10 @@ r"""Half of the multiplications of image networks: slimseek's pruning and Torch-
     python benchmarks/pruning.py --data ../shared/data --time
 
 Each network is judged by a search with its own vectors: pictures of grocery128 that show the same product, documents
-from the train split, queries from the test split. All subjects start from the same opened ONNX file and have half of
-its multiply-accumulates left, as near as widths in multiples of 8 (ResNet-8: of 2) allow. Then each is trained alike:
-slimseek's distil.embedding on the original's vectors of the documents and the dev queries, the same batches in the
-same order.
+from the train split, queries from the test split. All subjects start from the same opened ONNX file. Ours have at most
+half of its multiply-accumulates left, as near as widths in multiples of 8 (ResNet-8: of 2) allow; each of theirs has as
+many as ours of the same kind, within 2 % where its ratio can give that. Then each is trained alike: slimseek's
+distil.embedding on the original's vectors of the documents and the dev queries, the same batches in the same order.
 Quality is paired against the original, before that training and after it. Times are medians of interleaved blocks.
 Everything finished is kept in --work, so a killed run goes on; a training goes on from its checkpoint.
 """
@@ -200,7 +200,8 @@ class Bench:
         return step.apply(self.original, self.samples), {}
 
     def _theirs(self, subject: str) -> tuple[Model, dict[str, float]]:
-        goal = round((1 - AMOUNT) * choose.family(self.original).macs(self.original, 0))
+        alike = self._pruned(next(ours for ours, theirs in PAIRS.items() if theirs == subject))
+        goal = choose.family(alike).macs(alike, 0)
         items = list(self.samples.calibration)
         some = batches(self.original, items[:: -(-len(items) // GRADIENT_ITEMS)])
         model, ratio = pruning_theirs.pruned(self.original, goal, list(some), multiple_of=self.multiple_of,
