@@ -88,8 +88,12 @@ def write_efficientnet(file: Path, size: int) -> None:
         network.eval()
 
         class Features(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = network
+
             def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-                return network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
+                return self.network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
 
         torch.onnx.export(Features().eval(), (torch.zeros(2, 3, size, size),), file, dynamo=False,
                           input_names=["pixels"], output_names=["features"], dynamic_axes={"pixels": {0: "N"}},

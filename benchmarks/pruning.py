@@ -11,7 +11,9 @@ from the train split, queries from the test split. All subjects start from the s
 half of its multiply-accumulates left, as near as widths in multiples of 8 (ResNet-8: of 2) allow; each of theirs has as
 many as ours of the same kind, within 2 % where its ratio can give that. Then each is trained alike: slimseek's
 distil.embedding on the original's vectors of the documents and the dev queries, the same batches in the same order.
-Quality is paired against the original, before that training and after it. Times are medians of interleaved blocks.
+Quality is paired against the original, before that training and after it; with several --seeds each is trained as often
+and a query's score is the mean, since trainings of equal loss may differ by more than queries tell. Times are medians
+of interleaved blocks.
 Everything finished is kept in --work, so a killed run goes on; a training goes on from its checkpoint.
 """
 
@@ -63,7 +65,6 @@ METRICS = {"recall@1": "precision@1", "map": "map", "ndcg@10": "ndcg@10"}
 MULTIPLES = {"resnet8": 2}
 """What is left of a layer's width is a multiple of 8; layers of 16 could only be halved then, and half of the
 multiplications not be met."""
-STAGES = ("before", "after")
 BATCHES = (1, 32)
 DOCUMENTS, QUERIES = 3000, 1000
 GRADIENT_ITEMS = 64
@@ -73,7 +74,7 @@ def main() -> None:
     arguments = parsed()
     with shown_on(Console(stderr=True)):
         results = {"environment": msgspec.to_builtins(timing.environment(arguments.threads)),
-                   "training": training(arguments), "networks": {}}  # fmt: skip
+                   "training": training(arguments) | {"seeds": arguments.seeds}, "networks": {}}  # fmt: skip
         for name in arguments.networks:
             place = arguments.work / name
             place.mkdir(parents=True, exist_ok=True)
@@ -99,6 +100,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300, help="batches of recovery")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the training")
     parser.add_argument("--documents", type=int, default=DOCUMENTS)
     parser.add_argument("--queries", type=int, default=QUERIES)
     parser.add_argument("--threads", type=int, default=2)
@@ -173,9 +175,11 @@ class Bench:
             return
         pruned = self._pruned(subject)
         self._score(subject, "before", lambda: pruned)
-        trained = self._trained(subject, pruned)
-        self._score(subject, "after", lambda: trained)
-        self._package(subject, trained)
+        for seed in self.arguments.seeds:
+            trained = self._trained(subject, pruned, seed)
+            self._score(subject, f"after-{seed}", lambda trained=trained: trained)
+            if seed == self.arguments.seeds[0]:
+                self._package(subject, trained)
 
     def _folder(self, subject: str) -> Path:
         folder = self.place / subject.replace(", ", "-").replace(" ", "-")
@@ -208,31 +212,32 @@ class Bench:
                                              **THEIRS[subject])  # fmt: skip
         return model, {"ratio": ratio}
 
-    def _trained(self, subject: str, pruned: Model) -> Model:
+    def _trained(self, subject: str, pruned: Model, seed: int) -> Model:
         """After the training of this run's settings; the checkpoint lies beside it while it goes on."""
         folder, settings = self._folder(subject), training(self.arguments)
-        if not artifact.is_artifact(folder / "trained"):
-            say(f"{self.name}: {subject}: train")
-            checkpoint = folder / "training.safetensors"
+        place, notes = folder / f"trained-{seed}", folder / f"trained-{seed}.json"
+        if not artifact.is_artifact(place):
+            say(f"{self.name}: {subject}: train, seed {seed}")
+            checkpoint = folder / f"training-{seed}.safetensors"
             start = time.perf_counter()
-            step = plugins.load("methods", "distil.embedding")(checkpoint=str(checkpoint), **settings)
+            step = plugins.load("methods", "distil.embedding")(seed=seed, checkpoint=str(checkpoint), **settings)
             try:
                 model = step.apply(pruned, self.samples)
             except NoEffect as reason:
                 say(str(reason))
                 model = pruned
             noted = settings | {"seconds": time.perf_counter() - start}
-            write_atomically(folder / "trained.json", json.dumps(noted).encode())
-            with writing(folder / "trained") as written:
+            write_atomically(notes, json.dumps(noted).encode())
+            with writing(place) as written:
                 artifact.write(model, written)
             checkpoint.unlink(missing_ok=True)
-        noted = json.loads((folder / "trained.json").read_bytes())
+        noted = json.loads(notes.read_bytes())
         if any(noted[name] != value for name, value in settings.items()):
             raise SystemExit(f"{folder} was trained with other settings ({noted}); choose another --work")
-        return artifact.read(folder / "trained")[1]
+        return artifact.read(place)[1]
 
     def _score(self, subject: str, stage: str, model: Callable[[], Model]) -> None:
-        file = self._folder(subject) / f"quality-{stage}.json"
+        file = self._scores_file(subject, stage)
         if file.is_file():
             return
         encoder = choose.encoder(model(), subject, self.arguments.threads)
@@ -255,40 +260,64 @@ class Bench:
         encoders = {subject: choose.choose(self._folder(subject) / "package", self.arguments.threads)
                     for subject in subjects}  # fmt: skip
         times = array_networks.clock(encoders, list(self.test.corpus.values()))
-        whole = self._scores(ORIGINAL, "before")
+        scored = {subject: self._stages(subject) for subject in subjects}
         rows: dict[str, object] = {}
         for subject in subjects:
-            stages = ("before",) if subject == ORIGINAL else STAGES
-            scored = {stage: self._scores(subject, stage) for stage in stages}
-            noted = self._folder(subject)
+            noted = json.loads(self._scores_file(subject, "before").read_bytes())
             row = {
-                "parameters": scored["before"]["parameters"],
-                "macs": scored["before"]["macs"],
+                "parameters": noted["parameters"],
+                "macs": noted["macs"],
                 "size_bytes": encoders[subject].shipped["weights"],
-                **{stage: changes(whole["measurements"], scored[stage]["measurements"]) for stage in stages},
-                **{f"{part}_seconds": json.loads((noted / f"{part}.json").read_bytes())["seconds"]
-                   for part in ("pruned", "trained") if (noted / f"{part}.json").is_file()},
+                **{stage: changes(scored[ORIGINAL]["before"], found) for stage, found in scored[subject].items()},
+                **self._notes(subject),
                 **times[subject],
-            }  # fmt: skip
+            }
             rival = PAIRS.get(subject)
             if rival in subjects:
                 row["against"] = {"subject": rival} | {
-                    stage: changes(self._scores(rival, stage)["measurements"], scored[stage]["measurements"])
-                    for stage in STAGES
+                    stage: changes(scored[rival][stage], found) for stage, found in scored[subject].items()
                 }
             rows[subject] = row
         return rows
 
-    def _scores(self, subject: str, stage: str) -> dict[str, dict[str, object]]:
-        document = json.loads((self._folder(subject) / f"quality-{stage}.json").read_bytes())
-        found = {name: msgspec.convert(value, evaluate.Measurement) for name, value in document["measurements"].items()}
-        return document | {"measurements": found}
+    def _stages(self, subject: str) -> dict[str, dict[str, evaluate.Measurement]]:
+        """The scores before the training, and the means of all seeds after it."""
+        before = self._scores(subject, "before")
+        if subject == ORIGINAL:
+            return {"before": before}
+        trained = [self._scores(subject, f"after-{seed}") for seed in self.arguments.seeds]
+        return {"before": before, "after": {name: mean([one[name] for one in trained]) for name in METRICS}}
+
+    def _scores_file(self, subject: str, stage: str) -> Path:
+        return self._folder(subject) / f"quality-{stage}.json"
+
+    def _scores(self, subject: str, stage: str) -> dict[str, evaluate.Measurement]:
+        found = json.loads(self._scores_file(subject, stage).read_bytes())["measurements"]
+        return {name: msgspec.convert(value, evaluate.Measurement) for name, value in found.items()}
+
+    def _notes(self, subject: str) -> dict[str, object]:
+        """Seconds of pruning and of each training, and each training's nDCG@10."""
+        if subject == ORIGINAL:
+            return {}
+        seeds, folder = self.arguments.seeds, self._folder(subject)
+        noted = [json.loads((folder / f"trained-{seed}.json").read_bytes()) for seed in seeds]
+        return {
+            "pruned": json.loads((folder / "pruned.json").read_bytes()),
+            "trained_seconds": [one["seconds"] for one in noted],
+            "ndcg@10_of_seeds": [self._scores(subject, f"after-{seed}")["ndcg@10"].value for seed in seeds],
+        }
+
+
+def mean(measurements: Sequence[evaluate.Measurement]) -> evaluate.Measurement:
+    """Of the same metric, query by query."""
+    values = np.mean([one.per_query for one in measurements], 0)
+    return msgspec.structs.replace(measurements[0], value=float(values.mean()), per_query=tuple(values.tolist()))
 
 
 def changes(
     before: Mapping[str, evaluate.Measurement], after: Mapping[str, evaluate.Measurement]
 ) -> dict[str, dict[str, object]]:
-    """Each metric with what was kept of it, and the interval of that."""
+    """Each metric with what was kept of it, and the interval of that over queries."""
     found = {}
     for name, measurement in before.items():
         change = evaluate.compare(measurement, after[name])
