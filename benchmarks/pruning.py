@@ -14,7 +14,8 @@ distil.embedding on the original's vectors of the documents and the dev queries,
 Quality is paired against the original, before that training and after it; with several --seeds each is trained as often
 and a query's score is the mean, since trainings of equal loss may differ by more than queries tell. Times are medians
 of interleaved blocks.
-Everything finished is kept in --work, so a killed run goes on; a training goes on from its checkpoint.
+Everything finished is kept in --work, so a killed run goes on; a training goes on from its checkpoint. Networks that
+--out holds from earlier runs stay there. The page docs/pruning.md is written by benchmarks/pruning_page.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import array_networks
@@ -30,7 +32,9 @@ import msgspec
 import numpy as np
 import onnx
 import open_nsfw
+import pruning_page
 import pruning_theirs
+from pruning_page import ORIGINAL
 from rich.console import Console
 
 from slimseek import artifact, choose, data, deploy, evaluate, plugins, timing
@@ -40,7 +44,6 @@ from slimseek.inputs.batches import batches
 from slimseek.progress import say, shown_on
 from slimseek.schema import Collection, Model, Samples
 
-ORIGINAL = "original"
 AMOUNT = 0.5
 OURS = {
     "l2, per layer": {"importance": "l2", "strategy": "per_layer"},
@@ -65,7 +68,6 @@ METRICS = {"recall@1": "precision@1", "map": "map", "ndcg@10": "ndcg@10"}
 MULTIPLES = {"resnet8": 2}
 """What is left of a layer's width is a multiple of 8; layers of 16 could only be halved then, and half of the
 multiplications not be met."""
-BATCHES = (1, 32)
 DOCUMENTS, QUERIES = 3000, 1000
 GRADIENT_ITEMS = 64
 
@@ -73,8 +75,7 @@ GRADIENT_ITEMS = 64
 def main() -> None:
     arguments = parsed()
     with shown_on(Console(stderr=True)):
-        results = {"environment": msgspec.to_builtins(timing.environment(arguments.threads)),
-                   "training": training(arguments) | {"seeds": arguments.seeds}, "networks": {}}  # fmt: skip
+        results = json.loads(arguments.out.read_bytes()) if arguments.out.is_file() else {"networks": {}}
         for name in arguments.networks:
             place = arguments.work / name
             place.mkdir(parents=True, exist_ok=True)
@@ -84,10 +85,14 @@ def main() -> None:
                 for subject in (ORIGINAL, *arguments.subjects):
                     bench.make(subject)
             if not arguments.quality:
-                results["networks"][name] = bench.table([ORIGINAL, *arguments.subjects])
+                results["networks"][name] = {
+                    "environment": msgspec.to_builtins(timing.environment(arguments.threads)),
+                    "torch_pruning": metadata.version("torch_pruning"),
+                    "training": training(arguments) | {"seeds": arguments.seeds},
+                    "rows": bench.table([ORIGINAL, *arguments.subjects]),
+                }
                 write_atomically(arguments.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
-        if not arguments.quality:
-            print_markdown(results)
+                print(pruning_page.section(name, results["networks"][name]))
 
 
 def parsed() -> argparse.Namespace:
@@ -324,35 +329,6 @@ def changes(
         found[name] = {"value": change.after, "kept": 1 + change.relative,
                        "kept_interval": [1 + bound for bound in change.interval], "n": change.n}  # fmt: skip
     return found
-
-
-def print_markdown(results: dict[str, object]) -> None:
-    for network, rows in results["networks"].items():  # type: ignore[attr-defined]
-        base = rows[ORIGINAL]
-        print(f"\n{network}: {base['parameters'] / 1e6:.2f} M parameters, {base['macs'] / 1e6:.1f} M MACs, "
-              f"{base['size_bytes'] / 1e6:.2f} MB, recall@1 {base['before']['recall@1']['value']:.3f}, map "
-              f"{base['before']['map']['value']:.3f}, nDCG@10 {base['before']['ndcg@10']['value']:.3f}, "
-              f"n = {base['before']['ndcg@10']['n']}; trained for {results['training']['steps']} batches\n")  # type: ignore[index] # fmt: skip
-        print("| | parameters | MACs | bytes | nDCG@10 kept before training | after (95 %) | recall@1 after | map after"
-              " | against Torch-Pruning of the same kind, after (95 %) | 1 item | 32 items |")  # fmt: skip
-        print("|---" * 11 + "|")
-        for name, row in rows.items():
-            if name != ORIGINAL:
-                print(line(name, row, base))
-
-
-def line(name: str, row: Mapping[str, object], base: Mapping[str, object]) -> str:
-    shares = " | ".join(f"{row[part] / base[part]:.1%}" for part in ("parameters", "macs", "size_bytes"))
-    after = row["after"]
-    against = interval(row["against"]["after"]["ndcg@10"]) if "against" in row else ""
-    speeds = " | ".join(f"{base[f'ms_{count}'] / row[f'ms_{count}']:.2f}" for count in BATCHES)
-    return (f"| {name} | {shares} | {row['before']['ndcg@10']['kept']:.1%} | {interval(after['ndcg@10'])} "
-            f"| {after['recall@1']['value']:.3f} | {after['map']['value']:.3f} | {against} | {speeds} |")  # fmt: skip
-
-
-def interval(change: Mapping[str, object]) -> str:
-    low, high = change["kept_interval"]
-    return f"{change['kept']:.1%} ({low:.1%} to {high:.1%})"
 
 
 if __name__ == "__main__":
