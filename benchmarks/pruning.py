@@ -108,6 +108,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the training")
     parser.add_argument("--documents", type=int, default=DOCUMENTS)
     parser.add_argument("--queries", type=int, default=QUERIES)
+    parser.add_argument("--multiple-of", type=int, help="of widths that are left, in the place of each network's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quality", action="store_true", help="only pruning, training and quality")
     parser.add_argument("--time", action="store_true", help="only time, of packages made before")
@@ -166,7 +167,7 @@ class Bench:
         self, name: str, file: Path, collection: Collection, place: Path, arguments: argparse.Namespace
     ) -> None:
         self.name, self.place, self.arguments = name, place, arguments
-        self.multiple_of = MULTIPLES.get(name, 8)
+        self.multiple_of = arguments.multiple_of or MULTIPLES.get(name, 8)
         self.original = choose.model(file)
         found = data.samples(collection, data.split(collection))
         self.samples = Samples(calibration=found.calibration, texts=found.texts, original=self.original)
@@ -224,20 +225,18 @@ class Bench:
         if not artifact.is_artifact(place):
             say(f"{self.name}: {subject}: train, seed {seed}")
             checkpoint = folder / f"training-{seed}.safetensors"
-            start = time.perf_counter()
             step = plugins.load("methods", "distil.embedding")(seed=seed, checkpoint=str(checkpoint), **settings)
             try:
                 model = step.apply(pruned, self.samples)
             except NoEffect as reason:
                 say(str(reason))
                 model = pruned
-            noted = settings | {"seconds": time.perf_counter() - start}
-            write_atomically(notes, json.dumps(noted).encode())
+            write_atomically(notes, json.dumps(settings).encode())
             with writing(place) as written:
                 artifact.write(model, written)
             checkpoint.unlink(missing_ok=True)
         noted = json.loads(notes.read_bytes())
-        if any(noted[name] != value for name, value in settings.items()):
+        if noted != settings:
             raise SystemExit(f"{folder} was trained with other settings ({noted}); choose another --work")
         return artifact.read(place)[1]
 
@@ -301,14 +300,12 @@ class Bench:
         return {name: msgspec.convert(value, evaluate.Measurement) for name, value in found.items()}
 
     def _notes(self, subject: str) -> dict[str, object]:
-        """Seconds of pruning and of each training, and each training's nDCG@10."""
+        """How it was pruned, and each training's nDCG@10."""
         if subject == ORIGINAL:
             return {}
         seeds, folder = self.arguments.seeds, self._folder(subject)
-        noted = [json.loads((folder / f"trained-{seed}.json").read_bytes()) for seed in seeds]
         return {
             "pruned": json.loads((folder / "pruned.json").read_bytes()),
-            "trained_seconds": [one["seconds"] for one in noted],
             "ndcg@10_of_seeds": [self._scores(subject, f"after-{seed}")["ndcg@10"].value for seed in seeds],
         }
 
