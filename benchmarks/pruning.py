@@ -36,6 +36,7 @@ import pruning_page
 import pruning_theirs
 from pruning_page import ORIGINAL
 from rich.console import Console
+from torch import nn
 
 from slimseek import artifact, choose, data, deploy, evaluate, plugins, timing
 from slimseek.errors import NoEffect
@@ -56,6 +57,9 @@ THEIRS = {
     "torch-pruning taylor, per layer": {"gradients": True, "everywhere": False},
     "torch-pruning taylor, ranking": {"gradients": True, "everywhere": True},
 }
+OWN = "torch-pruning l2, per layer, batch norms not folded"
+LIKE = {OWN: "torch-pruning l2, per layer"}
+"""Of EfficientNet-Lite0 alone, whose package is a PyTorch network."""
 PAIRS = {
     "l2, per layer": "torch-pruning l2, per layer",
     "taylor, per layer": "torch-pruning taylor, per layer",
@@ -70,6 +74,7 @@ MULTIPLES = {"resnet8": 2}
 multiplications not be met."""
 DOCUMENTS, QUERIES = 3000, 1000
 GRADIENT_ITEMS = 64
+SIZE = 128
 
 
 def main() -> None:
@@ -81,15 +86,16 @@ def main() -> None:
             place.mkdir(parents=True, exist_ok=True)
             file, folder = NETWORKS[name](arguments.data, place, arguments.documents, arguments.queries)
             bench = Bench(name, file, data.load(str(folder)), place, arguments)
+            subjects = [one for one in (ORIGINAL, *arguments.subjects) if one != OWN or name == "efficientnet_lite0"]
             if not arguments.time:
-                for subject in (ORIGINAL, *arguments.subjects):
+                for subject in subjects:
                     bench.make(subject)
             if not arguments.quality:
                 results["networks"][name] = {
                     "environment": msgspec.to_builtins(timing.environment(arguments.threads)),
                     "torch_pruning": metadata.version("torch_pruning"),
                     "training": training(arguments) | {"seeds": arguments.seeds},
-                    "rows": bench.table([ORIGINAL, *arguments.subjects]),
+                    "rows": bench.table(subjects),
                 }
                 write_atomically(arguments.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
                 print(pruning_page.section(name, results["networks"][name]))
@@ -101,7 +107,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/pruning"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pruning.json"))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--subjects", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS])
+    every = [*OURS, *THEIRS, OWN]
+    parser.add_argument("--subjects", nargs="+", default=every, choices=every)
     parser.add_argument("--steps", type=int, default=300, help="batches of recovery")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -136,17 +143,17 @@ def resnet8(source: Path, place: Path, documents: int, queries: int) -> tuple[Pa
 def efficientnet(source: Path, place: Path, documents: int, queries: int) -> tuple[Path, Path]:
     """At 128 pixels, the size of the pictures."""
     file = place / "efficientnet_lite0.onnx"
-    array_networks.write_efficientnet(file, 128)
-    return file, array_networks.pictures(source, place, 128, lambda pixels: (pixels - 127) / 128, documents, queries)
+    array_networks.write_efficientnet(file, SIZE)
+    return file, array_networks.pictures(source, place, SIZE, lambda pixels: (pixels - 127) / 128, documents, queries)
 
 
 def resnet50(source: Path, place: Path, documents: int, queries: int) -> tuple[Path, Path]:
     """At 128 pixels, in BGR with the means of its training taken off."""
     file = place / "open_nsfw_resnet50.onnx"
     if not file.is_file():
-        open_nsfw.write(file, 128)
+        open_nsfw.write(file, SIZE)
     means = np.array([104, 117, 123], np.float32)
-    return file, array_networks.pictures(source, place, 128, lambda pixels: pixels[..., ::-1] - means, documents,
+    return file, array_networks.pictures(source, place, SIZE, lambda pixels: pixels[..., ::-1] - means, documents,
                                          queries)  # fmt: skip
 
 
@@ -210,13 +217,29 @@ class Bench:
         return step.apply(self.original, self.samples), {}
 
     def _theirs(self, subject: str) -> tuple[Model, dict[str, float]]:
-        alike = self._pruned(next(ours for ours, theirs in PAIRS.items() if theirs == subject))
+        alike = self._pruned(next(ours for ours, theirs in PAIRS.items() if theirs == LIKE.get(subject, subject)))
         goal = choose.family(alike).macs(alike, 0)
-        items = list(self.samples.calibration)
-        some = batches(self.original, items[:: -(-len(items) // GRADIENT_ITEMS)])
-        model, ratio = pruning_theirs.pruned(self.original, goal, list(some), multiple_of=self.multiple_of,
-                                             **THEIRS[subject])  # fmt: skip
+        if subject == OWN:
+            attempt = self._own_network()
+        else:
+            items = list(self.samples.calibration)
+            some = list(batches(self.original, items[:: -(-len(items) // GRADIENT_ITEMS)]))
+            attempt = pruning_theirs.on_graph(self.original, some, multiple_of=self.multiple_of, **THEIRS[subject])
+        model, ratio = pruning_theirs.pruned(attempt, goal)
         return model, {"ratio": ratio}
+
+    def _own_network(self) -> Callable[[float], Model]:
+        """EfficientNet-Lite0 as its package has it."""
+        file = self.place / "pruned.onnx"
+
+        def opened(network: nn.Module) -> Model:
+            array_networks.export(network, file, SIZE)
+            return choose.model(file)
+
+        return pruning_theirs.on_module(
+            array_networks.efficientnet_features, lambda network: [network.network._conv_head], opened, SIZE,
+            self.multiple_of,
+        )  # fmt: skip
 
     def _trained(self, subject: str, pruned: Model, seed: int) -> Model:
         """After the training of this run's settings; the checkpoint lies beside it while it goes on."""

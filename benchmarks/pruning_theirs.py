@@ -31,28 +31,17 @@ TOLERANCE = 0.02
 LARGEST_RATIO = 0.9
 
 
-def pruned(
-    model: Model, goal: int, batches: Sequence[Batch], *, multiple_of: int, gradients: bool, everywhere: bool
-) -> tuple[Model, float]:
-    """The model at nearly ``goal`` multiply-accumulates, and the pruning ratio that gave it.
+def pruned(attempt: Callable[[float], Model], goal: int) -> tuple[Model, float]:
+    """The model at nearly ``goal`` multiply-accumulates of one item, and the pruning ratio that gave it.
 
     The ratio is found by halving. Widths are multiples, so a network of few layers may miss the goal by more than 2 %;
     then the nearest of all that were tried is taken, and its own count is reported.
-
-    Args:
-        model: float, opened from ONNX.
-        goal: of one item.
-        batches: items to take gradients on.
-        multiple_of: its ``round_to``.
-        gradients: GroupTaylorImportance in the place of GroupMagnitudeImportance.
-        everywhere: one ranking of the whole network (its ``global_pruning``) and not one of each layer.
     """
     found: dict[float, tuple[int, Model]] = {}
-    slopes = slopes_of(model, batches) if gradients else None
     low, high = 0.0, LARGEST_RATIO
     for _ in range(HALVINGS):
         ratio = (low + high) / 2
-        tried = at_ratio(model, ratio, batches[0], slopes, multiple_of, everywhere)
+        tried = attempt(ratio)
         macs = choose.family(tried).macs(tried, 0)
         found[ratio] = (macs, tried)
         say(f"torch-pruning: ratio {ratio:.4f} leaves {macs / 1e6:.2f} M of {goal / 1e6:.2f} M MACs")
@@ -63,28 +52,71 @@ def pruned(
     return found[ratio][1], ratio
 
 
-def at_ratio(
-    model: Model, ratio: float, batch: Batch, slopes: Sequence[Any] | None, multiple_of: int, everywhere: bool
-) -> Model:
-    """One pass of Torch-Pruning."""
-    network = Layered(_graph(model), dense(model))
-    if slopes is None:
+def on_graph(
+    model: Model, batches: Sequence[Batch], *, multiple_of: int, gradients: bool, everywhere: bool
+) -> Callable[[float], Model]:
+    """A pruning ratio to what Torch-Pruning makes with it of the graph of a model.
+
+    Args:
+        model: float, opened from ONNX.
+        batches: items to take gradients on.
+        multiple_of: its ``round_to``.
+        gradients: GroupTaylorImportance in the place of GroupMagnitudeImportance.
+        everywhere: one ranking of the whole network (its ``global_pruning``) and not one of each layer.
+    """
+    slopes = slopes_of(model, batches) if gradients else None
+
+    def attempt(ratio: float) -> Model:
+        network = Layered(_graph(model), dense(model))
+        if slopes is None:
+            measure = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+        else:
+            measure = torch_pruning.importance.GroupTaylorImportance()
+            for parameter, slope in zip(network.layers.parameters(), slopes, strict=True):
+                parameter.grad = slope.clone()
+        inputs = {name: torch.from_numpy(array) for name, array in batches[0].items()}
+        prune_(network, inputs, measure, ratio, network.last, multiple_of, everywhere)
+        changed = network.rebuilt(model)
+        check(network, changed, batches[0])
+        return changed
+
+    return attempt
+
+
+def on_module(
+    make: Callable[[], nn.Module], last: Callable[[Any], list[nn.Module]], opened: Callable[[nn.Module], Model],
+    size: int, multiple_of: int,
+) -> Callable[[float], Model]:  # fmt: skip
+    """A pruning ratio to what Torch-Pruning makes of a PyTorch network as its authors wrote it, by the norm alone.
+
+    Args:
+        make: the network, anew for each ratio.
+        last: its layers that must keep their widths.
+        opened: exports it and opens that.
+        size: of the pictures, in pixels.
+        multiple_of: its ``round_to``.
+    """
+
+    def attempt(ratio: float) -> Model:
+        network = make()
         measure = torch_pruning.importance.GroupMagnitudeImportance(p=2)
-    else:
-        measure = torch_pruning.importance.GroupTaylorImportance()
-        for parameter, slope in zip(network.layers.parameters(), slopes, strict=True):
-            parameter.grad = slope.clone()
+        prune_(network, torch.zeros(2, 3, size, size), measure, ratio, last(network), multiple_of, everywhere=False)
+        return opened(network)
+
+    return attempt
+
+
+def prune_(
+    network: nn.Module, inputs: Any, measure: Any, ratio: float, last: list[nn.Module], multiple_of: int,
+    everywhere: bool,
+) -> None:  # fmt: skip
+    """One pass of Torch-Pruning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pruner = torch_pruning.pruner.BasePruner(
-            network, {name: torch.from_numpy(array) for name, array in batch.items()}, importance=measure,
-            global_pruning=everywhere, pruning_ratio=ratio, max_pruning_ratio=LARGEST_RATIO, round_to=multiple_of,
-            ignored_layers=network.last,
-        )  # fmt: skip
-        pruner.step()
-    changed = network.rebuilt(model)
-    check(network, changed, batch)
-    return changed
+        torch_pruning.pruner.BasePruner(
+            network, inputs, importance=measure, global_pruning=everywhere, pruning_ratio=ratio,
+            max_pruning_ratio=LARGEST_RATIO, round_to=multiple_of, ignored_layers=last,
+        ).step()  # fmt: skip
 
 
 def slopes_of(model: Model, batches: Sequence[Batch]) -> list[torch.Tensor]:
