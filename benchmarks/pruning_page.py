@@ -17,6 +17,7 @@ TITLES = {
     "resnet8": "ResNet-8 (32 px, 64 features)",
     "efficientnet_lite0": "EfficientNet-Lite0 (128 px, 1,280 features)",
     "resnet50_thin": "ResNet-50, thin (128 px, 1,024 features)",
+    "inception_v3": "Inception v3 (128 px, 2,048 features)",
 }
 COLUMNS = (
     "", "parameters", "MACs", "bytes", "nDCG@10 kept before training", "nDCG@10 kept after (95 %)", "recall@1 after",
