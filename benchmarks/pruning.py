@@ -11,8 +11,9 @@ r"""Half of the multiplications of image networks: slimseek's pruning and Torch-
 Each network is judged by a search with its own vectors: pictures of grocery128 that show the same product, documents
 from the train split, queries from the test split. All subjects start from the same opened ONNX file. Ours have at most
 half of its multiply-accumulates left, as near as widths in multiples of 8 (ResNet-8: of 2) allow; each of theirs has as
-many as ours of the same kind, within 2 % where its ratio can give that. Then each is trained alike: slimseek's
-distil.embedding on the original's vectors of the documents and the dev queries, the same batches in the same order.
+many as ours of the same kind within 2 %, in a smaller multiple where its ratio jumps over that. Then each is trained
+alike: slimseek's distil.embedding on the original's vectors of the documents and the dev queries, the same batches in
+the same order.
 Quality is paired against the original, before that training and after it; with several --seeds each is trained as often
 and a query's score is the mean, since trainings of equal loss may differ by more than queries tell. Times are medians
 of interleaved blocks.
@@ -236,11 +237,10 @@ class Bench:
         else:
             items = list(self.samples.calibration)
             some = list(batches(self.original, items[:: -(-len(items) // GRADIENT_ITEMS)]))
-            attempt = pruning_theirs.on_graph(self.original, some, multiple_of=self.multiple_of, **THEIRS[subject])
-        model, ratio = pruning_theirs.pruned(attempt, goal)
-        return model, {"ratio": ratio}
+            attempt = pruning_theirs.on_graph(self.original, some, **THEIRS[subject])
+        return pruning_theirs.pruned(attempt, goal, self.multiple_of)
 
-    def _own_network(self) -> Callable[[float], Model]:
+    def _own_network(self) -> pruning_theirs.Attempt:
         """EfficientNet-Lite0 as its package has it."""
         file = self.place / "pruned.onnx"
 
@@ -249,9 +249,8 @@ class Bench:
             return choose.model(file)
 
         return pruning_theirs.on_module(
-            array_networks.efficientnet_features, lambda network: [network.network._conv_head], opened, SIZE,
-            self.multiple_of,
-        )  # fmt: skip
+            array_networks.efficientnet_features, lambda network: [network.network._conv_head], opened, SIZE
+        )
 
     def _trained(self, subject: str, pruned: Model, seed: int) -> Model:
         """After the training of this run's settings; the checkpoint lies beside it while it goes on."""

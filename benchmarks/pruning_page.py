@@ -29,11 +29,11 @@ Written by `python benchmarks/pruning_page.py` from `benchmarks/results/pruning.
 
 Product pictures (grocery128) find pictures of the same product by the network's own vectors. Ours (`prune.channels`)
 have at most half of the multiply-accumulates left, as near as the widths allow; each of Torch-Pruning's has as many as
-ours of the same kind, as near as its pruning ratio allows. Both prune the same ONNX network, batch norms folded. Then
-all are trained alike, by `distil.embedding` on the original's vectors, without a label. Quality is a share of the
-original's on the same test queries, with its paired 95 % interval over queries; trainings of several seeds are
-averaged query by query. Parameters, MACs and bytes are shares of the original's; speed-ups are of medians, in ONNX
-Runtime.
+ours of the same kind, in smaller multiples where its pruning ratio cannot give that within 2 %. Both prune the same
+ONNX network, batch norms folded. Then all are trained alike, by `distil.embedding` on the original's vectors, without a
+label. Quality is a share of the original's on the same test queries, with its paired 95 % interval over queries;
+trainings of several seeds are averaged query by query. Parameters, MACs and bytes are shares of the original's;
+speed-ups are of medians, in ONNX Runtime.
 """
 
 
@@ -69,7 +69,9 @@ def line(name: str, row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     after = row["after"]
     against = interval(row["against"]["after"]["ndcg@10"]) if "against" in row else ""
     speeds = [f"{base[f'ms_{count}'] / row[f'ms_{count}']:.2f}" for count in BATCHES]
-    cells = [name, *shares, f"{row['before']['ndcg@10']['kept']:.1%}", interval(after["ndcg@10"]),
+    multiple = row["pruned"].get("round_to")
+    title = f"{name} (widths in multiples of {multiple})" if multiple else name
+    cells = [title, *shares, f"{row['before']['ndcg@10']['kept']:.1%}", interval(after["ndcg@10"]),
              f"{after['recall@1']['value']:.3f}", f"{after['map']['value']:.3f}", against, *speeds]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -29,44 +29,48 @@ from slimseek.schema import Batch, Model
 HALVINGS = 12
 TOLERANCE = 0.02
 LARGEST_RATIO = 0.9
+Attempt = Callable[[float, int], Model]
 
 
-def pruned(attempt: Callable[[float], Model], goal: int) -> tuple[Model, float]:
-    """The model at nearly ``goal`` multiply-accumulates of one item, and the pruning ratio that gave it.
+def pruned(attempt: Attempt, goal: int, multiple_of: int) -> tuple[Model, dict[str, float]]:
+    """The model nearest to ``goal`` multiply-accumulates of one item, with the ``ratio`` and ``round_to`` that gave it.
 
-    The ratio is found by halving. Widths are multiples, so a network of few layers may miss the goal by more than 2 %;
-    then the nearest of all that were tried is taken, and its own count is reported.
+    The ratio is found by halving. One ratio for all layers makes many of them narrower at once, so that multiples may
+    jump over the goal by more than 2 %: then a half of the multiple is tried, down to single channels.
     """
-    found: dict[float, tuple[int, Model]] = {}
-    low, high = 0.0, LARGEST_RATIO
-    for _ in range(HALVINGS):
-        ratio = (low + high) / 2
-        tried = attempt(ratio)
-        macs = choose.family(tried).macs(tried, 0)
-        found[ratio] = (macs, tried)
-        say(f"torch-pruning: ratio {ratio:.4f} leaves {macs / 1e6:.2f} M of {goal / 1e6:.2f} M MACs")
-        if abs(macs / goal - 1) <= TOLERANCE:
-            break
-        low, high = (ratio, high) if macs > goal else (low, ratio)
-    ratio = min(found, key=lambda one: abs(found[one][0] - goal))
-    return found[ratio][1], ratio
+    found: dict[tuple[float, int], tuple[int, Model]] = {}
+
+    def miss(key: tuple[float, int]) -> float:
+        return abs(found[key][0] / goal - 1)
+
+    while multiple_of and not (found and min(map(miss, found)) <= TOLERANCE):
+        low, high = 0.0, LARGEST_RATIO
+        for _ in range(HALVINGS):
+            ratio = (low + high) / 2
+            tried = attempt(ratio, multiple_of)
+            macs = choose.family(tried).macs(tried, 0)
+            found[ratio, multiple_of] = (macs, tried)
+            say(f"torch-pruning: {ratio:.4f}, {multiple_of}: {macs / 1e6:.2f} M of {goal / 1e6:.2f} M MACs are left")
+            if miss((ratio, multiple_of)) <= TOLERANCE:
+                break
+            low, high = (ratio, high) if macs > goal else (low, ratio)
+        multiple_of //= 2
+    best = min(found, key=miss)
+    return found[best][1], {"ratio": best[0], "round_to": best[1]}
 
 
-def on_graph(
-    model: Model, batches: Sequence[Batch], *, multiple_of: int, gradients: bool, everywhere: bool
-) -> Callable[[float], Model]:
-    """A pruning ratio to what Torch-Pruning makes with it of the graph of a model.
+def on_graph(model: Model, batches: Sequence[Batch], *, gradients: bool, everywhere: bool) -> Attempt:
+    """A pruning ratio and its ``round_to`` to what Torch-Pruning makes with it of the graph of a model.
 
     Args:
         model: float, opened from ONNX.
         batches: items to take gradients on.
-        multiple_of: its ``round_to``.
         gradients: GroupTaylorImportance in the place of GroupMagnitudeImportance.
         everywhere: one ranking of the whole network (its ``global_pruning``) and not one of each layer.
     """
     slopes = slopes_of(model, batches) if gradients else None
 
-    def attempt(ratio: float) -> Model:
+    def attempt(ratio: float, multiple_of: int) -> Model:
         network = Layered(_graph(model), dense(model))
         if slopes is None:
             measure = torch_pruning.importance.GroupMagnitudeImportance(p=2)
@@ -85,19 +89,18 @@ def on_graph(
 
 def on_module(
     make: Callable[[], nn.Module], last: Callable[[Any], list[nn.Module]], opened: Callable[[nn.Module], Model],
-    size: int, multiple_of: int,
-) -> Callable[[float], Model]:  # fmt: skip
-    """A pruning ratio to what Torch-Pruning makes of a PyTorch network as its authors wrote it, by the norm alone.
+    size: int,
+) -> Attempt:  # fmt: skip
+    """As ``on_graph``, of a PyTorch network as its authors wrote it, by the norm alone.
 
     Args:
         make: the network, anew for each ratio.
         last: its layers that must keep their widths.
         opened: exports it and opens that.
         size: of the pictures, in pixels.
-        multiple_of: its ``round_to``.
     """
 
-    def attempt(ratio: float) -> Model:
+    def attempt(ratio: float, multiple_of: int) -> Model:
         network = make()
         measure = torch_pruning.importance.GroupMagnitudeImportance(p=2)
         prune_(network, torch.zeros(2, 3, size, size), measure, ratio, last(network), multiple_of, everywhere=False)
