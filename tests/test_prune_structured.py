@@ -119,6 +119,20 @@ def test_less_of_a_transformer_gives_what_zeros_give_in_transformers_own_model(
     assert np.allclose(choose.encoder(found, "less", 1).documents(TEXTS), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["prune.channels", "prune.heads"])
+def test_an_untrained_network_whose_biases_are_all_zero_is_pruned_layer_by_layer(method: str, tmp_path: Path) -> None:
+    """An exporter makes one constant of all equal ones, which would seem to couple the layers."""
+    transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(tiny_tokenizer())
+    whole = choose.model(tmp_path)
+    assert not np.any(whole.tensors["transformer.encoder.layer.1.intermediate.dense.bias"])
+    found = less(method, whole)
+    assert len(structure(whole).groups) == 4
+    name, expected = (INNER, 24) if method == "prune.channels" else (QUERY, 16)
+    assert widths(found, name) == [expected, expected]
+    assert found.tensors[name.format(1).replace("weight", "bias")].shape == (expected,)
+
+
 def gone(whole: Model, found: Model, method: str) -> dict[str, np.ndarray]:
     """For each weight that lost inputs, and kept its outputs, the numbers of those that left: found by comparing."""
     result = {}

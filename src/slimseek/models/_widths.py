@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import nn
 
 from slimseek.models import _text_files as text_files
-from slimseek.schema import Model, Tensor
+from slimseek.schema import Model, QuantizedTensor, Tensor, is_float
 
 CONFIG = "config.json"
 WIDTHS = ("intermediate_size", "hidden_dim", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim")
@@ -23,6 +25,8 @@ QUERIES = ("query", "q", "q_lin", "q_proj", "Wqkv", "qkv_proj", "c_attn")
 """Names of the layers whose outputs are as wide as all heads of an attention module together, or three times so."""
 ALL_HEADS = ("all_head_size", "inner_dim", "embed_dim")
 """Attributes of attention modules for the width of all heads together."""
+
+NOISE = 1e-3
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -43,6 +47,23 @@ def resized(model: Model, tensors: Mapping[str, Tensor], shapes: Callable[[Mappi
         if fits:
             return dataclasses.replace(model, files=files, tensors=tensors)
     return dataclasses.replace(model, tensors=tensors)
+
+
+def told_apart(model: Model) -> Model:
+    """The model with a little noise on every float tensor that is one number throughout, or equal to another; itself
+    where there is none.
+    """
+    generator = np.random.default_rng(0)
+    seen: set[tuple[tuple[int, ...], bytes]] = set()
+    changed: dict[str, Tensor] = {}
+    for name, tensor in model.tensors.items():
+        if isinstance(tensor, QuantizedTensor) or not is_float(tensor):
+            continue
+        content = tensor.shape, hashlib.blake2b(np.ascontiguousarray(tensor).tobytes(), digest_size=16).digest()
+        if content in seen or (tensor.size and tensor.min() == tensor.max()):
+            changed[name] = tensor + generator.normal(0, NOISE, tensor.shape).astype(tensor.dtype)
+        seen.add(content)
+    return dataclasses.replace(model, tensors={**model.tensors, **changed}) if changed else model
 
 
 def fit(tensors: Mapping[str, Tensor], shapes: Shapes) -> bool:

@@ -158,6 +158,12 @@ class Transformer(Family):
         """The pipeline through PyTorch's exporter, with an additive mask where the network takes one."""
         return copy.deepcopy(_graph(model))
 
+    def parts(self, model: Model) -> tuple[Any, Mapping[str, Array]]:
+        """The exported graph. Tensors of equal content, such as the biases of an untrained network, differ a little in
+        it: the exporter would make one of them, and leave out those that add nothing.
+        """
+        return self.to_onnx(widths.told_apart(model)), {}
+
     def resized(self, model: Model, graph: Any, tensors: Mapping[str, Tensor]) -> Model:
         """The model with the configuration that has these shapes, where there is one; without one the shapes of the
         tensors themselves say how wide each layer is.
