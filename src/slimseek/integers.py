@@ -118,14 +118,27 @@ def is_eight_bit(tensor: QuantizedTensor) -> bool:
 
 def expanded(tensor: Tensor) -> Array:
     """The float32 values that eight-bit arithmetic computes with, at most half a step of its grid from the tensor's."""
+    steps, scale = eight_bit_steps(tensor)
+    values: Array = steps * scale
+    return values
+
+
+def eight_bit_steps(tensor: Tensor) -> tuple[Array, Array]:
+    """What eight-bit arithmetic multiplies with: whole numbers as float32 in the tensor's shape, and the scale that
+    belongs to each, of a shape that goes along; a tensor that is not quantized has its own values, and scale 1.
+    """
     values = dequantize(tensor)
-    if not isinstance(tensor, QuantizedTensor) or is_eight_bit(tensor):
-        return values
+    if not isinstance(tensor, QuantizedTensor):
+        return values, np.ones([1] * values.ndim, np.float32)
     shape = [1] * values.ndim
     shape[tensor.spec.axis] = -1
+    if is_eight_bit(tensor):
+        scale = tensor.scale.astype(np.float32)
+        zero_point = 0 if tensor.zero_point is None else tensor.zero_point.astype(np.float32).reshape(shape)
+        steps: Array = tensor.integers.astype(np.float32) - zero_point
+        return steps, scale.reshape(shape)
     scale = eight_bit_scale(tensor).reshape(shape)
-    rounded: Array = np.rint(values / scale) * scale
-    return rounded
+    return np.rint(values / scale), scale
 
 
 def take_rows(tensor: Tensor, rows: Array) -> Tensor:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
-from slimseek.integers import dense, expanded
+from slimseek.integers import dense, eight_bit_steps
 from slimseek.models import _text_files as text_files
 from slimseek.models import _widths as widths
 from slimseek.models._export import export
@@ -110,11 +110,7 @@ class Transformer(Family):
         network = _load(model)
         for layer in model.layers:
             if layer.weight in model.activations:
-                module = network.get_submodule(layer.name)
-                module.weight.data = torch.from_numpy(expanded(model.tensors[layer.weight]))
-                if layer.weight in model.smoothing:
-                    module.register_forward_pre_hook(_dividing(model.smoothing[layer.weight]))
-                module.register_forward_pre_hook(_rounding(model.activations[layer.weight]))
+                network.get_submodule(layer.name).forward = _eight_bit(model, layer, network)
 
         def encode(batch: Batch) -> Array:
             torch.set_num_threads(threads)
@@ -229,24 +225,36 @@ def _pool(hidden: torch.Tensor, keep: torch.Tensor, pooling: str) -> torch.Tenso
     return (hidden * keep.unsqueeze(-1)).sum(1) / keep.sum(1, keepdim=True).clamp(min=1e-9)
 
 
-def _dividing(smoothing: Array) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor]]:
-    """A hook that divides a layer's input by its smoothing."""
-    factors = torch.from_numpy(1 / smoothing.reshape(-1))
-    return lambda module, inputs: (inputs[0] * factors,)
+def _eight_bit(model: Model, layer: Layer, network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A linear layer in eight-bit arithmetic as the runtimes do it: whole numbers are multiplied and added, and scales
+    come after. Such sums are exact in float32 up to 2^24, so that they do not depend on the batch; a last bit that
+    did would be rounded elsewhere in the next layer.
+    """
+    steps, scale = eight_bit_steps(model.tensors[layer.weight])
+    if scale.size > 1 and scale.shape[layer.axis] == 1:  # one for each input
+        steps, scale = steps * scale, np.ones((1, 1), np.float32)
+    weight = torch.from_numpy(np.ascontiguousarray(steps if layer.axis == 1 else steps.T))
+    outputs = torch.from_numpy(scale.reshape(-1).copy())
+    bias: Any = network.get_submodule(layer.name).bias
+    activation = model.activations[layer.weight]
+    smoothing = model.smoothing.get(layer.weight)
+    factors = None if smoothing is None else torch.from_numpy(1 / smoothing.reshape(-1))
+
+    def forward(values: torch.Tensor) -> torch.Tensor:
+        rounded, step = _rounded(values if factors is None else values * factors, activation)
+        result = (rounded @ weight) * (step * outputs)
+        return result if bias is None else result + bias
+
+    return forward
 
 
-def _rounding(activation: ActivationQuant) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor]]:
-    """A hook that rounds a layer's input to eight bits as the runtimes do."""
-
-    def static(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        scale, zero = activation.scale, activation.zero_point
-        return (((inputs[0] / scale).round() + zero).clamp(0, 255).sub(zero).mul(scale),)
-
-    def dynamic(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        scale = inputs[0].abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-        return ((inputs[0] / scale).round() * scale,)
-
-    return static if activation.mode == "static" else dynamic
+def _rounded(values: torch.Tensor, activation: ActivationQuant) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Whole numbers of eight bits, and the step that they count: one for all, or one for each row."""
+    if activation.mode == "static":
+        zero = activation.zero_point
+        return ((values / activation.scale).round() + zero).clamp(0, 255).sub(zero), activation.scale
+    step = values.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return (values / step).round(), step
 
 
 def _tokenizer(path: Path, files: dict[str, bytes]) -> bytes:
