@@ -7,16 +7,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
 
-from slimseek import choose, plugins
+from slimseek import choose, integers, plugins
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.text import TOKENIZER, TextInput
+from slimseek.models import transformer
 from slimseek.models.transformer import Transformer
 from slimseek.rebuild import rebuild
 from slimseek.schema import ActivationQuant, Samples
@@ -149,33 +151,45 @@ def test_weights_that_lack_a_layer_are_refused(tmp_path: Path) -> None:
         choose.model(tmp_path / "m")
 
 
-def test_static_rounding_equals_torch_fake_quantize(folder: Path) -> None:
-    model = choose.model(folder)
-    chosen = next(layer for layer in model.layers if layer.kind == "linear")
-    integer = plugins.load("methods", "quantize.weights_int")(layers=("linear",))
-    model = integer.apply(model, Samples(calibration=[], texts=[]))
-    rounded = dataclasses.replace(
-        model, activations={chosen.weight: ActivationQuant(mode="static", scale=0.05, zero_point=100)}
-    )
-    seen: list[torch.Tensor] = []
-    from slimseek.models import transformer
-
-    hook = transformer._rounding(rounded.activations[chosen.weight])
+def test_static_rounding_equals_torch_fake_quantize() -> None:
     values = torch.randn(3, 5, 32) * 4
-    seen.append(hook(torch.nn.Identity(), (values,))[0])
-    assert torch.allclose(seen[0], torch.fake_quantize_per_tensor_affine(values, 0.05, 100, 0, 255), atol=1e-6)
+    steps, step = transformer._rounded(values, ActivationQuant(mode="static", scale=0.05, zero_point=100))
+    assert torch.equal(steps, steps.round())
+    assert torch.allclose(steps * step, torch.fake_quantize_per_tensor_affine(values, 0.05, 100, 0, 255), atol=1e-6)
 
 
 def test_dynamic_rounding_of_a_row_does_not_depend_on_other_rows() -> None:
-    from slimseek.models import transformer
-
-    hook = transformer._rounding(ActivationQuant(mode="dynamic"))
     values = torch.randn(4, 6, 32)
     louder = values.clone()
     louder[1:] *= 30
-    module = torch.nn.Identity()
-    assert torch.equal(hook(module, (values,))[0][0], hook(module, (louder,))[0][0])
-    assert (hook(module, (values,))[0] - values).abs().max() <= values.abs().amax(-1).max() / 254 + 1e-6
+    steps, step = transformer._rounded(values, ActivationQuant(mode="dynamic"))
+    others, _ = transformer._rounded(louder, ActivationQuant(mode="dynamic"))
+    assert torch.equal(steps[0], others[0])
+    assert (steps * step - values).abs().max() <= values.abs().amax(-1).max() / 254 + 1e-6
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_rounded_layer_is_a_product_of_whole_numbers_and_the_same_in_any_batch(
+    folder: Path, bits: int, mode: Literal["static", "dynamic"]
+) -> None:
+    """Against numpy's int64; to the last bit, whatever else is in the batch."""
+    model = choose.model(folder)
+    layer = next(layer for layer in model.layers if layer.kind == "linear")
+    model = plugins.load("methods", "quantize.weights_int")(bits=bits).apply(model, Samples(calibration=[], texts=[]))
+    how = ActivationQuant(mode=mode, scale=0.05 if mode == "static" else 0.0, zero_point=100)
+    compute = transformer._eight_bit(
+        dataclasses.replace(model, activations={layer.weight: how}), layer, Transformer().trainable(model)
+    )
+    values = torch.randn(7, 5, 32) * 2
+    together = compute(values)
+    assert all(torch.equal(compute(values[row : row + 1])[0], together[row]) for row in range(7))
+    steps, step = transformer._rounded(values, how)
+    weights, scale = integers.eight_bit_steps(model.tensors[layer.weight])
+    assert np.array_equal(weights, np.rint(weights))
+    products = steps.numpy().astype(np.int64) @ weights.astype(np.int64).T
+    expected = products * (np.asarray(step) * scale.reshape(-1)) + np.asarray(model.tensors[str(layer.bias)])
+    assert np.allclose(together.detach().numpy(), expected, atol=1e-5)
 
 
 def test_observe_shows_the_inputs_of_linear_layers_without_padding(folder: Path) -> None:
