@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import string
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -179,3 +182,70 @@ def packaged(model: Model, backend: str, folder: Path) -> Encoder:
     runtime.export(model, folder)
     run = runtime.open(folder, 1)
     return choose.assemble(backend, model.spec, model.files, run, shipped={}, runtime=backend, threads=1)
+
+
+def optimised(folder: Path) -> Any:
+    """The graph that ONNX Runtime makes of a package when it loads it, and so runs with every query."""
+    onnx, onnxruntime = plugins.require("onnx"), plugins.require("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimised.onnx").graph
+
+
+def kernels(folder: Path, backend: str) -> Counter[str]:
+    """What runs with every query: operators by kind; of OpenVINO with their precision, constants left out.
+
+    A table of 16 bits is read as such where it is dense, and widened where it is not.
+    """
+    if backend == "onnxruntime":
+        return Counter(node.op_type for node in optimised(folder).node)
+    openvino = plugins.require("openvino")
+    compiled = openvino.Core().compile_model(folder / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = [(info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in infos]
+    return Counter(kind if kind == "Gather" else f"{kind} {precision}" for kind, precision in kinds if kind != "Const")
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and collects what tests look at."""
+
+    void: ClassVar[frozenset[str]] = frozenset({"meta", "br", "hr", "img", "input", "link"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def text(self, tag: str) -> str:
+        """All that stands in tags of this name."""
+        return "".join(data for at, data in self.texts if at == tag)
+
+    @property
+    def words(self) -> str:
+        """All that is written."""
+        return "".join(data for _, data in self.texts)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Attributes of each tag of this name."""
+        return [attributes for name, attributes in self.tags if name == tag]

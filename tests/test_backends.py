@@ -16,7 +16,7 @@ from slimseek.errors import GateFailed, UsageError
 from slimseek.evaluate import cosines
 from slimseek.plugins import require
 from slimseek.schema import Model, QuantizedTensor, QuantSpec, Samples
-from small import packaged, tiny_bert
+from small import optimised, packaged, tiny_bert
 
 TEXTS = [
     "the cat sleeps",
@@ -147,14 +147,8 @@ def test_four_bits_take_four_bits_on_disk(original: Model, backend: str, tmp_pat
 
 
 def test_static_eight_bits_really_run_as_integers_in_onnxruntime(original: Model, tmp_path: Path) -> None:
-    import onnxruntime
-
     packaged(formed(original, "int4 static"), "onnxruntime", tmp_path)
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options)
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    kinds = [node.op_type for node in optimised(tmp_path).node]
     assert (kinds.count("QAttention"), kinds.count("MatMulIntegerToFloat")) == (2, 6)
     assert not {"MatMul", "MultiHeadAttention"} & set(kinds)
     assert "DequantizeLinear" not in kinds, "packed weights are expanded once, when the graph is loaded"

@@ -12,7 +12,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,7 +20,7 @@ from slimseek import artifact, choose, compress, deploy, inspect, integers, plug
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.schema import Array, Model, QuantizedTensor, QuantSpec, Samples
-from small import packaged, tiny_bert
+from small import kernels, packaged, tiny_bert
 from test_onnx_graph import bag, written
 
 TEXTS = ["the cat sleeps", "a dog runs through the winter forest near the river", "stone", "engine of stone"]
@@ -423,37 +422,14 @@ def test_the_files_really_shrink(original: Model, plain: dict[str, Path], backen
     assert sizes["e4m3 tensor"] < sizes["bf16"] < sizes["float32"]
 
 
-def onnxruntime_kernels(folder: Path) -> Counter[str]:
-    """Operators that are left after loading, and so run with every query."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
-
-
-def openvino_kernels(folder: Path) -> Counter[str]:
-    """Kernels of the compiled model by kind and precision, constants left out; a table may be read in 16 bits."""
-    openvino = plugins.require("openvino")
-    compiled = openvino.Core().compile_model(folder / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    kinds: Counter[str] = Counter()
-    for operation in compiled.get_runtime_model().get_ordered_ops():
-        kind, precision = (operation.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision"))
-        if kind != "Const":
-            kinds[kind if kind == "Gather" else f"{kind} {precision}"] += 1
-    return kinds
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_are_widened_once_when_the_package_is_opened(
     original: Model, plain: dict[str, Path], backend: str, form: str, tmp_path: Path
 ) -> None:
     """The same kernels run as for float32: none of them casts or scales a weight."""
-    kernels = {"onnxruntime": onnxruntime_kernels, "openvino": openvino_kernels}[backend]
     packaged(converted(original, **FORMS[form]), backend, tmp_path)
-    assert kernels(tmp_path) == kernels(plain[backend])
+    assert kernels(tmp_path, backend) == kernels(plain[backend], backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

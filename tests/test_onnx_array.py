@@ -17,7 +17,7 @@ from slimseek.evaluate import cosines
 from slimseek.inputs.arrays import ArrayInput
 from slimseek.integers import dequantize
 from slimseek.schema import OUTPUT_RANGE, Model, ModelSpec, QuantizedTensor, Samples, TensorSpec
-from small import packaged
+from small import optimised, packaged
 
 BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 TINY = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -131,14 +131,8 @@ def test_integers_of_convolutions_agree_with_the_artifact(
 
 def test_every_convolution_runs_on_integers_in_onnxruntime(file: Path, items: list[str], tmp_path: Path) -> None:
     """CASES Q15: the residual addition too, which needs no stub."""
-    import onnxruntime
-
     plugins.load("backends", "onnxruntime")().export(static(choose.model(file), items), tmp_path)
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options)
-    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    kinds = Counter(node.op_type for node in optimised(tmp_path).node)
     assert (kinds["QLinearConv"], kinds["Conv"], kinds["QLinearAdd"]) == (3, 0, 1)
     assert kinds["MatMulIntegerToFloat"] == 1
 

@@ -5,7 +5,6 @@ steps leave as they are; files and packages that really shrink.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from slimseek.methods.prune._weights import inputs_last, least
 from slimseek.methods.prune.n_m import kept
 from slimseek.methods.quantize._compensated import compensate
 from slimseek.schema import Array, Layer, LayerKind, Model, QuantizedTensor, QuantSpec, Samples
-from small import CORPUS, packaged, tiny_model
+from small import CORPUS, kernels, packaged, tiny_model
 
 TEXTS = [*CORPUS.values(), "stone", "the cat sleeps", "engine of stone"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
@@ -432,25 +431,6 @@ FORMS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "int3 group": (("quantize.weights_int", {"bits": 3, "granularity": "group", "group_size": 16}),),
     "int6": (("quantize.weights_int", {"bits": 6}),),
 }
-
-
-def kernels(folder: Path, backend: str) -> Counter[str]:
-    """What is left after loading, and so runs with every query."""
-    if backend == "onnxruntime":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(folder / "optimised.onnx")
-        options.log_severity_level = 3
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
-    openvino = plugins.require("openvino")
-    compiled = openvino.Core().compile_model(folder / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ordered_ops()]
-    kinds = [(info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in infos]
-    # A table of 16 bits is read as such where it is dense, and widened where it is not.
-    return Counter(kind if kind == "Gather" else f"{kind} {precision}" for kind, precision in kinds if kind != "Const")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
@@ -25,6 +24,7 @@ from slimseek.schema import (
     Report,
     StepRecord,
 )
+from small import Page
 
 MACHINE = Environment(
     cpu="Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
@@ -450,38 +450,6 @@ def test_the_table_has_at_most_ten_rows_and_the_metric_first() -> None:
 
 
 # ---------------------------------------------------------------- the page
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced, and collects what the tests look at."""
-
-    void = frozenset({"meta", "br", "hr", "img", "input", "link"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append((self.open[-1] if self.open else "", data))
-
-    def text(self, tag: str) -> str:
-        return "".join(data for at, data in self.texts if at == tag)
 
 
 def charts_of(page: str) -> dict[str, str]:

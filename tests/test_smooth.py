@@ -21,7 +21,7 @@ from slimseek.errors import ArtifactError, NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.methods.quantize._smoothing import LARGEST_FACTOR, Inputs, best_factors, expected_error, factors
 from slimseek.schema import Array, Model, Samples
-from small import CORPUS, packaged, tiny_model, with_outliers
+from small import CORPUS, optimised, packaged, tiny_model, with_outliers
 
 TEXTS = [*CORPUS.values(), "stone", "the cat sleeps", "engine of stone"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
@@ -338,16 +338,6 @@ def test_the_rebuilt_model_is_an_ordinary_one(original: Model, smoothed: Model, 
 # ---------------------------------------------------------------- packages
 
 
-def what_onnxruntime_runs(folder: Path) -> onnx.GraphProto:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
-    return onnx.load(folder / "optimised.onnx").graph
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_package_gives_the_vectors_of_the_artifact(smoothed: Model, backend: str, form: str, tmp_path: Path) -> None:
@@ -359,7 +349,7 @@ def test_a_package_gives_the_vectors_of_the_artifact(smoothed: Model, backend: s
 def test_smoothed_inputs_really_run_as_integers_in_onnxruntime(smoothed: Model, tmp_path: Path) -> None:
     """Each of eight inputs is divided by one Mul, whatever the number of layers that read it; one scale rounds it."""
     packaged(formed(smoothed, "int8 static"), "onnxruntime", tmp_path)
-    graph = what_onnxruntime_runs(tmp_path)
+    graph = optimised(tmp_path)
     kinds = Counter(node.op_type for node in graph.node)
     assert (kinds["QAttention"], kinds["MatMulIntegerToFloat"], kinds["QuantizeLinear"]) == (2, 6, 8)
     assert not {"MatMul", "MultiHeadAttention", "DequantizeLinear"} & set(kinds)
@@ -378,7 +368,7 @@ def test_smoothing_of_float_weights_costs_nothing_in_onnxruntime(smoothed: Model
         folder = tmp_path / str(number)
         folder.mkdir()
         packaged(formed(model, form), "onnxruntime", folder)
-        kinds.append(Counter(node.op_type for node in what_onnxruntime_runs(folder).node))
+        kinds.append(Counter(node.op_type for node in optimised(folder).node))
     assert kinds[0] == kinds[1]
 
 

@@ -173,7 +173,7 @@ def sensitivity(
 
     with _Run(json, quiet) as run:
         settings = Settings(
-            method=method, amounts=tuple(sorted(set(amount or (0.25, 0.5, 0.75)))), importance=importance,
+            method=method, amounts=tuple(sorted(set(amount or Settings().amounts))), importance=importance,
             metric=metric, max_queries=max_queries, max_documents=max_documents, seed=seed,
         )  # fmt: skip
         found = measure(model, data, out, settings, threads=threads, force=force)

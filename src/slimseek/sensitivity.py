@@ -17,6 +17,7 @@ import numpy as np
 from slimseek import __version__, choose, data, evaluate, integers, plugins, timing
 from slimseek import folder as folders
 from slimseek.errors import UsageError
+from slimseek.inputs.batches import spread
 from slimseek.progress import say, shown_on, track
 from slimseek.schema import Array, Change, Measurement, Model, SearchSet, Value
 
@@ -207,7 +208,7 @@ def measure(
     samples = data.samples(read, splits, seed=settings.seed)
     layers = step.layers(model, samples)
     encoder = choose.encoder(model, "original", threads or timing.default_threads())
-    items = tuple(samples.calibration)[:: -(-len(samples.calibration) // COMPARED)]
+    items = spread(samples.calibration, COMPARED)
     found = known or Sensitivity(
         **wanted, format_version=FORMAT_VERSION, model=choose.name_of(source), collection=search_set.name,
         documents=len(search_set.corpus),

@@ -9,11 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from slimseek.choose import family
-from slimseek.inputs.batches import batches, check_inputs
 from slimseek.inputs.samples import examples
 from slimseek.integers import dense
-from slimseek.schema import OUTPUT_RANGE, Array, Layer, Model, Samples
+from slimseek.schema import Array, Layer, Model, Samples
 
 NONE = -1
 Place = tuple[str, int]
@@ -85,24 +83,3 @@ class Importance(ABC):
         Raises:
             UsageError: it cannot be told of this model; the text says what can.
         """
-
-
-def input_norms(evidence: Evidence) -> dict[str, Array]:
-    """Root mean square of each input channel of layers, float64 [inputs], by the name of the weight.
-
-    Raises:
-        UsageError: an input is NaN or infinite.
-    """
-    squares: dict[str, Array] = {}
-    counts: dict[str, int] = {}
-
-    def visit(name: str, values: Array) -> None:
-        if name.endswith(OUTPUT_RANGE):
-            return
-        check_inputs(name, values)
-        others = tuple(axis for axis in range(values.ndim) if axis != 1)
-        squares[name] = squares.get(name, 0.0) + np.square(values, dtype=np.float64).sum(others)
-        counts[name] = counts.get(name, 0) + values.size // values.shape[1]
-
-    family(evidence.model).observe(evidence.model, batches(evidence.model, evidence.items), visit)
-    return {name: np.sqrt(total / counts[name]) for name, total in squares.items()}

@@ -8,7 +8,7 @@ import torch
 
 from slimseek.choose import family
 from slimseek.importance._evidence import Evidence
-from slimseek.inputs.batches import batches
+from slimseek.inputs.batches import batches, spread
 from slimseek.schema import Array
 
 ITEMS = 64
@@ -30,8 +30,7 @@ def gradients(evidence: Evidence) -> Iterator[Mapping[str, Array]]:
     wanted = list({id(tensor): tensor for tensor in named.values()}.values())
     for tensor in wanted:
         tensor.requires_grad_(True)
-    items = evidence.items[:: -(-len(evidence.items) // ITEMS)]
-    for batch in batches(evidence.model, items):
+    for batch in batches(evidence.model, spread(evidence.items, ITEMS)):
         vectors = network(**{name: torch.from_numpy(array) for name, array in batch.items()})
         signs = torch.randint(0, 2, vectors.shape, generator=generator).to(vectors.dtype) * 2 - 1
         found = torch.autograd.grad((vectors * signs).sum(), wanted, allow_unused=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from slimseek.errors import UsageError
-from slimseek.importance._evidence import Evidence, Importance, input_norms
+from slimseek.importance._evidence import Evidence, Importance
+from slimseek.importance._inputs import mean_squares
 from slimseek.schema import Array
 
 
@@ -17,13 +18,14 @@ class Activation(Importance):
 
     def scores(self, evidence: Evidence) -> Array:
         """float64 [units]; a unit that no layer reads whose input is seen is as important as the mean."""
-        norms = input_norms(evidence)
+        layers = {layer.weight for layer in evidence.model.layers}
+        squares = mean_squares(evidence.model, evidence.items, layers)
         added, seen = {}, []
         for place, layer in evidence.readers.items():
             tensor = evidence.tensors[layer.weight]
-            if layer.weight in norms and len(norms[layer.weight]) == tensor.shape[place[1]]:
+            if layer.weight in squares and len(squares[layer.weight]) == tensor.shape[place[1]]:
                 shape = [-1 if axis == place[1] else 1 for axis in range(tensor.ndim)]
-                added[layer.weight] = np.square(tensor * norms[layer.weight].reshape(shape))
+                added[layer.weight] = np.square(tensor) * squares[layer.weight].reshape(shape)
                 seen.append(place)
         if not seen:
             raise UsageError(

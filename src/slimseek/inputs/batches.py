@@ -25,6 +25,11 @@ def batches(model: Model, items: Sequence[str]) -> Iterator[Batch]:
             yield read.batch(found[start : start + BATCH], width)
 
 
+def spread(items: Sequence[str], most: int) -> Sequence[str]:
+    """At most so many of the items, evenly over their order: a sample's documents stand before its queries."""
+    return items[:: max(1, -(-len(items) // most))]
+
+
 def check_inputs(name: str, values: Array) -> None:
     """Refuse what a layer reads, or sums of it.
 

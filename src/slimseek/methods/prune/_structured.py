@@ -14,6 +14,7 @@ from slimseek.choose import encoder
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.importance._evidence import Evidence
+from slimseek.inputs.batches import spread
 from slimseek.inputs.samples import examples
 from slimseek.methods._training import distilled
 from slimseek.methods.prune._alone import SingleLayer
@@ -120,13 +121,10 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         whole = structure(before)
         widths = {}
         for group in self._spared(self._groups(whole)):
-            (name, axis), times = next(iter((place, times) for place, times in group.places.items()
-                                            if place in whole.found.places))  # fmt: skip
-            own = next((place for place in whole.places if place[0] == name
-                        and whole.places[place] is whole.found.places[name, axis]), (name, axis))  # fmt: skip
-            left = after.tensors[name].shape[own[1]] if name in after.tensors else 0
-            had = before.tensors[name].shape[own[1]]
-            widths[name] = f"{name} {had // times} -> {left // times}"
+            (name, axis), line = next(found for found in whole.places.items() if group.units[0] in found[1])
+            times = int((line == group.units[0]).sum())
+            left = after.tensors[name].shape[axis] if name in after.tensors else 0
+            widths[name] = f"{name} {len(line) // times} -> {left // times}"
         lines = ["; ".join(widths.values())]
         if whole.found.skipped:
             lines.append(f"left alone, since it is not known how they could shrink: {', '.join(whole.found.skipped)}")
@@ -208,9 +206,7 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         self, whole: Structure, groups: tuple[UnitGroup, ...], scores: Array, chosen: frozenset[int], samples: Samples
     ) -> frozenset[int]:
         """As many of the chosen units as the vectors allow, the last layer first; the allowance grows evenly."""
-        items = tuple(samples.calibration)[:: -(-len(samples.calibration) // COMPARED) or 1] or examples(
-            whole.model.spec
-        )
+        items = spread(samples.calibration or examples(whole.model.spec), COMPARED)
         threads = default_threads()
         original = encoder(whole.model, "the original", threads).documents(items)
         kept: frozenset[int] = frozenset()

@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from slimseek import choose, integers
+from slimseek import integers
 from slimseek.errors import NoEffect, UsageError
-from slimseek.inputs.batches import batches, check_inputs
+from slimseek.importance._inputs import mean_squares
 from slimseek.schema import Array, Layer, LayerKind, Model, QuantizedTensor, Samples
 
 Importance = Literal["magnitude", "activation"]
@@ -136,20 +136,9 @@ def _norms(model: Model, layers: Mapping[str, Layer], samples: Samples, method: 
     """Root mean square of each input channel, float64 [inputs], of the layers that calibration sees."""
     if not samples.calibration:
         raise UsageError(f"{method}: the calibration sample is empty; the collection has no texts")
-    squares: dict[str, Array] = {}
-    counts: dict[str, int] = {}
-
-    def visit(name: str, values: Array) -> None:
-        if name in layers and values.size:
-            check_inputs(name, values)
-            others = tuple(axis for axis in range(values.ndim) if axis != 1)
-            squares[name] = squares.get(name, 0.0) + np.square(values, dtype=np.float64).sum(others)
-            counts[name] = counts.get(name, 0) + values.size // values.shape[1]
-
-    plain = dataclasses.replace(model, activations={})
-    choose.family(model).observe(plain, batches(model, samples.calibration), visit)
+    squares = mean_squares(model, samples.calibration, layers)
     _unseen[model] = tuple(name for name in layers if name not in squares)
-    return {name: np.sqrt(total / counts[name]) for name, total in squares.items()}
+    return {name: np.sqrt(mean) for name, mean in squares.items()}
 
 
 def _beside(norms: Array, found: Array) -> Array:

@@ -12,7 +12,8 @@ import numpy as np
 from slimseek import choose, integers
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
-from slimseek.inputs.batches import batches, check_inputs
+from slimseek.importance._inputs import mean_squares
+from slimseek.inputs.batches import spread
 from slimseek.inputs.reader import reader
 from slimseek.methods.quantize._allocation import allocate
 from slimseek.progress import track
@@ -135,7 +136,7 @@ class Mixed(Step, frozen=True, kw_only=True):
 
 def _output_noise(model: Model, samples: Samples) -> Callable[[Layer, QuantizedTensor], float]:
     """Noise of a layer's output by its signal, when its weight is replaced by the tensor."""
-    moments = _second_moments(model, samples)
+    moments = mean_squares(model, samples.calibration, {layer.weight for layer in model.layers})
     counts = _token_counts(model, samples)
 
     def noise(layer: Layer, tensor: QuantizedTensor) -> float:
@@ -155,7 +156,7 @@ def _output_noise(model: Model, samples: Samples) -> Callable[[Layer, QuantizedT
 def _vector_change(model: Model, samples: Samples) -> Callable[[Layer, QuantizedTensor], float]:
     """Mean of 1 - cosine of the model's vectors, when a layer's weight is replaced by the tensor."""
     # Evenly spread, since the sample's documents stand before its queries.
-    items = samples.calibration[:: -(-len(samples.calibration) // COMPARED)]
+    items = spread(samples.calibration, COMPARED)
     threads = default_threads()
     original = choose.encoder(model, "the original", threads).documents(items)
 
@@ -165,22 +166,6 @@ def _vector_change(model: Model, samples: Samples) -> Callable[[Layer, Quantized
         return max(0.0, float((1 - cosines(original, vectors)).mean()))
 
     return change
-
-
-def _second_moments(model: Model, samples: Samples) -> dict[str, Array]:
-    """For each layer whose input is seen, the sum of squares of each input (channel), float64 [inputs]."""
-    weights = {layer.weight for layer in model.layers}
-    seen: dict[str, Array] = {}
-
-    def visit(name: str, values: Array) -> None:
-        if name in weights:
-            check_inputs(name, values)
-            others = tuple(axis for axis in range(values.ndim) if axis != 1)
-            seen[name] = seen.get(name, 0.0) + np.square(values, dtype=np.float64).sum(others)
-
-    plain = dataclasses.replace(model, activations={})
-    choose.family(model).observe(plain, batches(model, samples.calibration), visit)
-    return seen
 
 
 def _token_counts(model: Model, samples: Samples) -> Array:
