@@ -98,7 +98,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     expected, file = trained(original), str(tmp_path / "training.safetensors")
     losses = itertools.count()
 
-    def dying(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def dying(output: torch.Tensor, target: torch.Tensor, progress: float) -> torch.Tensor:
         if next(losses) == 50:
             raise KeyboardInterrupt
         return cosine(output, target)

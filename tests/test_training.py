@@ -147,7 +147,7 @@ def dying(after: int) -> train.Loss:
     """The loss, until it was computed so often."""
     calls = itertools.count()
 
-    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def loss(output: torch.Tensor, target: torch.Tensor, progress: float) -> torch.Tensor:
         if next(calls) == after:
             raise Killed
         return train.mse(output, target)
@@ -178,7 +178,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(
     assert Path(settings.checkpoint).is_file() == (after > 14), "two losses at the start, ten steps, two losses"
     steps = itertools.count()
 
-    def counted(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def counted(output: torch.Tensor, target: torch.Tensor, progress: float) -> torch.Tensor:
         next(steps)
         return train.mse(output, target)
 
@@ -220,6 +220,24 @@ def test_settings_outside_their_limits_are_refused() -> None:
                 {"max_tokens": 3}, {"warm_up": 1.5}):  # fmt: skip
         with pytest.raises(UsageError, match=f"^{next(iter(bad))} is"):
             Training(**bad)
+
+
+def test_a_loss_is_told_how_far_the_training_is_and_gets_targets_by_name() -> None:
+    shares: list[float] = []
+
+    def loss(output: torch.Tensor, target: dict[str, torch.Tensor], progress: float) -> torch.Tensor:
+        shares.append(progress)
+        return progress * train.mse(output, target["left"]) + (1 - progress) * train.mse(output, target["right"])
+
+    network, rows = Small(), np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+    given = tuple(({"x": row}, {"left": row[:, :3], "right": row[:, 2:]}) for row in rows)
+    settings = Training(steps=4, batch_size=3, learning_rate=1e-2)
+    found = train.fit(network, Examples(train=given, held_out=given[:1]), loss, settings)
+    assert shares == [1.0, 0.0, 0.25, 0.5, 0.75, 1.0], "held-out items are judged by the loss that holds at the end"
+    network.eval()
+    with torch.no_grad():
+        left = train.mse(network(torch.from_numpy(rows[0])), torch.from_numpy(rows[0, :, :3]))
+    assert found.after == pytest.approx(float(left.mean()))
 
 
 def test_the_losses_are_their_definitions() -> None:

@@ -29,10 +29,13 @@ ROWS_IN_CHECK = 32
 CHECK_EVERY = 50
 BATCHES_SORTED_AT_ONCE = 16
 
-Example = tuple[Batch, Array]
-"""Inputs of some items, and what the network should give for them, [n, ...]."""
-Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-"""Output [n, ...] and target [n, ...] to the loss of each item, [n]."""
+Target = Array | Mapping[str, Array]
+"""What a network should give for some items, [n, ...]; several arrays by name for losses that need them."""
+Example = tuple[Batch, Target]
+"""Inputs of some items, and their target."""
+Loss = Callable[[Any, Any, float], "torch.Tensor"]
+"""The network's output, the target as tensors, and the share of the training that is done, 0 to 1, to the loss of each
+item, [n]. Held-out items are judged by the loss that holds at the end."""
 
 
 class Training(Value, frozen=True):
@@ -183,13 +186,13 @@ def _parts(positions: Sequence[int], widths: Sequence[tuple[Any, ...]], size: in
 # ---------------------------------------------------------------- losses
 
 
-def cosine(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def cosine(output: torch.Tensor, target: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
     """1 - cosine of each pair of rows [n, dim]."""
     found: torch.Tensor = 1 - plugins.require("torch").nn.functional.cosine_similarity(output, target)
     return found
 
 
-def mse(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def mse(output: torch.Tensor, target: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
     """Mean squared difference of each pair of rows [n, dim]."""
     return (output - target).square().flatten(1).mean(1)
 
@@ -213,13 +216,14 @@ def fit(
     """Train a network in place; it is left in the state with the least loss on the held-out items.
 
     The untrained state is among them, so that a training never makes it worse there. The network runs as it will be
-    used: without dropout, statistics of batch norms fixed; pruned weights stay zero. A killed training that is called
-    again with the same arguments and its checkpoint gives what it would have given.
+    used: without dropout, statistics of batch norms fixed; pruned weights stay zero; on an accelerator where PyTorch
+    finds one, and on the CPU again when this returns. A killed training that is called again with the same arguments
+    and its checkpoint gives what it would have given.
 
     Args:
         network: called with a batch's arrays by name; parameters that do not require gradients stay as they are.
         examples: one batch a step.
-        loss: output and target to the loss of each item.
+        loss: output, target and progress to the loss of each item.
         settings: rate, seed, checkpoint.
         label: what is trained, for the progress bar.
         shares: end of a parameter's name to its share of the learning rate; others have 1.
@@ -227,15 +231,17 @@ def fit(
     Raises:
         UsageError: the checkpoint is not one of this training.
     """
-    optimizer, pruned = _optimizer(network, shares or {}), _pruned(network)
     with _in_use(network):
+        optimizer, pruned = _optimizer(network, shares or {}), _pruned(network)
         before = _check(network, examples, loss)
         best = _resumed_(network, optimizer, before, settings)
         left = examples.train[best.step :]
         say(f"{label}: {len(left)} batches of {settings.batch_size}, loss {before:.4f} on held-out items")
         with track(label, len(left)) as advance:
             for number, example in enumerate(left, start=best.step):
-                _step_(network, optimizer, example, loss, settings.rate(number))
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.rate(number) * group["share"]
+                _step_(network, optimizer, example, loss, number / settings.steps)
                 for weight, zeros in pruned:
                     weight.data[zeros] = 0
                 advance(1)
@@ -245,19 +251,25 @@ def fit(
                     if found < best.loss:  # never true of NaN
                         best.loss, best.weights = found, _copy(network)
                     _save(network, optimizer, before, best, settings)
-    network.load_state_dict(best.weights)
+        network.load_state_dict(best.weights)
     say(f"{label}: kept the state with loss {best.loss:.4f}")
     return Fitted(before=before, after=best.loss)
 
 
 @contextmanager
 def _in_use(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode while the block runs; every module gets its own mode back."""
+    """Evaluation mode, on the accelerator where there is one, while the block runs; every module gets its own mode
+    back, on the CPU.
+    """
+    accelerator = plugins.require("torch").accelerator
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
+    if accelerator.is_available():
+        network.to(accelerator.current_accelerator())
     try:
         yield
     finally:
+        network.cpu()
         for module, mode in modes:
             module.training = mode
 
@@ -277,15 +289,13 @@ def _optimizer(network: nn.Module, shares: Mapping[str, float]) -> Any:
 def _pruned(network: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
     """The weights that were pruned before, and where they are zero: training would fill them again."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return [(parameter, parameter == 0) for parameter in trained if sparse.is_pruned(parameter.detach().numpy())]
+    return [(parameter, parameter == 0) for parameter in trained if sparse.is_pruned(parameter.detach().cpu().numpy())]
 
 
-def _step_(network: nn.Module, optimizer: Any, example: Example, loss: Loss, rate: float) -> None:
-    inputs, target = _tensors(example)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["share"]
+def _step_(network: nn.Module, optimizer: Any, example: Example, loss: Loss, progress: float) -> None:
+    inputs, target = _tensors(example, network)
     optimizer.zero_grad()
-    mean: Any = loss(network(**inputs), target).mean()
+    mean: Any = loss(network(**inputs), target, progress).mean()
     mean.backward()
     optimizer.step()
 
@@ -294,14 +304,20 @@ def _check(network: nn.Module, examples: Examples, loss: Loss) -> float:
     """Mean loss over the held-out items."""
     torch = plugins.require("torch")
     with torch.no_grad():
-        pairs = (_tensors(example) for example in examples.held_out)
-        return float(torch.cat([loss(network(**inputs), target) for inputs, target in pairs]).mean())
+        pairs = (_tensors(example, network) for example in examples.held_out)
+        return float(torch.cat([loss(network(**inputs), target, 1.0) for inputs, target in pairs]).mean())
 
 
-def _tensors(example: Example) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def _tensors(example: Example, network: nn.Module) -> tuple[dict[str, torch.Tensor], Any]:
+    """Inputs and target where the network is."""
     torch = plugins.require("torch")
+    device = next(network.parameters()).device
+
+    def moved(arrays: Mapping[str, Array]) -> dict[str, Any]:
+        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
     inputs, target = example
-    return {name: torch.from_numpy(array) for name, array in inputs.items()}, torch.from_numpy(target)
+    return moved(inputs), moved(target) if isinstance(target, Mapping) else torch.from_numpy(target).to(device)
 
 
 def _copy(network: nn.Module) -> dict[str, torch.Tensor]:
