@@ -18,7 +18,7 @@ from slimseek import errors, plugins
 ROOT = Path(__file__).parent.parent
 SOURCE = Path(slimseek.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-FOLDERS = ("methods", "metrics", "backends", "datasets", "indexes", "models", "importance")
+FOLDERS = ("methods", "metrics", "backends", "datasets", "indexes", "models", "importance", "losses")
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "onnxscript", "onnxslim", "usearch", "scipy",
          "ir_measures", "sentence_transformers", "fastapi", "altair", "tokenizers")  # fmt: skip
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60

@@ -13,6 +13,7 @@ from slimseek import choose, integers, plugins, train
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
+from slimseek.losses.cosine import Cosine
 from slimseek.methods.quantize._fake_quantization import Grid
 from slimseek.schema import Family, Model, QuantizedTensor, QuantSpec, Samples
 from small import tiny_bert
@@ -98,14 +99,14 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     expected, file = trained(original), str(tmp_path / "training.safetensors")
     losses = itertools.count()
 
-    def dying(output: torch.Tensor, target: torch.Tensor, progress: float) -> torch.Tensor:
+    def dying(_: Cosine, output: torch.Tensor, target: torch.Tensor, progress: float) -> torch.Tensor:
         if next(losses) == 50:
             raise KeyboardInterrupt
-        return cosine(output, target)
+        return cosine(given, output, target)
 
-    cosine = train.cosine
+    cosine, given = Cosine.__call__, Cosine()
     with monkeypatch.context() as patch:
-        patch.setattr(train, "cosine", dying)
+        patch.setattr(Cosine, "__call__", dying)
         with pytest.raises(KeyboardInterrupt):
             trained(original, checkpoint=file)
     model = trained(original, checkpoint=file)

@@ -18,6 +18,7 @@ import slimseek
 from slimseek import choose, compress, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.importance._evidence import Importance
+from slimseek.losses._loss import Loss
 from slimseek.schema import (
     Array,
     Backend,
@@ -37,7 +38,7 @@ from small import CORPUS, tiny_bert, tiny_model, with_outliers
 
 BASES = {
     "methods": Step, "metrics": Metric, "backends": Backend, "datasets": Dataset, "indexes": Index, "models": Family,
-    "importance": Importance,
+    "importance": Importance, "losses": Loss,
 }  # fmt: skip
 ALL = [(folder, name) for folder in BASES for name in plugins.names(folder)]
 METHODS, METRICS = plugins.names("methods"), plugins.names("metrics")

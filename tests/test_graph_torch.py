@@ -19,6 +19,7 @@ from slimseek import choose, plugins, train
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
+from slimseek.losses.mse import MeanSquaredError
 from slimseek.models._torch_graph import OPERATORS, GraphNetwork
 from slimseek.schema import Array, Model, QuantizedTensor, Samples
 from small import packaged, tiny_bert
@@ -574,7 +575,9 @@ def test_the_torch_family_and_its_graph_train_to_the_same(tmp_path: Path, text_g
     for model in (own, text_graph):
         network = choose.family(model).trainable(model)
         found = train.examples(model, TEXTS, lambda items: np.eye(len(items), 32, dtype=np.float32), settings)
-        fitted.append(train.fit(network, dataclasses.replace(found, held_out=found.train), train.mse, settings))
+        fitted.append(
+            train.fit(network, dataclasses.replace(found, held_out=found.train), MeanSquaredError(), settings)
+        )
         states.append(network.state_dict())
     assert fitted[0].after < 0.99 * fitted[0].before
     assert fitted[1].before == pytest.approx(fitted[0].before, rel=1e-5)

@@ -19,6 +19,8 @@ from slimseek.compress import Judge
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines, quality
 from slimseek.inputs.samples import TEXTS
+from slimseek.losses.cosine import Cosine
+from slimseek.losses.mse import MeanSquaredError
 from slimseek.schema import Array, Model, ModelSpec, Recipe, RecipeStep, Samples, Step, TensorSpec
 from slimseek.train import Examples, Training
 from small import CORPUS, tiny_bert, tiny_collection
@@ -80,7 +82,7 @@ def test_the_loop_equals_one_written_by_hand() -> None:
     examples, settings = regression(), Training(steps=60, batch_size=8, learning_rate=0.02)
     ours, theirs = Small(), Small()
     untrained = by_hand(Small(), Examples(train=(), held_out=examples.held_out), [])
-    fitted = train.fit(ours, examples, train.mse, settings)
+    fitted = train.fit(ours, examples, MeanSquaredError(), settings)
     expected = by_hand(theirs, examples, [settings.rate(number) for number in range(60)])
     assert fitted.before == pytest.approx(untrained, rel=1e-6)
     assert fitted.after == pytest.approx(expected, rel=1e-6)
@@ -105,7 +107,7 @@ def test_the_network_runs_as_it_will_be_used_and_gets_its_modes_back() -> None:
     network.train()
     network.drop.eval()
     before = {name: value.clone() for name, value in network.named_buffers()}
-    train.fit(network, regression(5), train.mse, Training(steps=5, batch_size=8))
+    train.fit(network, regression(5), MeanSquaredError(), Training(steps=5, batch_size=8))
     assert [module.training for module in network.modules()] == [True, True, True, False, True]
     for name, value in network.named_buffers():
         assert torch.equal(value, before[name]), "statistics of the batch norm stay"
@@ -116,7 +118,7 @@ def test_frozen_parameters_stay_and_shares_slow_others_down() -> None:
     network.first.weight.requires_grad_(False)
     [example] = regression(1).train
     examples = Examples(train=(example,), held_out=(example,))
-    train.fit(network, examples, train.mse, Training(steps=1, learning_rate=0.01), shares={"last.bias": 0.1})
+    train.fit(network, examples, MeanSquaredError(), Training(steps=1, learning_rate=0.01), shares={"last.bias": 0.1})
     assert torch.equal(network.first.weight, start.first.weight)
     moved = {name: float((value - dict(start.named_parameters())[name]).abs().max().detach())
              for name, value in network.named_parameters()}  # fmt: skip
@@ -126,14 +128,14 @@ def test_frozen_parameters_stay_and_shares_slow_others_down() -> None:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(UsageError, match="no parameter"):
-        train.fit(network, examples, train.mse, Training(steps=1))
+        train.fit(network, examples, MeanSquaredError(), Training(steps=1))
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e30])
 def test_the_best_state_is_kept_and_the_untrained_one_is_among_them(rate: float) -> None:
     """Far too high a rate; the second ends in NaN."""
     network = Small()
-    fitted = train.fit(network, regression(), train.mse, Training(steps=60, learning_rate=rate))
+    fitted = train.fit(network, regression(), MeanSquaredError(), Training(steps=60, learning_rate=rate))
     assert fitted.after == fitted.before
     for name, value in Small().state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name
@@ -150,8 +152,9 @@ def dying(after: int) -> train.Loss:
     def loss(output: torch.Tensor, target: torch.Tensor, progress: float) -> torch.Tensor:
         if next(calls) == after:
             raise Killed
-        return train.mse(output, target)
+        return squared(MeanSquaredError(), output, target)
 
+    squared = MeanSquaredError.__call__
     return loss
 
 
@@ -168,7 +171,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(
         examples, held_out=tuple((inputs, target * np.float32(share)) for inputs, target in examples.held_out)
     )
     whole = Small()
-    expected = train.fit(whole, examples, train.mse, settings)
+    expected = train.fit(whole, examples, MeanSquaredError(), settings)
     last = by_hand(Small(), examples, [settings.rate(number) for number in range(60)])
     assert expected.after < expected.before
     assert (expected.after < 0.9 * last) == (share < 1), "where the best state is"
@@ -180,7 +183,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(
 
     def counted(output: torch.Tensor, target: torch.Tensor, progress: float) -> torch.Tensor:
         next(steps)
-        return train.mse(output, target)
+        return MeanSquaredError()(output, target)
 
     resumed = Small()
     assert train.fit(resumed, examples, counted, settings) == expected
@@ -188,20 +191,20 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(
         assert torch.equal(resumed.state_dict()[name], value), name
     done = 10 * max(0, (after - 2) // 12)
     assert next(steps) == 2 + (60 - done) // 10 * 12, "what was done is not done again"
-    assert train.fit(again := Small(), examples, train.mse, settings) == expected
+    assert train.fit(again := Small(), examples, MeanSquaredError(), settings) == expected
     assert torch.equal(again.last.weight, whole.last.weight), "a finished training is only read"
 
 
 def test_a_checkpoint_of_another_training_is_refused_with_the_difference(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint"
     examples, settings = regression(), Training(steps=60, batch_size=8, checkpoint=str(file))
-    train.fit(Small(), examples, train.mse, settings)
+    train.fit(Small(), examples, MeanSquaredError(), settings)
     wrong = f"{file} is no checkpoint of this training"
     for network, loss, other, reason in (
-        (Small(), train.mse, {"learning_rate": 0.5}, "learning_rate was 0.0001, is 0.5"),
-        (Small(), train.mse, {"seed": 7}, "seed was 0, is 7"),
-        (Small(1), train.mse, {}, "it began with loss"),
-        (Small(), train.cosine, {}, "it began with loss"),
+        (Small(), MeanSquaredError(), {"learning_rate": 0.5}, "learning_rate was 0.0001, is 0.5"),
+        (Small(), MeanSquaredError(), {"seed": 7}, "seed was 0, is 7"),
+        (Small(1), MeanSquaredError(), {}, "it began with loss"),
+        (Small(), Cosine(), {}, "it began with loss"),
     ):
         changed = Training(**{"steps": 60, "batch_size": 8, "checkpoint": str(file)} | other)
         with pytest.raises(UsageError, match=reason) as error:
@@ -212,7 +215,7 @@ def test_a_checkpoint_of_another_training_is_refused_with_the_difference(tmp_pat
     for damaged in (b"", b"nothing", content[: len(content) // 2]):
         file.write_bytes(damaged)
         with pytest.raises(UsageError, match="is no checkpoint of this training"):
-            train.fit(Small(), examples, train.mse, settings)
+            train.fit(Small(), examples, MeanSquaredError(), settings)
 
 
 def test_settings_outside_their_limits_are_refused() -> None:
@@ -227,7 +230,9 @@ def test_a_loss_is_told_how_far_the_training_is_and_gets_targets_by_name() -> No
 
     def loss(output: torch.Tensor, target: dict[str, torch.Tensor], progress: float) -> torch.Tensor:
         shares.append(progress)
-        return progress * train.mse(output, target["left"]) + (1 - progress) * train.mse(output, target["right"])
+        return progress * MeanSquaredError()(output, target["left"]) + (1 - progress) * MeanSquaredError()(
+            output, target["right"]
+        )
 
     network, rows = Small(), np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
     given = tuple(({"x": row}, {"left": row[:, :3], "right": row[:, 2:]}) for row in rows)
@@ -236,7 +241,7 @@ def test_a_loss_is_told_how_far_the_training_is_and_gets_targets_by_name() -> No
     assert shares == [1.0, 0.0, 0.25, 0.5, 0.75, 1.0], "held-out items are judged by the loss that holds at the end"
     network.eval()
     with torch.no_grad():
-        left = train.mse(network(torch.from_numpy(rows[0])), torch.from_numpy(rows[0, :, :3]))
+        left = MeanSquaredError()(network(torch.from_numpy(rows[0])), torch.from_numpy(rows[0, :, :3]))
     assert found.after == pytest.approx(float(left.mean()))
 
 
@@ -244,8 +249,8 @@ def test_the_losses_are_their_definitions() -> None:
     output, target = (np.random.default_rng(seed).normal(size=(6, 4)).astype(np.float32) for seed in (0, 1))
     pair = torch.from_numpy(output), torch.from_numpy(target)
     norms = np.linalg.norm(output, axis=1) * np.linalg.norm(target, axis=1)
-    assert np.allclose(train.cosine(*pair).numpy(), 1 - (output * target).sum(1) / norms, atol=1e-6)
-    assert np.allclose(train.mse(*pair).numpy(), ((output - target) ** 2).mean(1), atol=1e-6)
+    assert np.allclose(Cosine()(*pair).numpy(), 1 - (output * target).sum(1) / norms, atol=1e-6)
+    assert np.allclose(MeanSquaredError()(*pair).numpy(), ((output - target) ** 2).mean(1), atol=1e-6)
 
 
 # ---------------------------------------------------------------- what is trained on
@@ -352,7 +357,7 @@ def test_arrays_of_different_shapes_are_kept_apart_and_a_network_learns_from_the
             return self.linear(x.mean(1))
 
     network = Mean()
-    fitted = train.fit(network, found, train.mse, settings)
+    fitted = train.fit(network, found, MeanSquaredError(), settings)
     assert fitted.after < 0.01 * fitted.before
     assert np.allclose(network.linear.weight.detach().numpy(), weight.T, atol=0.05)
 
@@ -426,13 +431,12 @@ def test_a_student_with_a_cut_vocabulary_learns_from_the_same_texts(original: Mo
 
 
 def test_a_killed_distillation_goes_on(original: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimseek.methods.distil import embedding
-
+    dies = dying(20)
     monkeypatch.setattr(train, "CHECK_EVERY", 10)
     student, file = shallow(original), str(tmp_path / "checkpoint")
     expected = distilled(student, original, steps=30, loss="mse")
     with monkeypatch.context() as patch:
-        patch.setitem(embedding.LOSSES, "mse", dying(20))
+        patch.setattr(MeanSquaredError, "__call__", lambda _, *arguments: dies(*arguments))
         with pytest.raises(Killed):
             distilled(student, original, steps=30, loss="mse", checkpoint=file)
     assert Path(file).is_file()

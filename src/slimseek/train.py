@@ -183,20 +183,6 @@ def _parts(positions: Sequence[int], widths: Sequence[tuple[Any, ...]], size: in
     return parts
 
 
-# ---------------------------------------------------------------- losses
-
-
-def cosine(output: torch.Tensor, target: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
-    """1 - cosine of each pair of rows [n, dim]."""
-    found: torch.Tensor = 1 - plugins.require("torch").nn.functional.cosine_similarity(output, target)
-    return found
-
-
-def mse(output: torch.Tensor, target: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
-    """Mean squared difference of each pair of rows [n, dim]."""
-    return (output - target).square().flatten(1).mean(1)
-
-
 # ---------------------------------------------------------------- the loop
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from slimseek import integers, train
+from slimseek import integers, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods._training import TrainingStep, distilled
 from slimseek.schema import Model, QuantizedTensor, Samples
-
-LOSSES: dict[str, train.Loss] = {"cosine": train.cosine, "mse": train.mse}
 
 
 class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
@@ -49,7 +47,9 @@ class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
         integers.check_finite(model, "trained")
         integers.check_finite(teacher, "learned from")
         settings, items = self._training(), self._items(samples.texts)
-        changed, fitted = distilled(model, teacher, items, settings, LOSSES[self.loss], "distillation")
+        changed, fitted = distilled(
+            model, teacher, items, settings, plugins.load("losses", self.loss)(), "distillation"
+        )
         if fitted.after >= fitted.before:
             raise NoEffect(
                 f"distil.embedding: {self.steps} steps at the learning rate {self.learning_rate:g} did not lower the "

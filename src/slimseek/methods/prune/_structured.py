@@ -26,7 +26,7 @@ from slimseek.methods.prune._units import UnitGroup
 from slimseek.progress import track
 from slimseek.schema import Array, Model, Samples, Step
 from slimseek.timing import default_threads
-from slimseek.train import Training, cosine
+from slimseek.train import Training
 
 COMPARED = 64
 SHARES = (1.0, 0.5, 0.25)
@@ -177,7 +177,7 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         if settings.checkpoint:
             settings = msgspec.structs.replace(settings, checkpoint=f"{settings.checkpoint}.{number}")
         label = f"recovery, round {number} of {self.rounds}"
-        return distilled(model, teacher, samples.texts, settings, cosine, label)[0]
+        return distilled(model, teacher, samples.texts, settings, plugins.load("losses", "cosine")(), label)[0]
 
     def _scores(self, whole: Structure, groups: tuple[UnitGroup, ...], samples: Samples) -> Array:
         measure = plugins.load("importance", self.importance)()

@@ -72,7 +72,7 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
         settings = self._training()
         float_vectors = train.vectors_of(dataclasses.replace(model, activations={}), self.max_tokens)
         found = train.examples(model, self._items(samples.texts), float_vectors, settings)
-        train.fit(network, found, train.cosine, settings, label="quantization-aware training",
+        train.fit(network, found, plugins.load("losses", "cosine")(), settings, label="quantization-aware training",
                   shares={".step": STEP_RATE})  # fmt: skip
         tensors = trained(model, network)
         tensors |= {weight: integers_of() for weight, integers_of in quantized.items()}
