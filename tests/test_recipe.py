@@ -266,12 +266,21 @@ def test_what_is_no_share_names_itself_and_the_range(text: str) -> None:
 
 def test_the_command_line_overrides_gates_and_seed_and_nothing_else() -> None:
     read = recipe.parse(INT4)
-    assert recipe.with_gates(read) == read
-    changed = recipe.with_gates(read, metric="map", max_loss="3%", seed=5)
+    assert recipe.with_options(read) == read
+    changed = recipe.with_options(read, metric="map", max_loss="3%", seed=5)
     assert changed.gates == Gates(metric="map", max_loss=0.03)
     assert changed.seed == 5
+    assert recipe.with_options(read, student="minilm").student == "minilm"
     assert (changed.steps, changed.targets, changed.name) == (read.steps, read.targets, read.name)
     assert read.gates == Gates(metric="mrr@10", max_loss=0.02)
-    assert recipe.with_gates(read, max_loss="0").gates == Gates(metric="mrr@10", max_loss=0.0)
+    assert recipe.with_options(read, max_loss="0").gates == Gates(metric="mrr@10", max_loss=0.0)
     with pytest.raises(UsageError, match="'2'"):
-        recipe.with_gates(read, max_loss="2")
+        recipe.with_options(read, max_loss="2")
+
+
+def test_a_recipe_names_the_student_that_its_steps_begin_with() -> None:
+    read = recipe.parse("student: minilm\n" + INT4)
+    assert read.student == "minilm"
+    assert recipe.parse(recipe.dump(read), name=read.name) == read
+    assert not recipe.parse(INT4).student
+    assert "student" not in recipe.dump(recipe.parse(INT4))

@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import nn
 
-from slimseek import choose, compress, data, plugins, train
+from slimseek import choose, compress, data, pipeline, plugins, train
 from slimseek.compress import Judge
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines, quality
 from slimseek.inputs.samples import TEXTS
 from slimseek.losses.cosine import Cosine
 from slimseek.losses.mse import MeanSquaredError
-from slimseek.schema import Array, Model, ModelSpec, Recipe, RecipeStep, Samples, Step, TensorSpec
+from slimseek.prove import Options
+from slimseek.schema import Array, Gates, Model, ModelSpec, Recipe, RecipeStep, Samples, Step, TensorSpec
 from slimseek.train import Examples, Training
 from small import CORPUS, tiny_bert, tiny_collection
 
@@ -545,3 +546,26 @@ def test_a_loss_that_waits_for_a_training_that_is_left_out_fails(
     assert ran.failed is not None
     assert (ran.failed.gate, ran.failed.status, ran.model) == ("quality", "failed", given)
     assert len(ran.records) == 1
+
+
+def test_a_student_is_judged_by_the_original_and_learns_from_it(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "big")
+    tiny_bert(tmp_path / "small", seed=1)
+    tiny_collection(tmp_path / "collection")
+    big, small = (choose.model(tmp_path / name) for name in ("big", "small"))
+    steps = Recipe(
+        steps=(RecipeStep(method="distil.embedding", parameters={"steps": 60, "learning_rate": 1e-3}),),
+        student=str(tmp_path / "small"), gates=Gates(max_loss=0.9),
+    )  # fmt: skip
+    collection = str(tmp_path / "collection")
+    comparison = pipeline.compress(tmp_path / "big", collection, steps, tmp_path / "out", Options(threads=1))
+    made = choose.model(tmp_path / "out")
+    texts = list(data.load(collection).corpus.values())
+    vectors = {name: choose.encoder(one, name, 1).documents(texts)
+               for name, one in (("big", big), ("small", small), ("made", made))}  # fmt: skip
+    assert cosines(vectors["made"], vectors["big"]).mean() > cosines(vectors["small"], vectors["big"]).mean() + 0.05
+    test = data.search_set(data.load(collection), data.split(data.load(collection)).test, "test")
+    expected = quality(choose.encoder(big, "big", 1), test, ["ndcg@10"]).get("ndcg@10")
+    assert comparison.original.get("ndcg@10") is not None
+    assert comparison.original.get("ndcg@10").value == pytest.approx(expected.value)
+    assert any("began with small" in note for note in comparison.notes)

@@ -126,6 +126,7 @@ def evaluate(
 def compress(
     model: Model, data: Data, out: Out,
     recipe: Annotated[str, typer.Option("--recipe", help="A shorthand (see slimseek recipe) or a YAML file.")] = "int8",
+    student: Annotated[str, typer.Option("--student", metavar="MODEL", help="Smaller model to begin with.")] = "",
     target: Annotated[str, typer.Option("--target", "--for", help="Runtime that before and after run in.")] = "",
     metric: Annotated[str, typer.Option("--metric", help="Metric of the gate; by default the recipe's.")] = "",
     max_loss: Annotated[str, typer.Option("--max-loss", help="Largest relative loss, such as 1%.")] = "",
@@ -140,7 +141,7 @@ def compress(
     from slimseek.prove import Options
 
     with _Run(json, quiet) as run:
-        steps = recipes.with_gates(recipes.load(recipe), metric=metric, max_loss=max_loss, seed=seed)
+        steps = recipes.with_options(recipes.load(recipe), metric=metric, max_loss=max_loss, student=student, seed=seed)
         options = Options(
             target=target or steps.targets[0],
             threads=threads,

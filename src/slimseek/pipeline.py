@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,15 +65,18 @@ def compress(
     steps, threads = recipes.load(recipe), options.threads or timing.default_threads()
     measuring.metric(steps.gates.metric)
     deploy.check_target(options.target)
-    with folders.writing(Path(out), inputs=_paths(source, collection), force=options.force) as folder:
+    with folders.writing(
+        Path(out), inputs=_paths(source, collection, steps.student or ""), force=options.force
+    ) as folder:
         original = choose.model(source)
         integers.check_finite(original, "compressed")
         found = data.load(str(collection))
         splits = data.split(found)
         say(splits.notice)
-        samples = data.samples(found, splits, seed=steps.seed)
+        samples = dataclasses.replace(data.samples(found, splits, seed=steps.seed), original=original)
         judge = _judge(original, found, splits.dev, steps, threads)
-        compressed = machine.run(original, steps, samples, judge)
+        student = choose.model(steps.student) if steps.student else original
+        compressed = machine.run(student, steps, samples, judge)
         test = data.search_set(found, splits.test, "test")
         comparison = prove(choose.name_of(source), original, compressed, test, steps, threads, options)
         artifact.write(
@@ -185,7 +189,7 @@ def _judge(model: Model, collection: Collection, qrels: Qrels, recipe: Recipe, t
 
 
 def _paths(*sources: str | Path) -> tuple[Path, ...]:
-    return tuple(Path(source) for source in sources if Path(source).exists())
+    return tuple(Path(source) for source in sources if source and Path(source).exists())
 
 
 def _static(source: str | Path) -> tuple[Measurement, ...]:

@@ -95,7 +95,7 @@ def prove(
         bytes_after=machine.bytes_by_part(compressed.model),
         examples=evaluate.examples(test, before, after, recipe.gates.metric),
         command=options.command,
-        notes=_notes(original, compressed, before, after, options.target),
+        notes=_notes(original, compressed, before, after, options.target, recipe),
     )
 
 
@@ -121,12 +121,16 @@ def _static(
     )
 
 
-def _notes(original: Model, compressed: Compressed, before: Quality, after: Quality, target: str) -> tuple[str, ...]:
+def _notes(
+    original: Model, compressed: Compressed, before: Quality, after: Quality, target: str, recipe: Recipe
+) -> tuple[str, ...]:  # fmt: skip
     mean, largest, sqnr = machine.weight_error(original, compressed.model)
     notes = [
         f"Both sides run in {target}; the original is the fp32 graph with fused operators.",
         f"Top-10 overlap with the original's results: {evaluate.overlap(before.ranking, after.ranking):.3f}.",
     ]
+    if recipe.student:
+        notes.append(f"The steps began with {choose.name_of(recipe.student)}, not with the original.")
     if mean is not None and largest is not None and sqnr is not None:
         notes.append(
             f"Weights against the original: error {mean:.2e} on average, {largest:.2e} at most, {sqnr:.1f} dB."

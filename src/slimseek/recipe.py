@@ -27,6 +27,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     gates: Gates = Gates()
     targets: list[str] = msgspec.field(default_factory=lambda: ["onnxruntime"])
     seed: int = 0
+    student: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def shorthands() -> tuple[str, ...]:
@@ -83,13 +84,15 @@ def parse(text: str, name: str = "recipe") -> Recipe:
         raise UsageError(
             f"recipe {name}: max_loss {file.gates.max_loss} must be from 0 to below 1 (0.01 is one per cent)"
         )
-    return Recipe(steps=tuple(steps), gates=file.gates, targets=tuple(file.targets), seed=file.seed, name=name)
+    return Recipe(steps=tuple(steps), gates=file.gates, targets=tuple(file.targets), seed=file.seed, name=name,
+                  student=file.student)  # fmt: skip
 
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML text that :func:`parse` reads back."""
     document = {
         "version": VERSION,
+        **({"student": recipe.student} if recipe.student else {}),
         "steps": [{step.method: step.parameters} for step in recipe.steps],
         "gates": msgspec.to_builtins(recipe.gates),
         "targets": list(recipe.targets),
@@ -139,13 +142,16 @@ def _read(path: Path) -> str:
         raise UsageError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def with_gates(recipe: Recipe, *, metric: str = "", max_loss: str = "", seed: int = 0) -> Recipe:
-    """The recipe with another gate or seed; empty strings keep its own.
+def with_options(
+    recipe: Recipe, *, metric: str = "", max_loss: str = "", student: str = "", seed: int = 0
+) -> Recipe:  # fmt: skip
+    """The recipe with another gate, student or seed; empty strings keep its own.
 
     Args:
         recipe: a checked recipe.
         metric: such as ``ndcg@10``.
         max_loss: such as ``1%`` or ``0.01``.
+        student: a MODEL.
         seed: of every random choice.
 
     Raises:
@@ -156,7 +162,7 @@ def with_gates(recipe: Recipe, *, metric: str = "", max_loss: str = "", seed: in
         gates = msgspec.structs.replace(gates, metric=metric)
     if max_loss:
         gates = msgspec.structs.replace(gates, max_loss=share(max_loss))
-    return msgspec.structs.replace(recipe, gates=gates, seed=seed or recipe.seed)
+    return msgspec.structs.replace(recipe, gates=gates, seed=seed or recipe.seed, student=student or recipe.student)
 
 
 def share(text: str) -> float:

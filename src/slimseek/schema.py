@@ -441,13 +441,19 @@ class RecipeStep(Value, frozen=True):
 
 
 class Recipe(Value, frozen=True):
-    """Steps in order, the gates that hold after each, the runtimes it is meant for."""
+    """Steps in order, the gates that hold after each, the runtimes it is meant for.
+
+    Attributes:
+        student: the MODEL that the steps begin with; unset for the original. The original stays what they are judged
+            by, and what steps of distillation learn from.
+    """
 
     steps: tuple[RecipeStep, ...]
     gates: Gates = Gates()
     targets: tuple[str, ...] = ("onnxruntime",)
     seed: int = 0
     name: str = "recipe"
+    student: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class FileEntry(Value, frozen=True):
