@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -100,16 +101,19 @@ def finetune(
     say(splits.notice)
     dev = data.search_set(found, splits.dev, "dev", max_queries=DEV_QUERIES, max_documents=DEV_DOCUMENTS,
                           seed=settings.training.seed)  # fmt: skip
+    metric = settings.metric or evaluate.default_metrics(dev)[0]
+    evaluate.metric(metric)
+    tasks.check(model, found, splits, settings)
     inputs = tuple(Path(path) for path in (source, collection) if Path(path).exists())
     _begin(out, _run(model, found, settings), inputs, force)
     task = tasks.task(model, found, splits, settings, count)
     network = choose.family(task.model).trainable(task.model)
     seen: list[Measurement] = []
-    metric = settings.metric or evaluate.default_metrics(dev)[0]
     training = msgspec.structs.replace(settings.training, checkpoint=str(out / CHECKPOINT))
     fitted = fit(network, task.examples, task.loss, training, label=f"fine-tuning by {task.name}",
                  shares=task.shares, judge=_judge(task.model, dev, metric, seen, count))  # fmt: skip
     if not fitted.after < fitted.before:
+        _abandon(out)
         raise NoEffect(f"train: no state of {fitted.steps} steps was better on {dev.name} than the given model "
                        f"({metric} {seen[0].value:.4f}); nothing was written")  # fmt: skip
     model = dataclasses.replace(task.model, tensors=trained(task.model, network))
@@ -152,6 +156,14 @@ def _begin(out: Path, run: Run, inputs: tuple[Path, ...], force: bool) -> None:
         return
     with folders.writing(out, inputs=inputs, force=force) as folder:
         folders.write_json(folder / RUN, run)
+
+
+def _abandon(out: Path) -> None:
+    """Take away what a training left that came to nothing."""
+    for name in (RUN, CHECKPOINT):
+        (out / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds something else, too
+        out.rmdir()
 
 
 def _judge(model: Model, dev: SearchSet, metric: str, seen: list[Measurement], threads: int) -> Judge:

@@ -85,11 +85,11 @@ class Task:
     shares: Mapping[str, float]
 
 
-def task(model: Model, found: Collection, splits: Splits, settings: Settings, threads: int) -> Task:
-    """What a collection gives a model to train on; no development or test query, nor a text that reads like one.
+def check(model: Model, found: Collection, splits: Splits, settings: Settings) -> str:
+    """The loss to lower.
 
     Raises:
-        UsageError: the loss does not fit the collection, or there is nothing to train on.
+        UsageError: it does not fit the collection or the model, or there is nothing to train on.
     """
     name = settings.loss or ("cross_entropy" if found.labelled else "contrastive")
     if (name == "cross_entropy") != found.labelled:
@@ -97,12 +97,20 @@ def task(model: Model, found: Collection, splits: Splits, settings: Settings, th
         raise UsageError(f"train: loss is {name}, and {found.name} has {has}; {fitting} is allowed")
     if model.spec.output == "class_logits" and not found.labelled:
         raise UsageError(f"train: the model is a classifier, and {found.name} has no labels")
-    qrels = trainable(found, splits)
-    return (
-        _classification(model, found, qrels, settings)
-        if found.labelled
-        else _search(model, found, qrels, settings, name, threads)
-    )
+    trainable(found, splits)
+    return name
+
+
+def task(model: Model, found: Collection, splits: Splits, settings: Settings, threads: int) -> Task:
+    """What a collection gives a model to train on; no development or test query, nor a text that reads like one.
+
+    Raises:
+        UsageError: as :func:`check`.
+    """
+    name, qrels = check(model, found, splits, settings), trainable(found, splits)
+    if found.labelled:
+        return _classification(model, found, qrels, settings)
+    return _search(model, found, qrels, settings, name, threads)
 
 
 def trainable(found: Collection, splits: Splits) -> Qrels:
@@ -206,8 +214,7 @@ def _search(model: Model, found: Collection, qrels: Qrels, settings: Settings, n
     )
     documents = dict(zip(needed, feeding.rows(read, [found.corpus[one] for one in needed], read.document_prefix),
                          strict=True))  # fmt: skip
-    plan = feeding.planned(range(len(pairs)), [documents[document].width for _, document in pairs],
-                           training.batch_size, training.batches, random.Random(training.seed))  # fmt: skip
+    plan = _plan([documents[document].width for _, document in pairs], training)
     margins = _margins(known, plan, settings, threads) if name == "margin_mse" else None
 
     def make(number: int) -> Example:
@@ -225,6 +232,14 @@ def _search(model: Model, found: Collection, qrels: Qrels, settings: Settings, n
     loss = plugins.load("losses", name)(**(temperature if name == "contrastive" else {}))
     return Task(model=model, name=name, loss=loss, examples=Examples(train=Lazy(len(plan), make), held_out=()),
                 items=len(pairs), shares={})  # fmt: skip
+
+
+def _plan(widths: Sequence[feeding.Width], training: Training) -> list[list[int]]:
+    """The pairs of each batch: those of like width together, unless that would bring a pair together with itself."""
+    if len(widths) < feeding.BATCHES_SORTED_AT_ONCE * training.batch_size:
+        widths = [(0,)] * len(widths)
+    return feeding.planned(range(len(widths)), widths, training.batch_size, training.batches,
+                           random.Random(training.seed))  # fmt: skip
 
 
 def _relevant(found: Collection, qrels: Qrels) -> dict[str, set[str]]:
