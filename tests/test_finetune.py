@@ -14,8 +14,9 @@ import pytest
 
 from slimseek import artifact, choose, data, evaluate, finetune, pipeline, plugins, tasks, train
 from slimseek.errors import NoEffect, UsageError
+from slimseek.prove import Options
 from slimseek.rebuild import rebuild
-from slimseek.schema import Collection, Model, ModelSpec, QuantizedTensor, Samples
+from slimseek.schema import Collection, Gates, Model, ModelSpec, QuantizedTensor, Recipe, RecipeStep, Samples
 from slimseek.tasks import Settings
 from slimseek.train import Training
 from small import CORPUS, WORDS, packaged, tiny_bert, tiny_encoder, tiny_model
@@ -368,6 +369,24 @@ def test_a_classifier_is_quantized_exported_and_rebuilt_as_sentence_transformers
     assert config["id2label"] == {"0": "animal", "1": "thing"}
 
 
+def test_a_classifier_is_compressed_and_evaluated_by_its_accuracy(
+    classifier: tuple[Path, finetune.Tuned], labelled: Path, tmp_path: Path
+) -> None:
+    out, _ = classifier
+    recipe = Recipe(steps=(RecipeStep(method="quantize.weights_int"),), gates=Gates(max_loss=0.5))
+    found = pipeline.compress(out, labelled, recipe, tmp_path / "small", Options(threads=1))
+    assert [change.metric for change in found.changes] == ["accuracy", "accuracy@5"]
+    assert {gate.gate: gate.status for gate in found.gates}["quality"] == "passed"
+    assert found.records[0].quality is not None
+    assert found.records[0].quality.metric == "accuracy"
+    measured = pipeline.evaluate(tmp_path / "small", labelled, threads=1)
+    accuracy = measured.subject.get("accuracy")
+    assert accuracy is not None
+    assert accuracy.value == found.changes[0].after
+    assert accuracy.interval is not None
+    assert accuracy.interval[0] <= accuracy.value <= accuracy.interval[1]
+
+
 def test_a_classifier_goes_on_with_its_classes_and_is_refused_where_it_has_none(
     classifier: tuple[Path, finetune.Tuned], judged: Path, labelled: Path, tmp_path: Path
 ) -> None:
@@ -422,3 +441,95 @@ def test_a_model_of_embeddings_is_measured_by_the_nearest_name_of_a_class(tiny: 
         ("animal", "thing")[place] in test.qrels[query] for query, place in zip(test.queries, nearest, strict=True)
     ]
     assert evaluate.quality(encoder, test, ["accuracy"]).get("accuracy").value == pytest.approx(np.mean(right))
+
+
+# ---------------------------------------------------------------- arrays
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A network of two layers that was trained for nothing, and arrays with the name of their largest third."""
+    onnx, helper = plugins.require("onnx"), plugins.require("onnx.helper")
+    generator = np.random.default_rng(0)
+    weights = {"first": generator.normal(size=(9, 16)) / 3, "second": generator.normal(size=(16, 8)) / 4}
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "first"], ["a"]), helper.make_node("Relu", ["a"], ["b"]),
+         helper.make_node("MatMul", ["b", "second"], ["features"])],
+        "small",
+        [helper.make_tensor_value_info("x", 1, ["batch", 9])],
+        [helper.make_tensor_value_info("features", 1, ["batch", 8])],
+        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )  # fmt: skip
+    place = tmp_path_factory.mktemp("sounds")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), place / "model.onnx")
+    data_set = place / "data"
+    data_set.mkdir()
+    lines = ["path,label,split"]
+    for number in range(300):
+        values = generator.normal(size=9).astype(np.float32)
+        np.save(data_set / f"{number}.npy", values)
+        name = ("low", "middle", "high")[int(values.reshape(3, 3).sum(1).argmax())]
+        lines.append(f"{number}.npy,{name},{('train', 'train', 'train', 'val', 'test')[number % 5]}")
+    (data_set / "labels.csv").write_text("\n".join(lines) + "\n")
+    return place / "model.onnx", data_set
+
+
+def test_a_network_of_arrays_becomes_a_classifier(sounds: tuple[Path, Path], tmp_path: Path) -> None:
+    network, labels = sounds
+    settings = Settings(training=Training(steps=400, batch_size=16, learning_rate=5e-3))
+    result = pipeline.train(network, labels, tmp_path / "out", settings, threads=1)
+    assert (result.items, result.after.name, result.after.n) == (180, "accuracy", 60)
+    assert result.after.value > 0.9
+    model, found = choose.model(tmp_path / "out"), data.load(str(labels))
+    assert model.spec.classes == ("high", "low", "middle")
+    test = data.search_set(found, found.qrels["test"], "test")
+    items = list(test.queries.values())
+    logits = choose.encoder(model, "x", 1).documents(items)
+    right = [
+        model.spec.classes[row.argmax()] in test.qrels[query] for query, row in zip(test.queries, logits, strict=True)
+    ]
+    assert np.mean(right) > 0.8
+    assert evaluate.quality(choose.choose(tmp_path / "out", 1), test, ["accuracy"]).get("accuracy").value == np.mean(
+        right
+    )
+    # By hand, from the weights: no normalisation is left.
+    first, second, weight, bias = (next(np.asarray(value) for name, value in model.tensors.items() if part in name)
+                                   for part in ("first", "second", "classes.weight", "classes.bias"))  # fmt: skip
+    arrays = np.stack([np.load(item) for item in items])
+    assert np.maximum(arrays @ first, 0) @ second @ weight + bias == pytest.approx(logits, abs=1e-4)
+    assert packaged(model, "onnxruntime", tmp_path / "package").documents(items) == pytest.approx(logits, abs=1e-4)
+    small = plugins.load("methods", "quantize.weights_int")(bits=8).apply(
+        model, Samples(calibration=items, texts=items)
+    )
+    assert sum(isinstance(tensor, QuantizedTensor) for tensor in small.tensors.values()) == 3
+    rebuild(tmp_path / "out", tmp_path / "rebuilt", threads=1)
+    again = choose.model(tmp_path / "rebuilt")
+    assert (again.spec.output, again.spec.classes) == ("class_logits", model.spec.classes)
+    assert choose.encoder(again, "x", 1).documents(items) == pytest.approx(logits, abs=1e-4)
+
+
+def test_names_beside_a_network_must_fit_it(sounds: tuple[Path, Path], tmp_path: Path) -> None:
+    content = sounds[0].read_bytes()
+    for names, reason in (
+        ('["a", "b"]', r"gives 8 numbers, and classes.json beside it names 2 classes"),
+        ('["a", "a", "b"]', "names 3 classes, 2 of them different"),
+        ('{"a": 1}', "is not a list of names"),
+    ):
+        (tmp_path / "model.onnx").write_bytes(content)
+        (tmp_path / "classes.json").write_text(names)
+        with pytest.raises(UsageError, match=reason):
+            choose.model(tmp_path / "model.onnx")
+
+
+def test_labels_of_arrays_name_files_of_the_folder(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(3, np.float32))
+    for row, reason in (
+        ("b.npy,x,train", "line 3: there is no file 'b.npy'"),
+        ("../a.npy,x,train", "there is no file '../a.npy'"),
+        ("a.npy,x,later", "label 'x', split 'later'; a label and one of train, dev, test"),
+        ("a.npy,,train", "label '', split 'train'"),
+        ("a.npy,x,train", "2 labelled items of 1 classes|1 labelled items of 1 classes"),
+    ):
+        (tmp_path / "labels.csv").write_text(f"path,label,split\na.npy,x,train\n{row}\n")
+        with pytest.raises(UsageError, match=reason):
+            data.load(str(tmp_path))

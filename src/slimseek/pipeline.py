@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from slimseek import artifact, choose, data, deploy, integers, plugins, report, search, timing
 from slimseek import compress as machine
 from slimseek import evaluate as measuring
@@ -18,7 +20,7 @@ from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, prove
 from slimseek.rebuild import rebuild
 from slimseek.report import sensitivity as sensitivity_page
-from slimseek.schema import Change, Collection, Comparison, Measurement, Model, Qrels, Recipe, Report, Value
+from slimseek.schema import Change, Collection, Comparison, Gates, Measurement, Model, Qrels, Recipe, Report, Value
 
 if TYPE_CHECKING:
     from slimseek.finetune import Tuned
@@ -54,7 +56,7 @@ def compress(
 
     Args:
         source: the MODEL.
-        collection: the collection to judge by.
+        collection: the collection to judge by; a labelled one by accuracy where the recipe has no metric of its own.
         recipe: a shorthand, a file, or a recipe.
         out: folder of the artifact.
         options: how to measure.
@@ -73,6 +75,9 @@ def compress(
         original = choose.model(source)
         integers.check_finite(original, "compressed")
         found = data.load(str(collection))
+        if found.labelled and steps.gates.metric == Gates().metric:
+            accuracy = msgspec.structs.replace(steps.gates, metric=measuring.METRICS_OF_CLASSES[0])
+            steps = msgspec.structs.replace(steps, gates=accuracy)
         splits = data.split(found)
         say(splits.notice)
         samples = data.samples(found, splits, seed=steps.seed)
