@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from slimseek import artifact, choose, data, evaluate, finetune, pipeline, plugins, tasks, train
+from slimseek import artifact, choose, cli, data, evaluate, finetune, pipeline, plugins, tasks, train
 from slimseek.errors import NoEffect, UsageError
 from slimseek.prove import Options
 from slimseek.rebuild import rebuild
@@ -180,6 +180,27 @@ def test_fine_tuning_finds_more_for_queries_that_it_has_not_seen(tiny: Path, jud
     assert msgspec.json.decode((out / "tuned.json").read_bytes(), type=finetune.Tuned) == result
     with pytest.raises(UsageError, match="is not empty"):
         pipeline.train(tiny, judged, out, Settings(training=QUICK), threads=1)
+
+
+def test_the_command_prints_a_table_or_json(
+    tiny: Path, judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", str(tiny), "--data", str(judged), "--steps", "40", "--learning-rate", "2e-3", "--threads", "1",
+               "--batch-size", "4", "--accumulate", "2", "--hard-negatives", "2", "--seed", "3", "--quiet"]  # fmt: skip
+    cli.app([*command, "--out", str(tmp_path / "one")], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "tiny, fine-tuned by contrastive: collection, dev" in shown
+    assert "nDCG@10" in shown
+    assert "items, steps" in shown
+    cli.app([*command, "--out", str(tmp_path / "two"), "--json"], standalone_mode=False)
+    found = msgspec.json.decode(capsys.readouterr().out, type=finetune.Tuned)
+    assert (found.items, found.steps) == (120, 40)
+    settings = Settings(
+        hard_negatives=2, training=Training(steps=40, learning_rate=2e-3, batch_size=4, accumulate=2, seed=3)
+    )
+    assert pipeline.train(tiny, judged, tmp_path / "three", settings, threads=1).after == found.after
+    with pytest.raises(UsageError, match="precision is 'half'"):
+        cli.app([*command, "--out", str(tmp_path / "four"), "--precision", "half"], standalone_mode=False)
 
 
 def test_a_smaller_model_learns_a_teachers_margins(tiny: Path, judged: Path, tmp_path: Path) -> None:
@@ -422,6 +443,7 @@ def test_a_head_is_random_by_its_seed_and_stands_on_the_pooled_vector(tmp_path: 
     directions = vectors @ np.asarray(weight).T
     cosines = (logits * directions).sum(1) / np.linalg.norm(logits, axis=1) / np.linalg.norm(directions, axis=1)
     assert cosines == pytest.approx(1, abs=1e-5), "the bias begins at zero"
+    assert np.abs(np.linalg.norm(logits, axis=1) - 1).min() > 0.01, "logits keep their length"
     assert model.spec.output == "embedding"
     assert "classes" not in msgspec.json.decode(msgspec.json.encode(model.spec)), "artifacts of others stay as they are"
 
