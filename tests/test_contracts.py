@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import random
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 import pytrec_eval
+import torch
 
 import slimseek
 from slimseek import choose, compress, plugins
@@ -334,7 +336,8 @@ def test_in_a_metric_the_order_matters(name: str) -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_lies_between_zero_and_one_and_agrees_with_pytrec_eval(name: str) -> None:
     """200 random rankings of 15 of 30 documents, graded 0 to 3."""
-    trec = {"ndcg": "ndcg_cut_7", "mrr": "recip_rank", "map": "map_cut_7", "recall": "recall_7", "precision": "P_7"}
+    trec = {"ndcg": "ndcg_cut_7", "mrr": "recip_rank", "map": "map_cut_7", "recall": "recall_7", "precision": "P_7",
+            "accuracy": "success_7"}  # fmt: skip
     generator = random.Random(0)
     documents = [f"d{number}" for number in range(30)]
     qrels = {
@@ -345,13 +348,154 @@ def test_a_metric_lies_between_zero_and_one_and_agrees_with_pytrec_eval(name: st
     found = plugins.load("metrics", name)().per_query(qrels, ranking, 7)
     assert set(found) == set(qrels)
     assert all(isinstance(value, float) and 0 <= value <= 1 for value in found.values())
-    assert len(set(found.values())) > 3
+    assert len(set(found.values())) > (1 if name == "accuracy" else 3)
     if name in trec:
         measure = trec[name].replace("_7", ".7")
         cut = 7 if name == "mrr" else 15  # trec_eval's reciprocal rank knows no cutoff
         run = {query: {row: 1.0 / place for place, row in enumerate(rows[:cut], 1)} for query, rows in ranking.items()}
         reference = pytrec_eval.RelevanceEvaluator(qrels, {measure}).evaluate(run)
         assert found == {query: pytest.approx(values[trec[name]]) for query, values in reference.items()}
+
+
+# ---------------------------------------------------------------- losses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossCase:
+    """An output and a target, and the loss by its definition in numpy.
+
+    Attributes:
+        touched: a row of the output, and the items whose loss hangs on it.
+    """
+
+    output: Array
+    target: Any
+    formula: Callable[[Array, Any], Array]
+    touched: tuple[int, tuple[int, ...]]
+
+
+def softmax(logits: Array) -> Array:
+    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+def info_nce(output: Array, target: Any) -> Array:
+    """By loops: of each query its own passage against all that are not relevant to it."""
+    count, found = len(target["positive"]), []
+    for query, own in enumerate(target["positive"]):
+        scores = [np.exp(output[query] @ passage / 0.05) for passage in output[count:]]
+        others = sum(score for score, relevant in zip(scores, target["relevant"][query], strict=True) if not relevant)
+        found.append(-np.log(scores[own] / (scores[own] + others)))
+    return np.array(found)
+
+
+def soft_labels(output: Array, target: Any) -> Array:
+    taught, own = softmax(target["teacher"] / 4), softmax(output / 4)
+    return 16 * (taught * (np.log(taught) - np.log(own))).sum(1)
+
+
+def loss_cases() -> dict[str, LossCase]:
+    random = np.random.default_rng(0)
+    output, target = random.normal(size=(6, 4)), random.normal(size=(6, 4))
+    tokens, states = random.normal(size=(3, 5, 4)), random.normal(size=(3, 5, 4))
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    labels = np.array([0, 3, 1, 1, 2, 0])
+    relevant = np.array([[True, True, False, False], [False, True, False, False]])
+    rows = {"query": np.array([0, 1, 1]), "positive": np.array([2, 3, 3]), "negative": np.array([4, 4, 5])}
+    return {
+        "cosine": LossCase(
+            output=output, target=target, touched=(2, (2,)),
+            formula=lambda one, other: 1 - ((one * other).sum(1) / np.linalg.norm(one, axis=1)
+                                            / np.linalg.norm(other, axis=1)),
+        ),
+        "mse": LossCase(output=output, target=target, touched=(2, (2,)),
+                        formula=lambda one, other: ((one - other) ** 2).mean(1)),
+        "cross_entropy": LossCase(output=output, target=labels, touched=(2, (2,)),
+                                  formula=lambda one, other: -np.log(softmax(one)[range(len(one)), other])),
+        # Of two queries and four passages the second is relevant to both: its row touches only the query it is of.
+        "contrastive": LossCase(output=output / 4, target={"positive": np.array([0, 1]), "relevant": relevant},
+                                touched=(3, (1,)), formula=info_nce),
+        "margin_mse": LossCase(
+            output=output, target=rows | {"margin": np.array([0.5, -1.0, 2.0])}, touched=(5, (2,)),
+            formula=lambda one, other: ((one[other["query"]] * (one[other["positive"]] - one[other["negative"]])).sum(1)
+                                        - other["margin"]) ** 2,
+        ),
+        "similarity": LossCase(output=output, target=target[:, :3], touched=(2, (0, 1, 2, 3, 4, 5)),
+                               formula=lambda one, other: ((one @ one.T - other @ other.T) ** 2).mean(1)),
+        "hidden": LossCase(
+            output=tokens, target={"states": states, "mask": mask}, touched=(2, (2,)),
+            formula=lambda one, other: np.array([((one[row, :size] - other["states"][row, :size]) ** 2).mean()
+                                                 for row, size in enumerate((5, 2, 1))]),
+        ),
+        "soft_label": LossCase(output=output, target={"teacher": target, "label": labels}, touched=(2, (2,)),
+                               formula=soft_labels),
+    }  # fmt: skip
+
+
+def tensors(values: Any) -> Any:
+    return (
+        {name: torch.tensor(array) for name, array in values.items()}
+        if isinstance(values, dict)
+        else torch.tensor(values)
+    )
+
+
+def loss_case(name: str) -> tuple[Loss, LossCase]:
+    cases = loss_cases()
+    assert name in cases, f"the loss {name} has no case here: add its definition in numpy"
+    return plugins.load("losses", name)(), cases[name]
+
+
+@pytest.mark.parametrize("name", plugins.names("losses"))
+def test_a_loss_is_its_definition_for_each_item(name: str) -> None:
+    loss, case = loss_case(name)
+    found = loss(torch.tensor(case.output), tensors(case.target)).numpy()
+    assert found.ndim == 1
+    assert found == pytest.approx(case.formula(case.output, case.target), rel=1e-6)
+    assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("name", plugins.names("losses"))
+def test_the_gradient_of_a_loss_is_its_slope(name: str) -> None:
+    """Against differences of the definition, in float64."""
+    loss, case = loss_case(name)
+    output = torch.tensor(case.output, requires_grad=True)
+    loss(output, tensors(case.target)).mean().backward()
+    assert output.grad is not None
+    slopes, step = np.zeros(case.output.size), 1e-6
+    for place in range(case.output.size):
+        moved = [case.output.copy(), case.output.copy()]
+        for side, sign in zip(moved, (1, -1), strict=True):
+            side.reshape(-1)[place] += sign * step
+        ends = [case.formula(side, case.target).mean() for side in moved]
+        slopes[place] = (ends[0] - ends[1]) / (2 * step)
+    assert output.grad.numpy().reshape(-1) == pytest.approx(slopes, rel=1e-4, abs=1e-7)
+    assert np.abs(slopes).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", plugins.names("losses"))
+def test_the_loss_of_an_item_hangs_on_its_own_rows_alone(name: str) -> None:
+    loss, case = loss_case(name)
+    row, items = case.touched
+    changed = case.output.copy()
+    changed[row] += np.linspace(0.1, 0.5, case.output.shape[-1])
+    before, after = (loss(torch.tensor(output), tensors(case.target)).numpy() for output in (case.output, changed))
+    assert tuple(np.flatnonzero(before != after)) == items
+
+
+@pytest.mark.parametrize("name", plugins.names("losses"))
+@pytest.mark.parametrize("scale", [0.0, 1e3], ids=["all zero", "far too large"])
+def test_a_loss_of_degenerate_rows_is_finite_and_so_is_its_gradient(name: str, scale: float) -> None:
+    loss, case = loss_case(name)
+    output = torch.tensor(case.output * scale, dtype=torch.float32, requires_grad=True)
+    target = tensors(case.target)
+    narrow = {key: value.float() if value.is_floating_point() else value
+              for key, value in (target if isinstance(target, dict) else {"": target}).items()}  # fmt: skip
+    found = loss(output, narrow if isinstance(target, dict) else narrow[""])
+    found.mean().backward()
+    assert torch.isfinite(found).all()
+    assert output.grad is not None
+    assert torch.isfinite(output.grad).all()
 
 
 # ---------------------------------------------------------------- backends, datasets, families, indexes

@@ -14,15 +14,16 @@ import pytest
 import torch
 from torch import nn
 
-from slimseek import choose, compress, data, pipeline, plugins, train
+from slimseek import choose, compress, data, pipeline, plugins, timing, train
 from slimseek.compress import Judge
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines, quality
+from slimseek.examples import Lazy
 from slimseek.inputs.samples import TEXTS
 from slimseek.losses.cosine import Cosine
 from slimseek.losses.mse import MeanSquaredError
 from slimseek.prove import Options
-from slimseek.schema import Array, Gates, Model, ModelSpec, Recipe, RecipeStep, Samples, Step, TensorSpec
+from slimseek.schema import Array, Environment, Gates, Model, ModelSpec, Recipe, RecipeStep, Samples, Step, TensorSpec
 from slimseek.train import Examples, Training
 from small import CORPUS, tiny_bert, tiny_collection
 
@@ -221,7 +222,8 @@ def test_a_checkpoint_of_another_training_is_refused_with_the_difference(tmp_pat
 
 def test_settings_outside_their_limits_are_refused() -> None:
     for bad in ({"steps": 0}, {"batch_size": -1}, {"learning_rate": 0.0}, {"learning_rate": float("nan")},
-                {"max_tokens": 3}, {"warm_up": 1.5}):  # fmt: skip
+                {"max_tokens": 3}, {"warm_up": 1.5}, {"accumulate": 0}, {"patience": -1},
+                {"precision": "half"}):  # fmt: skip
         with pytest.raises(UsageError, match=f"^{next(iter(bad))} is"):
             Training(**bad)
 
@@ -244,6 +246,157 @@ def test_a_loss_is_told_how_far_the_training_is_and_gets_targets_by_name() -> No
     with torch.no_grad():
         left = MeanSquaredError()(network(torch.from_numpy(rows[0])), torch.from_numpy(rows[0, :, :3]))
     assert found.after == pytest.approx(float(left.mean()))
+
+
+def test_a_batch_is_made_when_it_is_asked_for() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> train.Example:
+        made.append(number)
+        return {"x": np.full((1, 5), number, np.float32)}, np.zeros((1, 3), np.float32)
+
+    lazy = Lazy(10, make)
+    assert (len(lazy), made) == (10, [])
+    assert len(part := lazy[4:8]) == 4
+    assert made == []
+    assert [inputs["x"][0, 0] for inputs, _ in part[1:3]] == [5, 6]
+    assert made == [5, 6]
+    assert lazy[-1][0]["x"][0, 0] == 9
+    with pytest.raises(IndexError):
+        lazy[10]
+    made.clear()
+    settings = Training(steps=3, accumulate=2, batch_size=1)
+    train.fit(Small(), Examples(train=lazy[:6], held_out=lazy[9:]), MeanSquaredError(), settings)
+    assert made == [9, 0, 1, 2, 3, 4, 5, 9], "the held-out one before and after; none is read ahead"
+
+
+def test_two_half_batches_make_the_same_step_as_a_whole_one() -> None:
+    examples = regression(20, 8)
+    halves = tuple(({"x": inputs["x"][part]}, target[part]) for inputs, target in examples.train
+                   for part in (slice(0, 4), slice(4, 8)))  # fmt: skip
+    whole, parts = Small(), Small()
+    for network, given, settings in (
+        (whole, examples.train, Training(steps=20, batch_size=8, learning_rate=0.02)),
+        (parts, halves, Training(steps=20, batch_size=4, accumulate=2, learning_rate=0.02)),
+    ):
+        found = train.fit(network, Examples(train=given, held_out=examples.held_out), MeanSquaredError(), settings)
+        assert found.steps == 20
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(parts.state_dict()[name], value, atol=1e-5), name
+    assert not torch.equal(whole.last.weight, Small().last.weight)
+
+
+def test_a_judge_takes_the_place_of_the_held_out_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CHECK_EVERY", 2)
+    seen: list[torch.Tensor] = []
+    verdicts = [0.9, 0.8, 0.3, float("nan"), 0.5, 0.4]
+
+    def judge(network: Small) -> float:
+        assert not torch.is_grad_enabled()
+        assert not network.training
+        seen.append(network.last.weight.detach().clone())
+        return verdicts[len(seen) - 1]
+
+    network = Small()
+    examples = dataclasses.replace(regression(10), held_out=())
+    found = train.fit(network, examples, MeanSquaredError(), Training(steps=10, learning_rate=0.02), judge=judge)
+    assert (found.before, found.after, found.steps) == (0.9, 0.3, 10)
+    assert torch.equal(network.last.weight, seen[2]), "the state that was judged best"
+    assert not torch.equal(seen[2], seen[5])
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(0, 20), (1, 6), (2, 12), (3, 20)])
+def test_it_stops_after_checks_without_a_better_state_and_stays_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, steps: int
+) -> None:
+    monkeypatch.setattr(train, "CHECK_EVERY", 2)
+    verdicts = [0.9, 0.8, 0.5, 0.5, 0.4, 0.4, 0.6, 0.3, 0.4, 0.4, 0.35]
+
+    def verdict(networks: list[Small]) -> train.Judge:
+        def judge(network: Small) -> float:
+            networks.append(network)
+            return verdicts[len(networks) - 1]
+
+        return judge
+
+    settings = Training(steps=20, learning_rate=0.02, patience=patience, checkpoint=str(tmp_path / "checkpoint"))
+    asked: list[Small] = []
+    expected = train.fit(Small(), regression(20), MeanSquaredError(), settings, judge=verdict(asked))
+    assert expected.steps == steps
+    again: list[Small] = []
+    found = train.fit(Small(), regression(20), MeanSquaredError(), settings, judge=verdict(again))
+    assert found == expected
+    assert len(again) == 1, "only the untrained network is judged again; no step is taken"
+
+
+@pytest.mark.parametrize("after", [3, 9, 14])
+def test_a_killed_training_with_accumulation_judge_and_patience_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr(train, "CHECK_EVERY", 2)
+    examples = regression(40)
+    [(inputs, target), _] = examples.held_out
+
+    def judge(network: Small) -> float:
+        """Past a share of the targets: best on the way."""
+        return float((network(torch.from_numpy(inputs["x"])) - 0.3 * torch.from_numpy(target)).square().mean())
+
+    settings = Training(steps=20, accumulate=2, batch_size=8, learning_rate=0.03, patience=3)
+    whole = Small()
+    expected = train.fit(whole, examples, MeanSquaredError(), settings, judge=judge)
+    assert expected.after < expected.before
+    assert 8 < expected.steps < 20, "it stopped early"
+    settings = msgspec.structs.replace(settings, checkpoint=str(tmp_path / "checkpoint"))
+    with pytest.raises(Killed):
+        train.fit(Small(), examples, dying(after), settings, judge=judge)
+    resumed = Small()
+    assert train.fit(resumed, examples, MeanSquaredError(), settings, judge=judge) == expected
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    changed = msgspec.structs.replace(settings, accumulate=1)
+    with pytest.raises(UsageError, match="accumulate was 2, is 1"):
+        train.fit(Small(), examples, MeanSquaredError(), changed, judge=judge)
+
+
+def test_bfloat16_is_used_where_it_is_asked_for_and_refused_where_the_cpu_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Products in bfloat16, the loss and the weights in float32; a check is as exact as without."""
+    seen: list[torch.dtype] = []
+
+    def loss(output: torch.Tensor, target: torch.Tensor, progress: float) -> torch.Tensor:
+        seen.append(output.dtype)
+        return MeanSquaredError()(output, target)
+
+    def trained(precision: str) -> tuple[Small, train.Fitted]:
+        network = Small()
+        products: list[torch.dtype] = []
+        network.last.register_forward_hook(lambda module, given, result: products.append(result.dtype))
+        settings = Training(steps=30, batch_size=8, learning_rate=0.02, precision=precision)
+        found = train.fit(network, regression(30), loss, settings)
+        narrow = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        assert products == [*[torch.float32] * 2, *[narrow] * 30, *[torch.float32] * 2]
+        return network, found
+
+    monkeypatch.setattr(timing, "environment", lambda threads: cpu("avx512_bf16"))
+    exact, before = trained("float32")
+    rough, after = trained("bfloat16")
+    assert after.before == before.before
+    assert set(seen) == {torch.float32}
+    assert rough.last.weight.dtype == torch.float32
+    assert after.after == pytest.approx(before.after, rel=0.1)
+    assert not torch.equal(rough.last.weight, exact.last.weight)
+    if not torch.accelerator.is_available():
+        assert torch.equal(trained("auto")[0].last.weight, exact.last.weight)
+    monkeypatch.setattr(timing, "environment", lambda threads: cpu("avx2"))
+    if not torch.accelerator.is_available():
+        with pytest.raises(UsageError, match="precision is bfloat16, for which this CPU has no instructions"):
+            trained("bfloat16")
+
+
+def cpu(*sets: str) -> Environment:
+    return Environment(cpu="x", cores=1, threads=1, instruction_sets=sets, memory_bytes=1, system="", python="",
+                       versions={})  # fmt: skip
 
 
 def test_the_losses_are_their_definitions() -> None:

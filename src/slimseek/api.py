@@ -8,7 +8,7 @@ from slimseek.choose import model as open_model
 from slimseek.data import describe, load
 from slimseek.deploy import targets
 from slimseek.inspect import inspect
-from slimseek.pipeline import compress, demo, evaluate, sensitivity, serve_on
+from slimseek.pipeline import compress, demo, evaluate, sensitivity, serve_on, train
 from slimseek.pipeline import deploy_on as deploy
 from slimseek.prove import Options
 from slimseek.rebuild import rebuild
@@ -17,12 +17,16 @@ from slimseek.report import write as report
 from slimseek.search import index
 from slimseek.search import open as open_index
 from slimseek.sensitivity import Settings as SensitivitySettings
+from slimseek.tasks import Settings as TrainSettings
+from slimseek.train import Training
 
 serve = serve_on
 
 __all__ = [
     "Options",
     "SensitivitySettings",
+    "TrainSettings",
+    "Training",
     "choose",
     "compress",
     "demo",
@@ -39,5 +43,6 @@ __all__ = [
     "sensitivity",
     "serve",
     "targets",
+    "train",
     "verdict",
 ]

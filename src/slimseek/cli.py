@@ -157,6 +157,38 @@ def compress(
 
 
 @app.command()
+def train(
+    model: Model, data: Data, out: Out,
+    loss: Annotated[str, typer.Option("--loss", help="contrastive, margin_mse, or cross_entropy for labels.")] = "",
+    teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="Of margin_mse.")] = "",
+    steps: Annotated[int, typer.Option("--steps", help="Updates of the weights.")] = 300,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Queries or labelled items in a batch.")] = 16,
+    accumulate: Annotated[int, typer.Option("--accumulate", help="Batches to one step.")] = 1,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="The highest.")] = 5e-5,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer texts are cut in training.")] = 128,
+    hard_negatives: Annotated[int, typer.Option("--hard-negatives", help="For each query, of what is found.")] = 1,
+    max_documents: Annotated[int, typer.Option("--max-documents", help="Where they are looked for.")] = 20_000,
+    patience: Annotated[int, typer.Option("--patience", help="Checks without a better state; 0 for all steps.")] = 0,
+    precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")] = "auto",
+    metric: Annotated[str, typer.Option("--metric", help="To keep the best by; nDCG@10, or accuracy.")] = "",
+    threads: Threads = 0, seed: Seed = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Fine-tune a model on train queries or on labels, judged by development queries; a killed run goes on."""
+    from slimseek import plugins, show
+    from slimseek.pipeline import train as tune
+
+    with _Run(json, quiet) as run:
+        tasks, training = plugins.require("slimseek.tasks"), plugins.require("slimseek.train").Training
+        settings = tasks.Settings(
+            loss=loss, teacher=teacher, hard_negatives=hard_negatives, max_documents=max_documents, metric=metric,
+            training=training(steps=steps, batch_size=batch_size, accumulate=accumulate, learning_rate=learning_rate,
+                              max_tokens=max_tokens, patience=patience, precision=precision, seed=seed),
+        )  # fmt: skip
+        found = tune(model, data, out, settings, threads=threads, force=force)
+        run.answer(found, lambda console: show.tuning(found, console, out))
+
+
+@app.command()
 def sensitivity(
     model: Model, data: Data, out: Out,
     method: Annotated[str, typer.Option("--method", help="prune.channels or prune.heads.")] = "prune.channels",

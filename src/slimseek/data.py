@@ -69,7 +69,10 @@ def load(source: str) -> Collection:
             return collection
     if not Path(source).exists():
         raise UsageError(f"there is no collection {source!r}: neither a folder nor the built-in news or news-full")
-    raise UsageError(f"{source} is not a collection: it needs corpus.jsonl, queries.jsonl and qrels/test.tsv")
+    raise UsageError(
+        f"{source} is not a collection: it needs corpus.jsonl, queries.jsonl and qrels/test.tsv, or .tsv or .csv files "
+        f"with the columns text and label"
+    )
 
 
 def split(collection: Collection) -> Splits:
@@ -136,6 +139,7 @@ def search_set(
         queries={query: collection.queries[query] for query in chosen},
         corpus={document: collection.corpus[document] for document in documents},
         qrels={query: qrels[query] for query in chosen},
+        labelled=collection.labelled,
     )
 
 
@@ -153,7 +157,8 @@ def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: i
     """
     generator = random.Random(seed)
     hidden = {collection.queries[query] for query in splits.test}
-    documents = [text for text in collection.corpus.values() if text and text not in hidden]
+    corpus = {} if collection.labelled else collection.corpus  # names of classes are no texts of the kind
+    documents = [text for text in corpus.values() if text and text not in hidden]
     queries = [
         text for query, text in collection.queries.items() if text and query not in splits.test and text not in hidden
     ]
@@ -161,7 +166,7 @@ def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: i
         raise UsageError(
             f"{collection.path} has no text to calibrate by: all are empty, or read like test queries; add documents"
         )
-    asked = generator.sample(queries, min(len(queries), count // 2))
+    asked = generator.sample(queries, min(len(queries), count // 2 if documents else count))
     read = generator.sample(documents, min(len(documents), count - len(asked)))
     return Samples(calibration=[*read, *asked], texts=[*documents, *queries])
 

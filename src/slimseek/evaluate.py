@@ -15,6 +15,7 @@ from slimseek.progress import track
 from slimseek.schema import Array, Change, GateResult, GateStatus, Measurement, Metric, QueryExample, Report, SearchSet
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map")
+METRICS_OF_CLASSES = ("accuracy", "accuracy@5")
 RESAMPLES = 10_000
 DEPTH = 100
 LEAST_COSINE = 0.999
@@ -54,15 +55,43 @@ def metric(name: str) -> tuple[Metric, int | None]:
 
 
 def quality(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str] = METRICS) -> Quality:
-    """Encode everything, search exactly, score every query."""
+    """Encode everything, search exactly, score every query. A classifier ranks its classes by their logits.
+
+    Raises:
+        UsageError: an unknown metric, or a classifier whose classes are not those of the set.
+    """
     for name in metrics:
         metric(name)
+    if encoder.spec.output == "class_logits":
+        return _classified(encoder, search_set, metrics)
     with track(f"encode {len(search_set.corpus):,} documents, {encoder.name}", len(search_set.corpus)) as advance:
         documents = encoder.documents(list(search_set.corpus.values()), advance)
     queries = encoder.queries(list(search_set.queries.values()))
     ranking = rank(queries, documents, search_set, max([DEPTH, *(metric(name)[1] or 0 for name in metrics)]))
     measurements = tuple(measure(name, search_set, ranking) for name in metrics)
     return Quality(measurements=measurements, ranking=ranking, documents=documents, queries=queries)
+
+
+def _classified(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str]) -> Quality:
+    """What a classifier finds: a ranking is of all its classes, and both kinds of vectors are the logits."""
+    classes = encoder.spec.classes or ()
+    if not search_set.labelled:
+        raise UsageError(f"{encoder.name} is a classifier, and {search_set.name} has no labels to name")
+    unknown = [name for name in search_set.corpus if name not in classes]
+    if unknown:
+        raise UsageError(f"{encoder.name} does not know the class {unknown[0]!r} of {search_set.name}; it knows "
+                         f"{len(classes)}, such as {classes[0]!r}")  # fmt: skip
+    with track(f"classify {len(search_set.queries):,} items, {encoder.name}", len(search_set.queries)) as advance:
+        logits = encoder.vectors(list(search_set.queries.values()), encoder.input.query_prefix, advance)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    ranking = {query: [classes[place] for place in row] for query, row in zip(search_set.queries, order, strict=True)}
+    measurements = tuple(measure(name, search_set, ranking) for name in metrics)
+    return Quality(measurements=measurements, ranking=ranking, documents=logits, queries=logits)
+
+
+def default_metrics(search_set: SearchSet) -> tuple[str, ...]:
+    """What to measure where nothing is asked for."""
+    return METRICS_OF_CLASSES if search_set.labelled else METRICS
 
 
 def rank(queries: Array, documents: Array, search_set: SearchSet, depth: int = DEPTH) -> dict[str, list[str]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from slimseek import artifact, choose, data, deploy, integers, plugins, report, search, timing
 from slimseek import compress as machine
@@ -18,7 +21,11 @@ from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, prove
 from slimseek.rebuild import rebuild
 from slimseek.report import sensitivity as sensitivity_page
-from slimseek.schema import Change, Collection, Comparison, Measurement, Model, Qrels, Recipe, Report, Value
+from slimseek.schema import Change, Collection, Comparison, Gates, Measurement, Model, Qrels, Recipe, Report, Value
+
+if TYPE_CHECKING:
+    from slimseek.finetune import Tuned
+    from slimseek.tasks import Settings
 
 DEV_QUERIES = 300
 DEV_DOCUMENTS = 300
@@ -50,7 +57,7 @@ def compress(
 
     Args:
         source: the MODEL.
-        collection: the collection to judge by.
+        collection: the collection to judge by; a labelled one by accuracy where the recipe has no metric of its own.
         recipe: a shorthand, a file, or a recipe.
         out: folder of the artifact.
         options: how to measure.
@@ -71,6 +78,9 @@ def compress(
         original = choose.model(source)
         integers.check_finite(original, "compressed")
         found = data.load(str(collection))
+        if found.labelled and steps.gates.metric == Gates().metric:
+            accuracy = msgspec.structs.replace(steps.gates, metric=measuring.METRICS_OF_CLASSES[0])
+            steps = msgspec.structs.replace(steps, gates=accuracy)
         splits = data.split(found)
         say(splits.notice)
         samples = dataclasses.replace(data.samples(found, splits, seed=steps.seed), original=original)
@@ -105,14 +115,14 @@ def evaluate(
     if split not in found.qrels:
         raise UsageError(f"{collection} has no split {split!r}; it has {', '.join(found.qrels)}")
     queries = data.search_set(found, found.qrels[split], split)
-    names = tuple(metrics or measuring.METRICS)
+    names = tuple(metrics or measuring.default_metrics(queries))
     chosen = [(source, choose.choose(source, threads or None))]
     if baseline is not None:
         chosen.append((baseline, choose.choose(baseline, threads or None)))
     quality = [measuring.quality(encoder, queries, names) for _, encoder in chosen]
     costs = measuring.cost(
         {str(number): (encoder, str(path)) for number, (path, encoder) in enumerate(chosen)},
-        list(queries.queries.values())[:TIMED_QUERIES], list(queries.corpus.values())[:TIMED_DOCUMENTS],
+        list(queries.queries.values())[:TIMED_QUERIES], list(queries.items.values())[:TIMED_DOCUMENTS],
     )  # fmt: skip
     reports = [
         measuring.report(f"{encoder.name} ({encoder.runtime})", encoder.threads, costs[str(number)],
@@ -124,6 +134,31 @@ def evaluate(
     changes = tuple(measuring.compare(quality[1].get(name), quality[0].get(name)) for name in names)
     shared = measuring.overlap(quality[1].ranking, quality[0].ranking)
     return Evaluation(collection=queries.name, subject=reports[0], baseline=reports[1], changes=changes, overlap=shared)
+
+
+def train(
+    source: str | Path, collection: str | Path, out: str | Path, settings: Settings | None = None, *,
+    threads: int = 0, force: bool = False,
+) -> Tuned:  # fmt: skip
+    """Fine-tune a model on a collection's train queries, or on its labels; writes an artifact to ``out``.
+
+    Args:
+        source: the MODEL, of floats.
+        collection: with train queries, or labelled: then the artifact is a classifier.
+        out: the folder; a run that was killed goes on from what lies there.
+        settings: loss, negatives, steps, rate.
+        threads: of everything; 0 for all cores.
+        force: replace what lies there, and begin anew.
+
+    Raises:
+        UsageError: the model cannot be trained, there is nothing to train on, or the folder is taken.
+        NoEffect: no state was better on the development queries; nothing is written.
+    """
+    finetuning = plugins.require("slimseek.finetune")
+    tuned: Tuned = finetuning.finetune(
+        source, collection, out, settings or finetuning.Settings(), threads=threads, force=force
+    )
+    return tuned
 
 
 def sensitivity(
@@ -203,13 +238,14 @@ def _static(source: str | Path) -> tuple[Measurement, ...]:
 def _texts(collection: str, asked: bool) -> Sequence[str]:
     if not collection or not (asked or Path(collection).exists() or collection in ("news", "news-full")):
         return ()
-    corpus = data.load(collection).corpus
-    return [text for text in corpus.values() if text][:PARITY_TEXTS]
+    return [text for text in data.load(collection).items.values() if text][:PARITY_TEXTS]
 
 
 def _corpus(source: str, collection: str) -> dict[str, str]:
     known = collection or choose.collection_of(source)
     if not known:
         raise UsageError(f"{source} does not say which collection it was judged by; add --data")
-    corpus: dict[str, str] = data.load(known).corpus
-    return corpus
+    found: Collection = data.load(known)
+    if found.labelled:
+        raise UsageError(f"{known} holds labelled items, and nothing to search")
+    return found.corpus

@@ -53,14 +53,14 @@ def prove(
         threads: of the runtime.
         options: target and alternatives.
     """
-    metrics = tuple(dict.fromkeys((recipe.gates.metric, *evaluate.METRICS)))
+    metrics = tuple(dict.fromkeys((recipe.gates.metric, *evaluate.default_metrics(test))))
     with tempfile.TemporaryDirectory() as temporary:
         subjects: dict[str, tuple[Encoder, str]] = {}
         gates: list[GateResult] = []
         for label, model in ((name, original), (f"{name} {recipe.name}", compressed.model)):
             place = Path(temporary) / str(len(subjects))
             place.mkdir()
-            texts = list(test.corpus.values())[:PARITY_TEXTS]
+            texts = list(test.items.values())[:PARITY_TEXTS]
             package = deploy.write(model, options.target, place, texts=texts, threads=threads)
             gates = list(package.gates)
             opened = dataclasses.replace(choose.choose(place, threads), name=label)
@@ -69,7 +69,7 @@ def prove(
             subjects["onnxruntime dynamic int8"] = (others.dynamic_int8(original, threads), "")
         found = {label: evaluate.quality(encoder, test, metrics) for label, (encoder, _) in subjects.items()}
         queries = list(test.queries.values())[:TIMED_QUERIES]
-        costs = evaluate.cost(subjects, queries, list(test.corpus.values())[:TIMED_DOCUMENTS])
+        costs = evaluate.cost(subjects, queries, list(test.items.values())[:TIMED_DOCUMENTS])
     reports = [
         evaluate.report(
             label, threads, costs[label], found[label].measurements, _static(label, subjects, original, compressed)

@@ -84,6 +84,7 @@ class ModelSpec(Value, frozen=True):
         dim: width of the vectors it gives.
         normalised: whether its vectors have length one.
         preprocess: how a text becomes ids; ``None`` for a model whose items are arrays as it takes them.
+        classes: names of the classes whose logits it gives, in order; unset for a model that gives embeddings.
     """
 
     family: str
@@ -93,6 +94,7 @@ class ModelSpec(Value, frozen=True):
     dim: int
     normalised: bool
     preprocess: TextPreprocess | None
+    classes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def token_table(self) -> str | None:
@@ -245,6 +247,8 @@ class Collection:
         queries: query id to text.
         qrels: split (``train``, ``dev``, ``test``) to judgements.
         findings: what the reader counted and any fault it met.
+        labelled: whether the task is to name the class of an item: the queries are the items, the corpus holds the
+            names of the classes, and the one relevant of them is the item's.
     """
 
     name: str
@@ -253,6 +257,12 @@ class Collection:
     queries: dict[str, str]
     qrels: dict[str, Qrels]
     findings: tuple[Finding, ...] = ()
+    labelled: bool = False
+
+    @property
+    def items(self) -> dict[str, str]:
+        """What there is to read, by id: the documents, or the items that have a class."""
+        return self.queries if self.labelled else self.corpus
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -264,12 +274,19 @@ class SearchSet:
         queries: query id to text.
         corpus: document id to text.
         qrels: judgements of exactly these queries.
+        labelled: whether the corpus holds the names of classes (see :class:`Collection`).
     """
 
     name: str
     queries: dict[str, str]
     corpus: dict[str, str]
     qrels: Qrels
+    labelled: bool = False
+
+    @property
+    def items(self) -> dict[str, str]:
+        """What there is to read, by id: the documents, or the items that have a class."""
+        return self.queries if self.labelled else self.corpus
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -536,6 +553,12 @@ class Family(ABC):
     def trainable(self, model: Model) -> nn.Module:
         """The network in PyTorch, its weights under their tensors' names; UsageError where there is none."""
         raise UsageError(f"models of the family {model.spec.family} cannot be trained")
+
+    def classifier(self, model: Model, classes: Sequence[str], seed: int) -> Model:
+        """The model with a new linear layer on its vector that gives the logits of these classes, random by the seed;
+        UsageError where the family has no such form.
+        """
+        raise UsageError(f"models of the family {model.spec.family} cannot be made classifiers")
 
     @abstractmethod
     def to_onnx(self, model: Model) -> onnx.ModelProto:

@@ -148,6 +148,8 @@ def index(
     finer = _finer(precision, rescore)
     if oversample < 1:
         raise UsageError(f"oversample is {oversample}; it must be 1 or more")
+    if encoder.spec.output == "class_logits":
+        raise UsageError(f"{encoder.name} is a classifier: it names classes, and gives no vectors to search by")
     if not corpus:
         raise UsageError("the collection has no documents to index")
     with folders.writing(out, force=force) as folder:

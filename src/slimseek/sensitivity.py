@@ -198,7 +198,7 @@ def measure(
     search_set = data.search_set(read, splits.dev, "dev", max_queries=settings.max_queries,
                                  max_documents=settings.max_documents, seed=settings.seed)  # fmt: skip
     wanted: dict[str, Any] = {
-        "made_with": __version__, "model_sha256": _fingerprint(model), "collection_sha256": data.fingerprint(read),
+        "made_with": __version__, "model_sha256": fingerprint(model), "collection_sha256": data.fingerprint(read),
         "settings": settings,
     }  # fmt: skip
     known = None if force else _known(out / FILE, wanted)
@@ -288,7 +288,7 @@ def _plain(value: Any) -> str:
     return ", ".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
 
 
-def _fingerprint(model: Model) -> str:
+def fingerprint(model: Model) -> str:
     """The sha256 of what a model is: its specification, files and tensors by name."""
     digest = hashlib.sha256(msgspec.json.encode(model.spec))
     for name, content in sorted(model.files.items()):

@@ -70,6 +70,20 @@ def evaluation(found: Any, console: Console) -> None:
         console.print(f"  top-10 overlap with the baseline: {found.overlap:.3f}", markup=False, soft_wrap=True)
 
 
+def tuning(found: Any, console: Console, out: Path) -> None:
+    """The metric of the development queries before and after a fine-tuning, and what to type next."""
+    table = Table(title=f"{found.model}, fine-tuned by {found.loss}: {found.collection}", title_justify="left")
+    for column in ("", "before", "after", "change"):
+        table.add_column(column, justify="right" if column else "left")
+    low, high = found.change.interval
+    table.add_row(form.label(found.after.name), _figure(found.before), _figure(found.after),
+                  f"{found.change.relative:+.1%}\n{low:+.1%} to {high:+.1%}")  # fmt: skip
+    table.add_row("items, steps", "", f"{found.items:,}, {found.steps:,}", "")
+    table.add_row("seconds", "", f"{found.seconds:,.0f}", "")
+    console.print(table)
+    console.print(f"\nnext: slimseek evaluate {out} --data DATA", markup=False, soft_wrap=True)
+
+
 def sensitivity(found: Sensitivity, console: Console, out: Path) -> None:
     """What is left of the quality without a share of each layer, the most sensitive first; what to do with it."""
     metric, units = form.metric_label(found.settings.metric), alone.UNITS[found.settings.method]

@@ -6,19 +6,19 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
-from slimseek import choose, plugins, sparse
+from slimseek import checkpoint, choose, plugins, sparse, timing
+from slimseek.checkpoint import State
 from slimseek.errors import UsageError
-from slimseek.folder import write_atomically
+from slimseek.examples import Example, Examples, Lazy, Target, different, parts, planned, taken
 from slimseek.inputs.reader import reader
 from slimseek.progress import say, track
-from slimseek.schema import Array, Batch, Model, ModelSpec, Value
+from slimseek.schema import Array, Model, ModelSpec, Value
 
 if TYPE_CHECKING:
     import torch
@@ -27,28 +27,31 @@ if TYPE_CHECKING:
 HELD_OUT = 128
 ROWS_IN_CHECK = 32
 CHECK_EVERY = 50
-BATCHES_SORTED_AT_ONCE = 16
 
-Target = Array | Mapping[str, Array]
-"""What a network should give for some items, [n, ...]; several arrays by name for losses that need them."""
-Example = tuple[Batch, Target]
-"""Inputs of some items, and their target."""
+Precision = Literal["auto", "float32", "bfloat16"]
+BFLOAT16_SETS = {"avx512_bf16", "amx_bf16"}
 Loss = Callable[[Any, Any, float], "torch.Tensor"]
 """The network's output, the target as tensors, and the share of the training that is done, 0 to 1, to the loss of each
 item, [n]. Held-out items are judged by the loss that holds at the end."""
+Judge = Callable[[Any], float]
+"""How bad a network is, lower is better, such as 1 - nDCG on development queries; it is asked without gradients."""
 
 
 class Training(Value, frozen=True):
     """How to train.
 
     Attributes:
-        steps: batches to train on.
+        steps: updates of the weights.
         batch_size: items in a batch.
         learning_rate: highest of AdamW's; it falls to zero in a cosine.
         warm_up: share of the steps over which the rate rises to its highest, 0 to 1.
         max_tokens: longer texts are cut.
         seed: of the choice and the order of items.
         checkpoint: a file that the training saves itself to at every check and goes on from; empty for none.
+        accumulate: batches whose mean gradient makes one step: as one large batch, in the memory of a small one.
+        patience: checks in a row without a better state after which it stops; 0 for never.
+        precision: of the products: ``float32``, ``bfloat16`` (weights, loss and checks stay float32), or ``auto``:
+            bfloat16 on an accelerator and float32 on a CPU.
     """
 
     steps: int = 300
@@ -58,16 +61,28 @@ class Training(Value, frozen=True):
     max_tokens: int = 128
     seed: int = 0
     checkpoint: str = ""
+    accumulate: int = 1
+    patience: int = 0
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         """At least one step of one item."""
-        for name in ("steps", "batch_size", "learning_rate"):
+        for name in ("steps", "batch_size", "learning_rate", "accumulate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; above 0 is allowed")
         if self.max_tokens < 4:
             raise UsageError(f"max_tokens is {self.max_tokens}; 4 or more is allowed")
         if not 0 <= self.warm_up <= 1:
             raise UsageError(f"warm_up is {self.warm_up}; 0 to 1 is allowed")
+        if self.patience < 0:
+            raise UsageError(f"patience is {self.patience}; 0 or more is allowed")
+        if self.precision not in get_args(Precision):
+            raise UsageError(f"precision is {self.precision!r}; {', '.join(get_args(Precision))} are allowed")
+
+    @property
+    def batches(self) -> int:
+        """How many batches it takes."""
+        return self.steps * self.accumulate
 
     def rate(self, number: int) -> float:
         """The learning rate of a step, numbered from 0."""
@@ -77,26 +92,23 @@ class Training(Value, frozen=True):
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (number - warm) / (self.steps - warm)))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Examples:
-    """What to train on, a batch for each step, and what to check by, none of which is trained on."""
-
-    train: tuple[Example, ...]
-    held_out: tuple[Example, ...]
-
-
 class Fitted(Value, frozen=True):
-    """The loss on held-out items before the training, and of the state that was kept."""
+    """The loss on held-out items (or what was judged) before the training, and of the state that was kept.
+
+    Attributes:
+        steps: how many were taken, fewer than asked for where it stopped early.
+    """
 
     before: float
     after: float
+    steps: int
 
 
 # ---------------------------------------------------------------- examples
 
 
 def examples(
-    model: Model, items: Sequence[str], target: Callable[[Sequence[str]], Array], settings: Training
+    model: Model, items: Sequence[str], target: Callable[[Sequence[str]], Target], settings: Training
 ) -> Examples:
     """Batches of items of like length with their targets; a quarter of the items, at most 128, is held out.
 
@@ -105,7 +117,7 @@ def examples(
     Args:
         model: reads the items.
         items: texts, or paths of arrays; empty ones are left out.
-        target: items to what the network should give for each, [n, ...].
+        target: items to what the network should give for each, [n, ...], or several such arrays by name.
         settings: how many are needed, and the seed.
 
     Raises:
@@ -115,31 +127,21 @@ def examples(
     generator = random.Random(settings.seed)
     chosen = [item for item in dict.fromkeys(items) if item]
     generator.shuffle(chosen)
-    del chosen[HELD_OUT + settings.steps * settings.batch_size :]  # no need to read what is never used
-    rows: list[Any] = read.rows(chosen, read.document_prefix)
-    alike = {_content(row): position for position, row in enumerate(rows)}
-    rows, chosen = [rows[position] for position in alike.values()], [chosen[position] for position in alike.values()]
+    del chosen[HELD_OUT + settings.batches * settings.batch_size :]  # no need to read what is never used
+    rows, chosen = different(read, chosen)
     held = min(HELD_OUT, len(rows) // 4)
     if held < 1:
         raise UsageError(f"{len(rows)} items are too few to train on; 4 are needed")
     targets = target(chosen)
+    widths = [row.width for row in rows]
 
-    def batches(positions: Sequence[int], size: int) -> list[Example]:
-        return [
-            (read.batch([rows[position] for position in part]), targets[part])
-            for part in _parts(positions, [_width(row) for row in rows], size)
-        ]
+    def batches(chosen: Sequence[list[int]]) -> Lazy:
+        return Lazy(len(chosen), lambda number: (
+            read.batch([rows[position].read() for position in chosen[number]]), taken(targets, chosen[number])
+        ))  # fmt: skip
 
-    train: list[Example] = []
-    order: list[int] = []
-    while len(train) < settings.steps:
-        while len(order) < BATCHES_SORTED_AT_ONCE * settings.batch_size:
-            order += generator.sample(range(held, len(rows)), len(rows) - held)
-        some = batches(order[: BATCHES_SORTED_AT_ONCE * settings.batch_size], settings.batch_size)
-        del order[: BATCHES_SORTED_AT_ONCE * settings.batch_size]
-        generator.shuffle(some)
-        train += some
-    return Examples(train=tuple(train[: settings.steps]), held_out=tuple(batches(range(held), ROWS_IN_CHECK)))
+    train = planned(range(held, len(rows)), widths, settings.batch_size, settings.batches, generator)
+    return Examples(train=batches(train), held_out=batches(parts(range(held), widths, ROWS_IN_CHECK)))
 
 
 def vectors_of(teacher: Model, max_tokens: int) -> Callable[[Sequence[str]], Array]:
@@ -161,43 +163,12 @@ def _cut(spec: ModelSpec, max_tokens: int) -> ModelSpec:
     return msgspec.structs.replace(spec, preprocess=msgspec.structs.replace(spec.preprocess, max_length=longest))
 
 
-def _content(row: Any) -> Any:
-    """What tells rows apart: token ids, or the bytes of arrays."""
-    return tuple(row) if isinstance(row, list) else tuple((array.shape, array.tobytes()) for array in row.values())
-
-
-def _width(row: Any) -> tuple[Any, ...]:
-    return (len(row),) if isinstance(row, list) else tuple(array.shape for array in row.values())
-
-
-def _parts(positions: Sequence[int], widths: Sequence[tuple[Any, ...]], size: int) -> list[list[int]]:
-    """At most ``size`` positions of like width each: texts are padded, arrays of different shapes are kept apart."""
-    parts: list[list[int]] = []
-    for position in sorted(positions, key=lambda position: widths[position]):
-        last = parts[-1] if parts else []
-        padded = isinstance(widths[position][0], int)
-        if last and len(last) < size and (padded or widths[last[0]] == widths[position]):
-            last.append(position)
-        else:
-            parts.append([position])
-    return parts
-
-
 # ---------------------------------------------------------------- the loop
-
-
-@dataclass(kw_only=True, eq=False)
-class _State:
-    """How far a training is, and the least loss on held-out items with the weights that gave it."""
-
-    step: int
-    loss: float
-    weights: dict[str, torch.Tensor]
 
 
 def fit(
     network: nn.Module, examples: Examples, loss: Loss, settings: Training, *, label: str = "training",
-    shares: Mapping[str, float] | None = None,
+    shares: Mapping[str, float] | None = None, judge: Judge | None = None,
 ) -> Fitted:  # fmt: skip
     """Train a network in place; it is left in the state with the least loss on the held-out items.
 
@@ -208,38 +179,73 @@ def fit(
 
     Args:
         network: called with a batch's arrays by name; parameters that do not require gradients stay as they are.
-        examples: one batch a step.
+        examples: ``settings.accumulate`` batches a step.
         loss: output, target and progress to the loss of each item.
         settings: rate, seed, checkpoint.
         label: what is trained, for the progress bar.
         shares: end of a parameter's name to its share of the learning rate; others have 1.
+        judge: what to keep the best by, in the place of the loss on held-out items.
 
     Raises:
-        UsageError: the checkpoint is not one of this training.
+        UsageError: the checkpoint is not one of this training, or bfloat16 is asked of a CPU that has none.
     """
+    total = -(-len(examples.train) // settings.accumulate)
     with _in_use(network):
         optimizer, pruned = _optimizer(network, shares or {}), _pruned(network)
-        before = _check(network, examples, loss)
-        best = _resumed_(network, optimizer, before, settings)
-        left = examples.train[best.step :]
-        say(f"{label}: {len(left)} batches of {settings.batch_size}, loss {before:.4f} on held-out items")
-        with track(label, len(left)) as advance:
-            for number, example in enumerate(left, start=best.step):
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.rate(number) * group["share"]
-                _step_(network, optimizer, example, loss, number / settings.steps)
+        cast = _cast(settings.precision, next(network.parameters()).device.type)
+        before = _check(network, examples, loss, judge)
+        best = _begun_(network, optimizer, before, settings)
+        say(f"{label}: {total - best.step} steps of {settings.batch_size * settings.accumulate}, "
+            f"{'judged' if judge else 'loss on held-out items'} {before:.4f}")  # fmt: skip
+        with track(label, total - best.step) as advance:
+            while best.step < total and not (settings.patience and best.waited >= settings.patience):
+                _step_(network, optimizer, _batches(examples, best.step, settings), loss, best.step, settings, cast)
                 for weight, zeros in pruned:
                     weight.data[zeros] = 0
                 advance(1)
-                best.step = number + 1
-                if best.step % CHECK_EVERY == 0 or best.step == len(examples.train):
-                    found = _check(network, examples, loss)
+                best.step += 1
+                if best.step % CHECK_EVERY == 0 or best.step == total:
+                    found = _check(network, examples, loss, judge)
+                    best.waited += 1
                     if found < best.loss:  # never true of NaN
-                        best.loss, best.weights = found, _copy(network)
-                    _save(network, optimizer, before, best, settings)
+                        best.loss, best.weights, best.waited = found, checkpoint.copy(network), 0
+                    if settings.checkpoint:
+                        checkpoint.save(Path(settings.checkpoint), network, optimizer, before, best, _same(settings))
         network.load_state_dict(best.weights)
-    say(f"{label}: kept the state with loss {best.loss:.4f}")
-    return Fitted(before=before, after=best.loss)
+    say(f"{label}: kept the state with {best.loss:.4f} after {best.step} steps")
+    return Fitted(before=before, after=best.loss, steps=best.step)
+
+
+def _begun_(network: nn.Module, optimizer: Any, before: float, settings: Training) -> State:
+    """Where the checkpoint left off; the untrained state where there is none."""
+    if not settings.checkpoint or not Path(settings.checkpoint).is_file():
+        return State(step=0, loss=before, waited=0, weights=checkpoint.copy(network))
+    return checkpoint.resume_(Path(settings.checkpoint), network, optimizer, before, _same(settings))
+
+
+def _same(settings: Training) -> dict[str, Any]:
+    """What a training that goes on from a checkpoint must share."""
+    found: dict[str, Any] = msgspec.to_builtins(settings)
+    del found["checkpoint"]
+    return found
+
+
+def _batches(examples: Examples, step: int, settings: Training) -> Sequence[Example]:
+    return examples.train[step * settings.accumulate : (step + 1) * settings.accumulate]
+
+
+def _cast(precision: Precision, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """The context that products are computed in.
+
+    On a CPU bfloat16 must be asked for by name: whether it is faster hangs on the layers' shapes, and a timing that
+    decided would give one training two results.
+    """
+    if precision == "bfloat16" and device == "cpu" and not BFLOAT16_SETS & set(timing.environment(1).instruction_sets):
+        raise UsageError("precision is bfloat16, for which this CPU has no instructions; float32 is allowed here")
+    if precision == "float32" or (precision == "auto" and device == "cpu"):
+        return nullcontext
+    torch = plugins.require("torch")
+    return lambda: torch.autocast(device, dtype=torch.bfloat16)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -278,91 +284,48 @@ def _pruned(network: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
     return [(parameter, parameter == 0) for parameter in trained if sparse.is_pruned(parameter.detach().cpu().numpy())]
 
 
-def _step_(network: nn.Module, optimizer: Any, example: Example, loss: Loss, progress: float) -> None:
-    inputs, target = _tensors(example, network)
+def _step_(
+    network: nn.Module, optimizer: Any, batches: Sequence[Example], loss: Loss, number: int, settings: Training,
+    cast: Callable[[], AbstractContextManager[Any]],
+) -> None:  # fmt: skip
+    """One update by the mean gradient of some batches, each of which counts alike."""
+    for group in optimizer.param_groups:
+        group["lr"] = settings.rate(number) * group["share"]
     optimizer.zero_grad()
-    mean: Any = loss(network(**inputs), target, progress).mean()
-    mean.backward()
+    for example in batches:
+        inputs, target = tensors(example, network)
+        with cast():
+            output = network(**inputs)
+        mean: Any = loss(_widened(output), target, number / settings.steps).mean()
+        (mean / len(batches) if len(batches) > 1 else mean).backward()
     optimizer.step()
 
 
-def _check(network: nn.Module, examples: Examples, loss: Loss) -> float:
-    """Mean loss over the held-out items."""
+def _widened(output: Any) -> Any:
+    """Float32, in which losses are computed whatever the precision of the network."""
+    return {name: _widened(value) for name, value in output.items()} if isinstance(output, Mapping) else output.float()
+
+
+def _check(network: nn.Module, examples: Examples, loss: Loss, judge: Judge | None) -> float:
+    """What the judge finds, else the mean loss over the held-out items."""
     torch = plugins.require("torch")
     with torch.no_grad():
-        pairs = (_tensors(example, network) for example in examples.held_out)
+        if judge is not None:
+            return float(judge(network))
+        pairs = (tensors(example, network) for example in examples.held_out)
         return float(torch.cat([loss(network(**inputs), target, 1.0) for inputs, target in pairs]).mean())
 
 
-def _tensors(example: Example, network: nn.Module) -> tuple[dict[str, torch.Tensor], Any]:
+def tensors(example: Example, network: nn.Module) -> tuple[dict[str, torch.Tensor], Any]:
     """Inputs and target where the network is."""
+    inputs, target = example
+    if isinstance(target, Mapping):
+        return moved(inputs, network), moved(target, network)
+    return moved(inputs, network), moved({"": target}, network)[""]
+
+
+def moved(arrays: Mapping[str, Array], network: nn.Module) -> dict[str, torch.Tensor]:
+    """Arrays as tensors where the network is."""
     torch = plugins.require("torch")
     device = next(network.parameters()).device
-
-    def moved(arrays: Mapping[str, Array]) -> dict[str, Any]:
-        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-
-    inputs, target = example
-    return moved(inputs), moved(target) if isinstance(target, Mapping) else torch.from_numpy(target).to(device)
-
-
-def _copy(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def _save(network: nn.Module, optimizer: Any, before: float, best: _State, settings: Training) -> None:
-    """Everything that the rest of the training depends on, as safetensors: no pickle is ever opened."""
-    if not settings.checkpoint:
-        return
-    parts = {"network": _copy(network), "best": best.weights}
-    parts |= {f"optimizer.{number}": state for number, state in optimizer.state_dict()["state"].items()}
-    tensors = {f"{part}.{name}": value.contiguous() for part, state in parts.items() for name, value in state.items()}
-    numbers = {"step": repr(best.step), "loss": repr(best.loss), "before": repr(before)}
-    content = plugins.require("safetensors.torch").save(tensors, numbers | {"settings": _identity(settings)})
-    write_atomically(Path(settings.checkpoint), content)
-
-
-def _resumed_(network: nn.Module, optimizer: Any, before: float, settings: Training) -> _State:
-    """The state that a checkpoint holds, network and optimizer brought to it; the untrained one where there is none."""
-    if not settings.checkpoint or not Path(settings.checkpoint).is_file():
-        return _State(step=0, loss=before, weights=_copy(network))
-    opening = plugins.require("safetensors").safe_open
-    try:
-        with opening(settings.checkpoint, framework="pt") as file:
-            noted = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        _check_same(noted, before, settings)
-        best = _State(step=int(noted["step"]), loss=float(noted["loss"]), weights=_part(tensors, "best."))
-        network.load_state_dict(_part(tensors, "network."))
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in _part(tensors, "optimizer.").items():
-            number, _, key = name.partition(".")
-            moments.setdefault(int(number), {})[key] = value
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    except Exception as error:  # safetensors, a KeyError, or torch for weights of another model
-        reason = str(error) if isinstance(error, UsageError) else type(error).__name__
-        raise UsageError(
-            f"{settings.checkpoint} is no checkpoint of this training ({reason}); delete it to start anew"
-        ) from error
-    return best
-
-
-def _check_same(noted: Mapping[str, str], before: float, settings: Training) -> None:
-    """Refuse a checkpoint of other settings; or of another network, loss or items, whose first loss is another."""
-    now, then = msgspec.json.decode(_identity(settings)), msgspec.json.decode(noted["settings"])
-    differing = [f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value]
-    if not differing and not math.isclose(float(noted["before"]), before, rel_tol=1e-3, abs_tol=1e-6):
-        differing = [f"it began with loss {float(noted['before']):.4g}, this one with {before:.4g}"]
-    if differing:
-        raise UsageError(", ".join(differing))
-
-
-def _identity(settings: Training) -> str:
-    return msgspec.json.encode(msgspec.structs.replace(settings, checkpoint="")).decode()
-
-
-def _part(tensors: Mapping[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}

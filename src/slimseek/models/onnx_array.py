@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from slimseek.errors import UsageError
 from slimseek.inputs.arrays import BATCH, ArrayInput
 from slimseek.inputs.samples import examples
+from slimseek.models import _graph_head as head
 from slimseek.models import _text_files as text_files
 from slimseek.models._graph import (
     GRAPH,
@@ -50,7 +51,8 @@ INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 class OnnxArray(OnnxFamily):
     """Items are arrays as the network takes them. The vector is its output called ``embedding``, ``features``,
     ``vector`` or ``logits``, else the only one of shape [batch, n]; it is brought to length one, since search compares
-    by inner product (the largest logit stays the largest).
+    by inner product (the largest logit stays the largest). With the names of classes beside it (``classes.json``, a
+    list), it gives their logits as they are.
 
     An axis that all inputs have first and that is not fixed, or is called batch, is the batch. Batch norms are folded
     into the layers before them.
@@ -81,11 +83,16 @@ class OnnxArray(OnnxFamily):
             family="onnx_array", modality="array", output="embedding", inputs=inputs, dim=0, normalised=False,
             preprocess=None,
         )  # fmt: skip
-        spec = _end_in_vector_(model, _dense(weights), spec, file)
+        classes = head.classes(file)
+        spec = _end_in_vector_(model, _dense(weights), spec, file, classes)
         weights = _prune_(model.graph, weights)
         spec = msgspec.structs.replace(spec, inputs=_keep_used_(model.graph, spec.inputs))
-        files = {GRAPH: model.SerializeToString(deterministic=True)}
+        files = {GRAPH: model.SerializeToString(deterministic=True)} | head.file_of(classes)
         return Model(spec=spec, files=files, tensors=dict(weights), layers=_layers(model.graph, weights))
+
+    def classifier(self, model: Model, classes: Sequence[str], seed: int) -> Model:
+        """A linear layer on the vector as it was before it was brought to length one."""
+        return head.added(model, classes, seed)
 
     def macs(self, model: Model, length: int) -> int:
         """Of one random item; ``length`` is for texts. Branches of an If and bodies of a Loop are left out."""
@@ -194,7 +201,9 @@ def _random_inputs(
             )
 
 
-def _end_in_vector_(model: onnx.ModelProto, weights: dict[str, np.ndarray], spec: ModelSpec, file: Path) -> ModelSpec:
+def _end_in_vector_(
+    model: onnx.ModelProto, weights: dict[str, np.ndarray], spec: ModelSpec, file: Path, classes: tuple[str, ...]
+) -> ModelSpec:
     """Make one output [batch, n] of float32 the graph's only one, called ``vector``; the spec with its width."""
     spec, values = _tried(model, weights, spec, file)
     given = dict(zip([value.name for value in model.graph.output], values, strict=True))
@@ -216,13 +225,17 @@ def _end_in_vector_(model: onnx.ModelProto, weights: dict[str, np.ndarray], spec
     write = _Writer(model)
     source = _rename_output_(model, chosen, write)
     width = given[chosen].shape[1]
-    if width > 1:
+    if classes and len(classes) != width:
+        raise UsageError(f"{file} gives {width} numbers, and {head.FILE} beside it names {len(classes)} classes")
+    if width > 1 and not classes:
         norm = write.reduce("ReduceL2", source, 1, keepdims=1)
         write.node("Div", [source, write.node("Max", [norm, write.constant(np.float32(1e-12))])], OUTPUT)
     else:
         write.node("Identity", [source], OUTPUT)
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, (BATCH, width)))
+    if classes:
+        return msgspec.structs.replace(spec, dim=width, output="class_logits", classes=classes)
     return msgspec.structs.replace(spec, dim=width, normalised=width > 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import dense, eight_bit_steps
+from slimseek.models import _head as head
 from slimseek.models import _text_files as text_files
 from slimseek.models import _widths as widths
 from slimseek.models._export import export
@@ -34,7 +35,6 @@ transformers.utils.logging.disable_progress_bar()
 
 POOLER = "transformer.pooler."
 """A part of many encoders that the vector does not use: pooling takes the last hidden state."""
-ACTIVATIONS = {"Tanh": nn.Tanh, "Identity": nn.Identity, "ReLU": nn.ReLU, "GELU": nn.GELU}
 
 
 class _Pipeline(nn.Module):
@@ -61,16 +61,6 @@ class _Pipeline(nn.Module):
         return nn.functional.normalize(vector, dim=-1) if self.normalise else vector
 
 
-class _Dense(nn.Module):
-    def __init__(self, linear: nn.Linear, activation: nn.Module) -> None:
-        super().__init__()
-        self.linear = linear
-        self.activation = activation
-
-    def forward(self, vector: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.linear(vector))
-
-
 class Transformer(Family):
     """Any encoder that ``AutoModel`` loads, with the modules that sentence-transformers puts after it."""
 
@@ -90,15 +80,16 @@ class Transformer(Family):
             raise UsageError(f"{path} has no config.json, so it is not a whole model folder")
         files[TOKENIZER] = _tokenizer(path, files)
         network = _build(files, path, weights=_weights(path, plan))
-        table = _token_table(network)
+        table, classes = _token_table(network), head.classes(files, plan)
         spec = ModelSpec(
             family="transformer",
             modality="text",
-            output="embedding",
+            output="class_logits" if classes else "embedding",
             inputs=text_files.INPUTS,
             dim=_dim(network),
             normalised=network.normalise,
             preprocess=text_files.preprocess(files, _positions(network.transformer.config), table),
+            classes=classes or msgspec.UNSET,
         )
         tensors: dict[str, Tensor] = {name: _array(value) for name, value in network.state_dict().items()}
         for name in network.unused:
@@ -149,6 +140,10 @@ class Transformer(Family):
     def trainable(self, model: Model) -> nn.Module:
         """A network of its own, weights not frozen."""
         return _load(model)
+
+    def classifier(self, model: Model, classes: Sequence[str], seed: int) -> Model:
+        """A Dense module after the pooling, without activation and without Normalize."""
+        return head.added(model, classes, seed)
 
     def to_onnx(self, model: Model) -> Any:
         """The pipeline through PyTorch's exporter, with an additive mask where the network takes one."""
@@ -297,7 +292,7 @@ def _build(files: Any, path: Path, weights: dict[str, dict[str, torch.Tensor]] |
             raise UsageError(f"{path}: transformers cannot build this model: {_first_line(error)}") from error
     dense: list[nn.Module] = []
     for place in plan.dense:
-        layer = _dense(text_files.json_of(files, f"{place}/config.json"), f"{path}/{place}")
+        layer = head.dense_layer(text_files.json_of(files, f"{place}/config.json"), f"{path}/{place}")
         if weights is not None:
             layer.load_state_dict(weights[place])
         dense.append(layer)
@@ -322,16 +317,6 @@ def _transformer(config: Any, weights: dict[str, torch.Tensor] | None, path: Pat
         raise UsageError(f"{path}: {next(iter(info['mismatched_keys']))} has another shape than config.json says")
     network.unused = tuple(f"transformer.{name}" for name in info["missing_keys"])
     return network
-
-
-def _dense(config: dict[str, Any], path: str) -> _Dense:
-    name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
-    if name not in ACTIVATIONS or not {"in_features", "out_features"} <= set(config):
-        raise UsageError(
-            f"{path}: config.json needs in_features, out_features and an activation of {list(ACTIVATIONS)}"
-        )
-    linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-    return _Dense(linear, ACTIVATIONS[name]())
 
 
 def _load(model: Model) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
+
 from slimseek import choose, integers, plugins, train
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods._training import TrainingStep, trained
@@ -69,7 +71,8 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
             )
             for layer in chosen
         }
-        settings = self._training()
+        # Bfloat16 would round what was rounded to the grid once more.
+        settings = msgspec.structs.replace(self._training(), precision="float32")
         float_vectors = train.vectors_of(dataclasses.replace(model, activations={}), self.max_tokens)
         found = train.examples(model, self._items(samples.texts), float_vectors, settings)
         train.fit(network, found, plugins.load("losses", "cosine")(), settings, label="quantization-aware training",

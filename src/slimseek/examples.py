@@ -1,0 +1,141 @@
+"""What a training is fed with: batches in a fixed order, each made when it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from slimseek.inputs.text import TextInput
+from slimseek.schema import Array, Batch
+
+BATCHES_SORTED_AT_ONCE = 16
+
+Target = Array | Mapping[str, Array]
+"""What a network should give for some items, [n, ...]; several arrays by name for losses that need them."""
+Example = tuple[Batch, Target]
+"""Inputs of some items, and their target."""
+Width = tuple[Any, ...]
+"""Tokens of a text, or shapes of arrays."""
+
+
+class Lazy(Sequence[Example]):
+    """Batches that are made when they are asked for, and not kept."""
+
+    def __init__(self, count: int, make: Callable[[int], Example]) -> None:
+        """So many batches; ``make`` is given a number from 0 and must give the same batch whenever it is asked."""
+        self._numbers, self._make = range(count), make
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, number: int) -> Example: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Example]: ...
+    def __getitem__(self, number: int | slice) -> Example | Sequence[Example]:
+        if isinstance(number, slice):
+            chosen = self._numbers[number]
+            return Lazy(len(chosen), lambda place: self._make(chosen[place]))
+        return self._make(self._numbers[number])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """What to train on, the batches of each step in order, and what to check by, none of which is trained on."""
+
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """An item that was read: its width, what tells it apart from others, and how to come by it again."""
+
+    width: Width
+    content: Any
+    read: Callable[[], Any]
+
+
+def different(read: Any, items: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """Items that a model reads differently, of those alike the last, and their rows.
+
+    Ids of tokens are kept; arrays are read again when they are needed.
+
+    Args:
+        read: the reader of the model's items.
+        items: texts, or paths of arrays.
+
+    Raises:
+        UsageError: an item cannot be read.
+    """
+    read_rows = rows(read, items, read.document_prefix)
+    found = {row.content: (row, item) for row, item in zip(read_rows, items, strict=True)}
+    return [row for row, _ in found.values()], [item for _, item in found.values()]
+
+
+def rows(read: Any, items: Sequence[str], prefix: str) -> list[Row]:
+    """A row for each item; UsageError for one that cannot be read. Arrays are read one after the other, and not kept.
+
+    Args:
+        read: the reader of the model's items.
+        items: texts, or paths of arrays.
+        prefix: put before texts.
+    """
+    if isinstance(read, TextInput):
+        return [Row(width=(len(ids),), content=tuple(ids), read=lambda ids=ids: ids)  # type: ignore[misc]
+                for ids in read.rows(items, prefix)]  # fmt: skip
+    return [_array_row(read, item) for item in items]
+
+
+def _array_row(read: Any, item: str) -> Row:
+    [row] = read.rows([item])
+    shapes = tuple(array.shape for array in row.values())
+    digests = tuple(hashlib.sha256(array.tobytes()).digest() for array in row.values())
+    return Row(width=shapes, content=(shapes, digests), read=lambda: read.rows([item])[0])
+
+
+def taken(targets: Target, part: list[int]) -> Target:
+    """The targets of some items."""
+    if isinstance(targets, Mapping):
+        return {name: values[part] for name, values in targets.items()}
+    return targets[part]
+
+
+def parts(positions: Sequence[int], widths: Sequence[Width], size: int) -> list[list[int]]:
+    """At most ``size`` positions of like width each: texts are padded, arrays of different shapes are kept apart."""
+    found: list[list[int]] = []
+    for position in sorted(positions, key=lambda position: widths[position]):
+        last = found[-1] if found else []
+        padded = isinstance(widths[position][0], int)
+        if last and len(last) < size and (padded or widths[last[0]] == widths[position]):
+            last.append(position)
+        else:
+            found.append([position])
+    return found
+
+
+def planned(
+    positions: Sequence[int], widths: Sequence[Width], size: int, count: int, generator: random.Random
+) -> list[list[int]]:
+    """The positions of each batch of a training: all as often as the others, like widths together.
+
+    Args:
+        positions: what may be taken.
+        widths: of each position, as they are counted from 0.
+        size: positions in a batch, at most.
+        count: batches.
+        generator: of the order.
+    """
+    train: list[list[int]] = []
+    order: list[int] = []
+    while len(train) < count:
+        while len(order) < BATCHES_SORTED_AT_ONCE * size:
+            order += generator.sample(positions, len(positions))
+        some = parts(order[: BATCHES_SORTED_AT_ONCE * size], widths, size)
+        del order[: BATCHES_SORTED_AT_ONCE * size]
+        generator.shuffle(some)
+        train += some
+    return train[:count]

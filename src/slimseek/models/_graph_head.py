@@ -1,0 +1,83 @@
+"""The layer that makes a network of arrays a classifier, and the names of its classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from slimseek.errors import UsageError
+from slimseek.inputs.arrays import BATCH
+from slimseek.integers import dense
+from slimseek.models._graph import GRAPH, OUTPUT, _graph, _layers, _Writer
+from slimseek.models._graph_reading import _prune_
+from slimseek.schema import Model
+
+FILE = "classes.json"
+SPREAD = 0.02
+
+
+def classes(file: Path) -> tuple[str, ...]:
+    """The names beside an ``.onnx`` file, in the order of its logits; none without that file.
+
+    Raises:
+        UsageError: it is not a list of two or more different names.
+    """
+    place = file.parent / FILE
+    if not place.is_file():
+        return ()
+    try:
+        names: tuple[str, ...] = msgspec.json.decode(place.read_bytes(), type=tuple[str, ...])
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{place} is not a list of names: {error}") from error
+    if len(set(names)) < max(2, len(names)):
+        raise UsageError(f"{place} names {len(names)} classes, {len(set(names))} of them different; two or more, all "
+                         f"different, are allowed")  # fmt: skip
+    return names
+
+
+def file_of(names: Sequence[str]) -> dict[str, bytes]:
+    """The small file that holds the names; nothing without any."""
+    return {FILE: msgspec.json.encode(names)} if names else {}
+
+
+def added(model: Model, names: Sequence[str], seed: int) -> Model:
+    """The model with a linear layer for these classes in the place of its normalisation; itself where it has just
+    these.
+
+    Raises:
+        UsageError: it is a classifier of other classes.
+    """
+    if model.spec.classes:
+        if tuple(names) != model.spec.classes:
+            raise UsageError(f"the model is a classifier of {len(model.spec.classes)} other classes, such as "
+                             f"{model.spec.classes[0]!r}; give the model that it was made from")  # fmt: skip
+        return model
+    graph = _graph(model)
+    write = _Writer(graph)
+    source = _before_normalisation_(graph.graph)
+    weight, bias = write.fresh("classes.weight"), write.fresh("classes.bias")
+    write.node("Add", [write.node("MatMul", [source, weight]), bias], OUTPUT)
+    del graph.graph.output[:]
+    graph.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, (BATCH, len(names))))
+    values = np.random.default_rng(seed).normal(0, SPREAD, (model.spec.dim, len(names))).astype(np.float32)
+    tensors = _prune_(graph.graph, {**model.tensors, weight: values, bias: np.zeros(len(names), np.float32)})
+    [layer] = [layer for layer in _layers(graph.graph, dense(dataclasses.replace(model, tensors=tensors)))
+               if layer.weight == weight]  # fmt: skip
+    spec = msgspec.structs.replace(
+        model.spec, output="class_logits", dim=len(names), normalised=False, classes=tuple(names)
+    )
+    files = {**model.files, GRAPH: graph.SerializeToString(deterministic=True), **file_of(names)}
+    return dataclasses.replace(model, spec=spec, files=files, tensors=tensors, layers=(*model.layers, layer))
+
+
+def _before_normalisation_(graph: onnx.GraphProto) -> str:
+    """Take away the node that gives the vector; the name of what it was made from."""
+    last = next(node for node in graph.node if OUTPUT in node.output)
+    graph.node.remove(last)
+    return str(last.input[0])
