@@ -70,7 +70,7 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
             for layer in chosen
         }
         settings = self._training()
-        float_vectors = train.vectors_of(dataclasses.replace(model, activations={}), self.max_tokens)
+        float_vectors = train.vectors_of(dataclasses.replace(model, activations={}), self.max_tokens, self.cache)
         found = train.examples(model, self._items(samples.texts), float_vectors, settings)
         train.fit(network, found, plugins.load("losses", "cosine")(), settings, label="quantization-aware training",
                   shares={".step": STEP_RATE})  # fmt: skip
