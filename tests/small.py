@@ -35,6 +35,12 @@ CORPUS = {
 }
 
 
+def many_texts(count: int, seed: int = 0) -> list[str]:
+    """Texts of two to eight of the ten words."""
+    random = np.random.default_rng(seed)
+    return [" ".join(random.choice(WORDS, random.integers(2, 9))) for _ in range(count)]
+
+
 def tiny_tokenizer() -> bytes:
     """A WordPiece ``tokenizer.json``: ten words, and letters into which every other word falls."""
     letters = string.ascii_lowercase + string.digits
@@ -109,16 +115,16 @@ def tiny_collection(folder: Path) -> None:
         (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
 
 
-def tiny_bert(folder: Path, seed: int = 0) -> None:
-    """A whole sentence-transformers folder: a random BERT (2 layers, 32 wide, 4 heads), mean pooling, normalisation."""
+def tiny_bert(folder: Path, seed: int = 0, *, layers: int = 2, width: int = 32, heads: int = 4) -> None:
+    """A whole sentence-transformers folder: a random BERT, mean pooling, normalisation."""
     torch, transformers = plugins.require("torch"), plugins.require("transformers")
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_buffer(tiny_tokenizer())
     config = transformers.BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         intermediate_size=64,
         max_position_embeddings=128,
     )
@@ -137,7 +143,7 @@ def tiny_bert(folder: Path, seed: int = 0) -> None:
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (kind, path) in enumerate(modules)
     ]
-    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
     for name, content in {
         "modules.json": listed,
         "sentence_bert_config.json": {"max_seq_length": 64, "do_lower_case": False},
@@ -148,9 +154,9 @@ def tiny_bert(folder: Path, seed: int = 0) -> None:
     (folder / "2_Normalize").mkdir(exist_ok=True)
 
 
-def tiny_model(folder: Path) -> Model:
+def tiny_model(folder: Path, **shape: int) -> Model:
     """The tiny BERT, written to the folder and opened."""
-    tiny_bert(folder)
+    tiny_bert(folder, **shape)
     return choose.model(folder)
 
 

@@ -117,13 +117,14 @@ def test_the_card_of_a_method_names_each_of_its_parameters(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
-    """A real model of two layers, and the same with integer weights, which some methods need.
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ...]:
+    """A real model of two layers, and the same with integer weights, which some methods need, and as a classifier.
 
     One block has an outlier.
     """
     plain = with_outliers(tiny_model(tmp_path_factory.mktemp("model") / "tiny"), 0)
-    return plain, plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES)
+    classifier = dataclasses.replace(plain, spec=msgspec.structs.replace(plain.spec, output="class_logits"))
+    return plain, plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES), classifier
 
 
 def samples(model: Model) -> Samples:
@@ -154,7 +155,7 @@ def applied(name: str, models: tuple[Model, ...]) -> tuple[Step, Model, Model]:
             return step, model, result
         assert isinstance(result, NoEffect)
         assert name in str(result), "NoEffect says which step had none"
-    pytest.fail(f"{name} changes neither a float model nor one with integer weights")
+    pytest.fail(f"{name} changes neither a float model nor one with integer weights nor a classifier")
 
 
 def parts(tensor: Tensor) -> tuple[Any, ...]:
@@ -208,7 +209,7 @@ def other_settings(name: str) -> list[Step]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_gives_a_new_model_and_leaves_the_old_one_bit_for_bit(name: str, models: tuple[Model, Model]) -> None:
+def test_a_method_gives_a_new_model_and_leaves_the_old_one_bit_for_bit(name: str, models: tuple[Model, ...]) -> None:
     before = [content(model) for model in models]
     _, model, changed = applied(name, models)
     assert changed is not model
@@ -217,7 +218,7 @@ def test_a_method_gives_a_new_model_and_leaves_the_old_one_bit_for_bit(name: str
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_changed_model_still_encodes(name: str, models: tuple[Model, Model]) -> None:
+def test_a_changed_model_still_encodes(name: str, models: tuple[Model, ...]) -> None:
     """Finite vectors of the right width, close to those before; pruning may lose more, which training wins back."""
     _, model, changed = applied(name, models)
     vectors = choose.encoder(changed, "changed", 1).documents(TEXTS)
@@ -230,14 +231,14 @@ def test_a_changed_model_still_encodes(name: str, models: tuple[Model, Model]) -
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_same_method_gives_the_same_model_again(name: str, models: tuple[Model, Model]) -> None:
+def test_the_same_method_gives_the_same_model_again(name: str, models: tuple[Model, ...]) -> None:
     _, _, first = applied(name, models)
     _, _, second = applied(name, models)
     assert content(first) == content(second)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_applied_twice_a_method_changes_more_or_says_that_it_does_not(name: str, models: tuple[Model, Model]) -> None:
+def test_applied_twice_a_method_changes_more_or_says_that_it_does_not(name: str, models: tuple[Model, ...]) -> None:
     step, _, changed = applied(name, models)
     again = attempt(step, changed)
     if isinstance(again, Model):
@@ -251,7 +252,7 @@ def test_applied_twice_a_method_changes_more_or_says_that_it_does_not(name: str,
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_nan_in_what_a_method_changes_is_refused_and_the_tensor_named(
-    name: str, models: tuple[Model, Model], everywhere: bool
+    name: str, models: tuple[Model, ...], everywhere: bool
 ) -> None:
     """CASES Q22: by the method, or by the gate that follows every step."""
     step, model, changed = applied(name, models)
@@ -271,7 +272,7 @@ def test_nan_in_what_a_method_changes_is_refused_and_the_tensor_named(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_that_looks_at_what_a_model_computes_refuses_nan_there(name: str, models: tuple[Model, Model]) -> None:
+def test_a_method_that_looks_at_what_a_model_computes_refuses_nan_there(name: str, models: tuple[Model, ...]) -> None:
     step, model, changed = applied(name, models)
     if any(changed.tensors.get(tensor) is not model.tensors[tensor] for tensor in model.tensors):
         pytest.skip("it changes tensors; see above")
@@ -282,7 +283,7 @@ def test_a_method_that_looks_at_what_a_model_computes_refuses_nan_there(name: st
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_methods_notes_are_lines(name: str, models: tuple[Model, Model]) -> None:
+def test_a_methods_notes_are_lines(name: str, models: tuple[Model, ...]) -> None:
     step, model, changed = applied(name, models)
     notes = step.notes(model, changed)
     assert isinstance(notes, tuple)
@@ -290,7 +291,7 @@ def test_a_methods_notes_are_lines(name: str, models: tuple[Model, Model]) -> No
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_a_method_made_is_recorded_so_that_it_can_be_made_again(name: str, models: tuple[Model, Model]) -> None:
+def test_what_a_method_made_is_recorded_so_that_it_can_be_made_again(name: str, models: tuple[Model, ...]) -> None:
     step, model, changed = applied(name, models)
     ran = compress.run(model, Recipe(steps=(RecipeStep(method=name),)), samples(model))
     assert ran.failed is None

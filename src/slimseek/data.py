@@ -168,7 +168,7 @@ def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: i
         )
     asked = generator.sample(queries, min(len(queries), count // 2 if documents else count))
     read = generator.sample(documents, min(len(documents), count - len(asked)))
-    return Samples(calibration=[*read, *asked], texts=[*documents, *queries])
+    return Samples(calibration=[*read, *asked], texts=[*documents, *queries], queries=queries)
 
 
 def describe(collection: Collection, read: Input | None = None) -> Description:

@@ -113,11 +113,11 @@ def build(step: RecipeStep) -> Step:
         if name not in fields:
             raise UsageError(f"{step.method}: there is no parameter {name!r}; it takes {', '.join(fields)}")
         try:
-            msgspec.convert(value, fields[name].type)
+            msgspec.convert(value, fields[name].type, str_keys=True)
         except msgspec.ValidationError as error:
             wanted = _allowed(fields[name].type)
             raise UsageError(f"{step.method}: {name} is {msgspec.json.encode(value).decode()}; {wanted}") from error
-    built: Step = msgspec.convert(step.parameters, method)
+    built: Step = msgspec.convert(step.parameters, method, str_keys=True)
     return built
 
 

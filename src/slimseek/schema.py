@@ -311,11 +311,15 @@ class Samples:
         texts: all documents and the train and dev queries.
         original: the model as it was before the first step, for steps that learn from it; ``compress.run`` fills it in
             where it is ``None``.
+        queries: the train and dev queries among the texts.
+        labels: the class of each text, from 0, in the order of ``texts``; -1 where it is not known, empty for none.
     """
 
     calibration: Sequence[str]
     texts: Sequence[str]
     original: Model | None = None
+    queries: Sequence[str] = ()
+    labels: Sequence[int] = ()
 
 
 # ---------------------------------------------------------------- measurements

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
-from slimseek import checkpoint, choose, plugins, sparse, timing
+from slimseek import checkpoint, plugins, sparse, teacher, timing
 from slimseek.checkpoint import State
 from slimseek.errors import UsageError
 from slimseek.examples import Example, Examples, Lazy, Target, different, parts, planned, taken
@@ -144,16 +144,13 @@ def examples(
     return Examples(train=batches(train), held_out=batches(parts(range(held), widths, ROWS_IN_CHECK)))
 
 
-def vectors_of(teacher: Model, max_tokens: int) -> Callable[[Sequence[str]], Array]:
-    """The vectors that a model gives: items to float32 [n, dim], texts cut to so many tokens by its own tokenizer."""
-    cut = dataclasses.replace(teacher, spec=_cut(teacher.spec, max_tokens))
+def vectors_of(model: Model, max_tokens: int, cache: str = "") -> Callable[[Sequence[str]], Array]:
+    """The vectors that a teacher gives: items to float32 [n, dim], texts cut to so many tokens by its own tokenizer.
 
-    def vectors(items: Sequence[str]) -> Array:
-        encoder = choose.encoder(cut, "the teacher", plugins.require("torch").get_num_threads())
-        with track("vectors of the teacher", len(items)) as advance:
-            return encoder.documents(items, advance)
-
-    return vectors
+    They are kept on disk, in the folder ``cache``: see :func:`slimseek.teacher.vectors`.
+    """
+    cut = dataclasses.replace(model, spec=_cut(model.spec, max_tokens))
+    return lambda items: teacher.vectors(cut, items, cache)
 
 
 def _cut(spec: ModelSpec, max_tokens: int) -> ModelSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,14 +10,12 @@ import numpy as np
 
 from slimseek import choose
 from slimseek.errors import UsageError
+from slimseek.inputs.unlabelled import SENTENCE
 from slimseek.schema import Model, QuantizedTensor, Step, Tensor, is_float
 from slimseek.train import Fitted, Loss, Training, examples, fit, vectors_of
 
 if TYPE_CHECKING:
     from torch import nn
-
-SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
-"""Between two sentences."""
 
 
 class TrainingStep(Step, frozen=True, kw_only=True):
@@ -32,6 +29,7 @@ class TrainingStep(Step, frozen=True, kw_only=True):
         checkpoint: a file that the training saves itself to at every check and goes on from; empty for none.
         seed: of the choice and the order of items.
         sentences: train on each sentence of the texts too: short texts as queries are, without any query at hand.
+        cache: the folder that keeps the teacher's vectors; empty for one in the user's folder of caches.
     """
 
     trains: ClassVar[bool] = True
@@ -43,6 +41,7 @@ class TrainingStep(Step, frozen=True, kw_only=True):
     checkpoint: str = ""
     seed: int = 0
     sentences: bool = False
+    cache: str = ""
 
     def __post_init__(self) -> None:
         """The limits of :class:`slimseek.train.Training`, named after the method."""

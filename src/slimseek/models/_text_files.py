@@ -13,6 +13,7 @@ from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.schema import TensorSpec, TextPreprocess
 
+PROMPTS = "config_sentence_transformers.json"
 KEPT_SUFFIXES = (".json", ".txt", ".model")
 LARGEST_SMALL_FILE = 64 * 1024 * 1024
 UNLIMITED = 10**6
@@ -93,7 +94,7 @@ def preprocess(files: Mapping[str, bytes], positions: int, token_table: str | No
     sentence = json_of(files, "sentence_bert_config.json")
     tokenizer = json_of(files, "tokenizer_config.json")
     lengths = [sentence.get("max_seq_length"), tokenizer.get("model_max_length"), positions]
-    prompts = json_of(files, "config_sentence_transformers.json").get("prompts") or {}
+    prompts = json_of(files, PROMPTS).get("prompts") or {}
     return TextPreprocess(
         max_length=min(int(length) for length in lengths if length and length < UNLIMITED),
         pad_id=pad_id(files),
@@ -115,7 +116,7 @@ def plan(files: Mapping[str, bytes], path: Path) -> Plan:
     Raises:
         UsageError: it is not valid, lacks a module, or asks for one that is not known.
     """
-    similarity = json_of(files, "config_sentence_transformers.json").get("similarity_fn_name")
+    similarity = json_of(files, PROMPTS).get("similarity_fn_name")
     cosine = similarity in (None, "cosine")
     if "modules.json" not in files:
         return Plan(transformer="", pooling="", dense=(), normalise=cosine)
@@ -178,3 +179,8 @@ def pad_id(files: Mapping[str, bytes]) -> int:
     tokenizer = Tokenizer.from_buffer(files[TOKENIZER])
     known = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>", "<|endoftext|>"))
     return next((token for token in known if token is not None), 0)
+
+
+def largest_id(tokenizer: bytes) -> int:
+    """The largest id that a tokenizer.json can give."""
+    return max(Tokenizer.from_buffer(tokenizer).get_vocab(with_added_tokens=True).values())

@@ -28,6 +28,7 @@ from slimseek.models import _text_files as text_files
 from slimseek.models import _widths as widths
 from slimseek.models._export import export
 from slimseek.models._graph import FILE, LARGEST_SINGLE_FILE
+from slimseek.models._static_files import is_table
 from slimseek.schema import ActivationQuant, Array, Batch, Encode, Family, Layer, Model, ModelSpec, Tensor
 
 transformers.utils.logging.set_verbosity_error()
@@ -65,10 +66,11 @@ class Transformer(Family):
     """Any encoder that ``AutoModel`` loads, with the modules that sentence-transformers puts after it."""
 
     def recognises(self, path: Path) -> bool:
-        """A folder with ``modules.json`` or a ``config.json`` that names a model type."""
-        if not path.is_dir() or (path / "modules.json").is_file():
-            return path.is_dir()
-        return (path / "config.json").is_file() and b'"model_type"' in (path / "config.json").read_bytes()
+        """A folder with ``modules.json`` or a ``config.json`` that names a model type, and no table of tokens alone."""
+        if not path.is_dir() or is_table(path):
+            return False
+        config = path / "config.json"
+        return (path / "modules.json").is_file() or (config.is_file() and b'"model_type"' in config.read_bytes())
 
     def open(self, path: Path) -> Model:
         """Read configuration, tokenizer and safetensors weights."""

@@ -2,65 +2,78 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
-from slimseek import integers, plugins
-from slimseek.errors import NoEffect, UsageError
-from slimseek.methods._training import TrainingStep, distilled
-from slimseek.schema import Model, QuantizedTensor, Samples
+from slimseek import choose, plugins
+from slimseek.errors import UsageError
+from slimseek.methods._training import trained
+from slimseek.methods.distil._rotation import rotation, turned
+from slimseek.methods.distil._step import DistillationStep
+from slimseek.schema import Array, Model, Samples
+from slimseek.train import examples, fit, vectors_of
 
 
-class EmbeddingDistillation(TrainingStep, frozen=True, kw_only=True):
+class EmbeddingDistillation(DistillationStep, frozen=True, kw_only=True):
     """Train the float model so that its vectors match the teacher's on documents and on train and dev queries.
 
-    Each model reads a text with its own tokenizer, so the vocabulary may have been cut before; items of other networks
-    are arrays. The state with the least loss on held-out items is kept.
+    Each model reads a text with its own tokenizer, so the vocabulary may have been cut before, and the teacher may be
+    of another kind; items of other networks are arrays. The state with the least loss on held-out items is kept.
 
     Attributes:
-        teacher: ``original``: the model as it was before the recipe's first step.
-        loss: ``cosine``: 1 - cosine; ``mse``: mean squared difference of the vectors' elements.
+        loss: ``cosine``: 1 - cosine; ``mse``: mean squared difference of the vectors' elements; ``similarity``: mean
+            squared difference of the inner products in a batch, for which the widths may differ.
+        projection: where the widths differ. ``none``: refuse; ``pca``: the teacher's vectors are turned and cut to the
+            student's width, inner products kept as far as they can be; ``learned``: a linear map behind the student is
+            trained with it and thrown away, so that the student's own inner products are bound to nothing.
 
-    How it trains is told by the attributes of :class:`slimseek.methods._training.TrainingStep`.
+    Whom it learns from, and on what, is told by :class:`slimseek.methods.distil._step.DistillationStep`.
     """
 
-    teacher: Literal["original"] = "original"
-    loss: Literal["cosine", "mse"] = "cosine"
+    loss: Literal["cosine", "mse", "similarity"] = "cosine"
+    projection: Literal["none", "pca", "learned"] = "none"
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Train all weights."""
-        teacher = samples.original
-        if teacher is None:
+        teacher = self._learns_from(model, samples)
+        self._check_widths(model, teacher)
+        network = choose.family(model).trainable(model)
+        settings = self._training()
+        vectors = vectors_of(teacher, settings.max_tokens, self.cache)
+
+        def target(items: Sequence[str]) -> Array:
+            found = vectors(items)
+            if self.projection != "pca":
+                return found
+            return turned(found, rotation(found, model.spec.dim), model.spec.normalised)
+
+        found = examples(model, self._learned_on(model, samples), target, settings)
+        learner = network
+        if self.projection == "learned":
+            learner = plugins.require("slimseek.methods.distil._projected").projected(network, found)
+        fitted = fit(learner, found, plugins.load("losses", self.loss)(), settings, label="distillation")
+        self._check_fitted(fitted)
+        return dataclasses.replace(model, tensors=trained(model, network))
+
+    def _check_widths(self, model: Model, teacher: Model) -> None:
+        student, taught = model.spec.dim, teacher.spec.dim
+        if student == taught and self.projection != "none":
             raise UsageError(
-                "distil.embedding: no original is given; run the step in a recipe, or with Samples.original"
+                f"distil.embedding: projection is {self.projection}, and both models' vectors have {student} elements; "
+                f"none is allowed"
             )
-        if teacher is model:
-            raise NoEffect("distil.embedding: the model is still the original, its own teacher; shrink it before")
-        if any(isinstance(tensor, QuantizedTensor) for tensor in model.tensors.values()):
-            raise UsageError("distil.embedding: the model is quantized; distil before quantizing")
-        if model.activations or model.smoothing:
-            raise UsageError("distil.embedding: the model is smoothed or rounds its inputs; distil before that")
-        if model.spec.dim != teacher.spec.dim:
+        if student != taught and self.projection == "none" and self.loss != "similarity":
             raise UsageError(
-                f"distil.embedding: the model's vectors have {model.spec.dim} elements, its teacher's "
-                f"{teacher.spec.dim}; they must be alike"
+                f"distil.embedding: the model's vectors have {student} elements, its teacher's {taught}; projection "
+                f"pca or learned, or the loss similarity, is allowed"
             )
-        integers.check_finite(model, "trained")
-        integers.check_finite(teacher, "learned from")
-        settings, items = self._training(), self._items(samples.texts)
-        changed, fitted = distilled(
-            model, teacher, items, settings, plugins.load("losses", self.loss)(), "distillation"
-        )
-        if fitted.after >= fitted.before:
-            raise NoEffect(
-                f"distil.embedding: {self.steps} steps at the learning rate {self.learning_rate:g} did not lower the "
-                f"loss of {fitted.before:.4g} on held-out items"
-            )
-        return changed
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
-        """What was trained, and by how much data."""
+        """What was trained, by how much data, and on whose vectors."""
         changed = sum(after.tensors[name] is not tensor for name, tensor in before.tensors.items())
+        projected = "" if self.projection == "none" else f", projection {self.projection}"
         return (
             f"{changed} of {len(before.tensors)} tensors trained for {self.steps} steps of {self.batch_size} texts on "
-            f"the original model's vectors",
+            f"vectors of {self._whose}, loss {self.loss}{projected}",
         )

@@ -73,7 +73,7 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
         }
         # Bfloat16 would round what was rounded to the grid once more.
         settings = msgspec.structs.replace(self._training(), precision="float32")
-        float_vectors = train.vectors_of(dataclasses.replace(model, activations={}), self.max_tokens)
+        float_vectors = train.vectors_of(dataclasses.replace(model, activations={}), self.max_tokens, self.cache)
         found = train.examples(model, self._items(samples.texts), float_vectors, settings)
         train.fit(network, found, plugins.load("losses", "cosine")(), settings, label="quantization-aware training",
                   shares={".step": STEP_RATE})  # fmt: skip

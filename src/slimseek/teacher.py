@@ -1,0 +1,202 @@
+"""What a teacher gives, computed once and kept on disk: to run it over all items is the dearest part of a training.
+
+A file is a ``.npy`` with the sha256 of all before it as its last 32 bytes, so that one that was cut or changed is never
+trusted. Files are written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from slimseek import choose, plugins
+from slimseek.encoder import Encoder
+from slimseek.errors import UsageError
+from slimseek.inputs.arrays import RANDOM
+from slimseek.progress import say, track
+from slimseek.schema import Array, Model, QuantizedTensor, Tensor
+
+PART = 1024
+"""Items that are computed between two files: what a run that is killed loses at most."""
+DIGEST = hashlib.sha256().digest_size
+CHUNK = 1 << 20
+LABEL = "vectors of the teacher"
+FORMAT = b"1 vector"
+"""Version of the computation and what is computed: a part of every key."""
+
+
+def vectors(teacher: Model, items: Sequence[str], folder: str = "") -> Array:
+    """The vectors that a teacher gives for documents, from the folder where it was asked for the same ones before.
+
+    A run that is killed goes on at its last 1,024 items. The teacher runs as it is used: no dropout, fixed statistics.
+
+    Args:
+        teacher: any model; its longest sequence says where texts are cut.
+        items: texts, or paths of arrays.
+        folder: where vectors are kept; ``""`` for ``slimseek/teachers`` in the user's folder of caches. It may be
+            deleted at any time.
+
+    Returns:
+        Float32 [n, dim], read-only where it is mapped from its file.
+
+    Raises:
+        UsageError: a vector is not finite or is zero, an item cannot be read, the given folder cannot be written.
+    """
+    if not items:
+        return np.zeros((0, teacher.spec.dim), np.float32)
+    place = _place(folder)
+    if place is None:
+        with track(LABEL, len(items)) as advance:
+            return _encoder(teacher).documents(items, advance)
+    whole, shape = place / f"{_key(teacher, items)}.npy", (len(items), teacher.spec.dim)
+    found = _read(whole, shape)
+    if found is not None:
+        say(f"{LABEL}: read from {whole}")
+    else:
+        say(f"{LABEL} are kept in {place}")
+        found = _computed(_encoder(teacher), items, whole)
+    shutil.rmtree(_parts(whole), ignore_errors=True)
+    return found
+
+
+def fingerprint(model: Model) -> str:
+    """The sha256 of all that a model computes with: its spec, files, tensors, rounding and smoothing."""
+    digest = hashlib.sha256()
+
+    def put(name: str, content: bytes) -> None:
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+
+    put("spec", msgspec.json.encode(model.spec))
+    put("activations", msgspec.json.encode(dict(model.activations), order="deterministic"))
+    for name in sorted(model.files):
+        put(name, model.files[name])
+    for name in sorted(model.tensors):
+        _put(put, name, model.tensors[name])
+    for name in sorted(model.smoothing):
+        _put(put, f"smoothing {name}", model.smoothing[name])
+    return digest.hexdigest()
+
+
+def _put(put: Callable[[str, bytes], None], name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, QuantizedTensor):
+        put(name, msgspec.json.encode(tensor.spec))
+        arrays = [tensor.integers, tensor.scale, *([] if tensor.zero_point is None else [tensor.zero_point])]
+    else:
+        arrays = [tensor]
+    for array in arrays:
+        put(f"{name} {array.dtype.name} {array.shape}", np.ascontiguousarray(array).tobytes())
+
+
+def _key(teacher: Model, items: Sequence[str]) -> str:
+    """What the vectors hang on: the teacher with its longest sequence, and the items; of files their content."""
+    digest = hashlib.sha256(FORMAT + fingerprint(teacher).encode())
+    for item in items:
+        content = item.encode("utf-8", "surrogatepass")
+        if teacher.spec.preprocess is None and not item.startswith(RANDOM):
+            try:
+                content = Path(item).read_bytes()
+            except OSError as error:
+                raise UsageError(f"{item} cannot be read as an array (.npy or .npz): {error.strerror}") from error
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def _encoder(teacher: Model) -> Encoder:
+    return choose.encoder(teacher, "the teacher", plugins.require("torch").get_num_threads())
+
+
+def _computed(encoder: Encoder, items: Sequence[str], whole: Path) -> Array:
+    """The vectors, part by part where they are not known from a run that was killed, and one file of them."""
+    shape, starts = (len(items), encoder.spec.dim), range(0, len(items), PART)
+    with track(LABEL, len(items)) as advance:
+        for start in starts:
+            _part(encoder, items, start, _parts(whole), advance)
+    _write(whole, shape, (_part(encoder, items, start, _parts(whole)) for start in starts))
+    found = _read(whole, shape)
+    if found is None:
+        raise UsageError(f"{whole} cannot be read back as it was written; choose another folder for the cache")
+    return found
+
+
+def _parts(whole: Path) -> Path:
+    return whole.with_suffix(".parts")
+
+
+def _place(folder: str) -> Path | None:
+    """The folder, made; ``None`` where the user's own cannot be written, without which a training does as well."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    place = Path(folder) if folder else Path(home) / "slimseek" / "teachers"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            return place
+    except OSError as error:
+        if folder:
+            raise UsageError(f"cannot write to the cache {place}: {error.strerror}") from error
+        say(f"vectors of the teacher are not kept: cannot write to {place} ({error.strerror})")
+        return None
+
+
+def _part(
+    encoder: Encoder, items: Sequence[str], start: int, parts: Path, advance: Callable[[int], None] | None = None
+) -> Array:
+    """The vectors of 1,024 items, from their file or computed and written."""
+    some = items[start : start + PART]
+    path, shape = parts / f"{start:09d}.npy", (len(some), encoder.spec.dim)
+    known = _read(path, shape)
+    if known is None:
+        known = encoder.documents(some, advance)
+        _write(path, shape, [known])
+    elif advance is not None:
+        advance(len(some))
+    return known
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Array | None:
+    """The array of a file, mapped; ``None`` where it is absent, cut, changed, or of another shape."""
+    try:
+        left = path.stat().st_size - DIGEST
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            for chunk in iter(partial(file.read, CHUNK), b""):
+                digest.update(chunk[:left] if left > 0 else b"")
+                left -= len(chunk)
+            file.seek(-DIGEST, os.SEEK_END)
+            if file.read() != digest.digest():
+                return None
+        array = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    except (OSError, ValueError):
+        return None
+    return array if array.shape == shape and array.dtype == np.float32 else None
+
+
+def _write(path: Path, shape: tuple[int, int], arrays: Iterable[Array]) -> None:
+    """One file of arrays [?, dim] below each other, renamed into place when it is whole."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                digest = hashlib.sha256(header.getvalue())
+                file.write(header.getvalue())
+                for array in arrays:
+                    content = np.ascontiguousarray(array, "<f4").tobytes()
+                    digest.update(content)
+                    file.write(content)
+                file.write(digest.digest())
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
