@@ -29,6 +29,23 @@ def rotation(vectors: Array, width: int) -> Array:
     return np.ascontiguousarray(kept, np.float32)
 
 
+def towards(vectors: Array, others: Array) -> Array:
+    """The rotation or reflection that brings vectors nearest to others, the orthogonal R of least |vectors R - others|
+    (Schoenemann, A Generalized Solution of the Orthogonal Procrustes Problem, 1966).
+
+    Inner products do not change by it. A student that starts near its target keeps what it knows already.
+
+    Args:
+        vectors: float [n, dim].
+        others: of the same items, float [n, dim].
+
+    Returns:
+        Float32 [dim, dim].
+    """
+    left, _, right = np.linalg.svd(np.asarray(vectors, np.float64).T @ np.asarray(others, np.float64))
+    return np.ascontiguousarray(left @ right, np.float32)
+
+
 def turned(vectors: Array, columns: Array, normalised: bool) -> Array:
     """Float32 [n, dim] times [dim, width]; brought to length one again where they shall be ``normalised``."""
     result = np.asarray(vectors, np.float32) @ columns

@@ -9,10 +9,13 @@ from typing import Literal
 from slimseek import choose, plugins
 from slimseek.errors import UsageError
 from slimseek.methods._training import trained
-from slimseek.methods.distil._rotation import rotation, turned
+from slimseek.methods.distil._rotation import rotation, towards, turned
 from slimseek.methods.distil._step import DistillationStep
 from slimseek.schema import Array, Model, Samples
 from slimseek.train import examples, fit, vectors_of
+
+TURNED_BY = 4096
+"""Items by whose vectors the teacher's space is turned towards the student's."""
 
 
 class EmbeddingDistillation(DistillationStep, frozen=True, kw_only=True):
@@ -24,9 +27,10 @@ class EmbeddingDistillation(DistillationStep, frozen=True, kw_only=True):
     Attributes:
         loss: ``cosine``: 1 - cosine; ``mse``: mean squared difference of the vectors' elements; ``similarity``: mean
             squared difference of the inner products in a batch, for which the widths may differ.
-        projection: where the widths differ. ``none``: refuse; ``pca``: the teacher's vectors are turned and cut to the
-            student's width, inner products kept as far as they can be; ``learned``: a linear map behind the student is
-            trained with it and thrown away, so that the student's own inner products are bound to nothing.
+        projection: of a teacher whose space is another. ``none``: refuse one of another width; ``pca``: its vectors are
+            cut to the student's width, inner products kept as far as they can be, and turned towards the student's
+            own; ``learned``: a linear map behind the student is trained with it and thrown away, so that the student's
+            own inner products are bound to nothing.
 
     Whom it learns from, and on what, is told by :class:`slimseek.methods.distil._step.DistillationStep`.
     """
@@ -46,7 +50,8 @@ class EmbeddingDistillation(DistillationStep, frozen=True, kw_only=True):
             found = vectors(items)
             if self.projection != "pca":
                 return found
-            return turned(found, rotation(found, model.spec.dim), model.spec.normalised)
+            cut = turned(found, rotation(found, model.spec.dim), model.spec.normalised)
+            return cut @ towards(cut[:TURNED_BY], vectors_of(model, settings.max_tokens, self.cache)(items[:TURNED_BY]))
 
         found = examples(model, self._learned_on(model, samples), target, settings)
         learner = network
@@ -58,10 +63,10 @@ class EmbeddingDistillation(DistillationStep, frozen=True, kw_only=True):
 
     def _check_widths(self, model: Model, teacher: Model) -> None:
         student, taught = model.spec.dim, teacher.spec.dim
-        if student == taught and self.projection != "none":
+        if student == taught and self.projection == "learned":
             raise UsageError(
-                f"distil.embedding: projection is {self.projection}, and both models' vectors have {student} elements; "
-                f"none is allowed"
+                f"distil.embedding: projection is learned, and both models' vectors have {student} elements; none or "
+                f"pca is allowed"
             )
         if student != taught and self.projection == "none" and self.loss != "similarity":
             raise UsageError(
