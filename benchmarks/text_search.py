@@ -14,6 +14,7 @@ Neural Compressor's static int8 in ONNX Runtime and in PyTorch's compiler, and t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
 from slimseek.plugins import require
 from slimseek.progress import say, shown_on
-from slimseek.schema import Batch, Collection, Model, SearchSet
+from slimseek.schema import Batch, Collection, Model, Samples, SearchSet
 
 COLLECTIONS = ("xquad_en", "scifact")
 RECIPES = {
@@ -80,8 +81,7 @@ def subjects(
     original: Model, collection: Collection, recipes: Sequence[str], without: Sequence[str], place: Path, threads: int
 ) -> dict[str, Callable[[], Encoder]]:
     """Name to a function that opens it; packages are written once, beside the seconds that the compression took."""
-    splits = data.split(collection)
-    samples = data.samples(collection, splits)
+    samples = unseen(collection)
     found: dict[str, Callable[[], Encoder]] = {}
 
     def package(name: str, model: Callable[[], Model], target: str) -> None:
@@ -112,6 +112,13 @@ def subjects(
         for target in RECIPES.get(shorthand, ("onnxruntime",)):
             package(f"{Path(shorthand).stem} {target}", compressed, target)
     return found
+
+
+def unseen(collection: Collection) -> Samples:
+    """What steps may look at: of the test queries none, since all are reported on. Where a collection has no others, a
+    split would choose by a half of them.
+    """
+    return data.samples(collection, dataclasses.replace(data.split(collection), test=collection.qrels["test"]))
 
 
 def others(original: Model, texts: Sequence[str], place: Path, threads: int) -> dict[str, Callable[[], Encoder]]:
