@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -57,17 +56,12 @@ class SoftLabelDistillation(DistillationStep, frozen=True, kw_only=True):
         logits = vectors_of(taught, settings.max_tokens, self.cache)
         soften = plugins.load("losses", "soft_label")(temperature=_ends(self.temperature), alpha=_ends(self.alpha))
 
-        def target(items: Sequence[str]) -> Array:
-            known = np.array([[labels.get(item, -1)] for item in items], np.float32)
-            return np.hstack([logits(items), known])
-
-        def loss(output: Any, target: Any, progress: float) -> Any:
-            # A target is one array: the label stands behind the logits.
-            return soften(output, {"teacher": target[:, :-1], "label": target[:, -1].long()}, progress)
+        def target(items: Sequence[str]) -> dict[str, Array]:
+            return {"teacher": logits(items), "label": np.array([labels.get(item, -1) for item in items], np.int64)}
 
         network = choose.family(student).trainable(student)
         found = examples(model, self._learned_on(model, samples), target, settings)
-        self._check_fitted(fit(network, found, loss, settings, label="distillation of classes"))
+        self._check_fitted(fit(network, found, soften, settings, label="distillation of classes"))
         return dataclasses.replace(model, tensors=trained(model, network))
 
     def _labels(self, samples: Samples, classes: int) -> dict[str, int]:
