@@ -247,6 +247,6 @@ def test_a_wrong_cutoff_is_refused(name: str) -> None:
 
 
 def test_an_unknown_metric_names_those_there_are() -> None:
-    with pytest.raises(UsageError, match="unknown metric 'accuracy'") as error:
-        metric("accuracy@10")
+    with pytest.raises(UsageError, match="unknown metric 'correctness'") as error:
+        metric("correctness@10")
     assert str(error.value).endswith(f"known: {', '.join(plugins.names('metrics'))}")

@@ -516,6 +516,22 @@ def test_arrays_of_different_shapes_are_kept_apart_and_a_network_learns_from_the
     assert np.allclose(network.linear.weight.detach().numpy(), weight.T, atol=0.05)
 
 
+def test_arrays_are_not_kept_but_read_when_a_batch_needs_them(tmp_path: Path) -> None:
+    inputs = (TensorSpec(name="x", dtype="float32", shape=("batch", 5)),)
+    spec = ModelSpec(
+        family="onnx_array", modality="array", output="embedding", inputs=inputs, dim=3, normalised=False,
+        preprocess=None,
+    )  # fmt: skip
+    items = [str(tmp_path / f"{number}.npy") for number in range(12)]
+    for number, item in enumerate(items):
+        np.save(item, np.full(5, number, np.float32))
+    found = train.examples(Model(spec=spec, files={}, tensors={}, layers=()), items, marks, Training(steps=3))
+    assert len({float(value) for value in found.train[0][0]["x"][:, 0]}) > 3
+    for item in items:
+        np.save(item, np.full(5, 7, np.float32))
+    assert {float(value) for batch, _ in found.train for value in batch["x"][:, 0]} == {7.0}
+
+
 def test_a_teachers_vectors_are_those_of_the_cut_text(original: Model) -> None:
     long, short = "the cat and " * 10, "stone"
     found = train.vectors_of(original, 6)([long, short])

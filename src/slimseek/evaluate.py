@@ -15,7 +15,7 @@ from slimseek.progress import track
 from slimseek.schema import Array, Change, GateResult, GateStatus, Measurement, Metric, QueryExample, Report, SearchSet
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map")
-METRICS_OF_CLASSES = ("accuracy", "accuracy@5")
+ACCURACY = "accuracy"
 RESAMPLES = 10_000
 DEPTH = 100
 LEAST_COSINE = 0.999
@@ -91,7 +91,9 @@ def _classified(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str])
 
 def default_metrics(search_set: SearchSet) -> tuple[str, ...]:
     """What to measure where nothing is asked for."""
-    return METRICS_OF_CLASSES if search_set.labelled else METRICS
+    if not search_set.labelled:
+        return METRICS
+    return (ACCURACY, f"{ACCURACY}@5") if len(search_set.corpus) > 10 else (ACCURACY,)
 
 
 def rank(queries: Array, documents: Array, search_set: SearchSet, depth: int = DEPTH) -> dict[str, list[str]]:

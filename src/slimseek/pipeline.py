@@ -79,7 +79,7 @@ def compress(
         integers.check_finite(original, "compressed")
         found = data.load(str(collection))
         if found.labelled and steps.gates.metric == Gates().metric:
-            accuracy = msgspec.structs.replace(steps.gates, metric=measuring.METRICS_OF_CLASSES[0])
+            accuracy = msgspec.structs.replace(steps.gates, metric=measuring.ACCURACY)
             steps = msgspec.structs.replace(steps, gates=accuracy)
         splits = data.split(found)
         say(splits.notice)

@@ -24,7 +24,9 @@ from slimseek.train import Loss, Training, _cut
 LOSSES = ("contrastive", "cross_entropy", "margin_mse")
 MINED = 50
 HEAD_SHARE = 10.0
-"""How much faster than the rest a new head learns."""
+"""How much faster than the rest a new head learns in text encoders; parameters of ONNX graphs bear other names than
+their tensors, and all learn alike.
+"""
 
 
 class Settings(Value, frozen=True):
@@ -149,11 +151,11 @@ def _classification(model: Model, found: Collection, qrels: Qrels, settings: Set
     def make(number: int) -> Example:
         return read.batch([rows[place].read() for place in plan[number]]), labels[plan[number]]
 
-    new = {layer.name for layer in headed.layers} - {layer.name for layer in model.layers}
+    new = headed.tensors.keys() - model.tensors.keys()
     return Task(
         model=headed, name="cross_entropy", loss=plugins.load("losses", "cross_entropy")(), items=len(rows),
         examples=Examples(train=Lazy(len(plan), make), held_out=()),
-        shares={f"{name}.{part}": HEAD_SHARE for name in new for part in ("weight", "bias")},
+        shares=dict.fromkeys(sorted(new), HEAD_SHARE),
     )  # fmt: skip
 
 

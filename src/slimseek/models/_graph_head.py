@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -67,8 +66,9 @@ def added(model: Model, names: Sequence[str], seed: int) -> Model:
     del graph.graph.output[:]
     graph.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, (BATCH, len(names))))
     values = np.random.default_rng(seed).normal(0, SPREAD, (model.spec.dim, len(names))).astype(np.float32)
-    given: dict[str, Any] = {**model.tensors, weight: values, bias: np.zeros(len(names), np.float32)}
-    tensors = _prune_(graph.graph, given)
+    new = {weight: values, bias: np.zeros(len(names), np.float32)}
+    needed = _prune_(graph.graph, dense(model) | new)
+    tensors = {name: tensor for name, tensor in ({**model.tensors, **new}).items() if name in needed}
     [layer] = [layer for layer in _layers(graph.graph, dense(dataclasses.replace(model, tensors=tensors)))
                if layer.weight == weight]  # fmt: skip
     spec = msgspec.structs.replace(
