@@ -43,6 +43,7 @@ BASES = {
     "importance": Importance, "losses": Loss,
 }  # fmt: skip
 ALL = [(folder, name) for folder in BASES for name in plugins.names(folder)]
+OF_CLASSES = ("distil.soft_label",)
 METHODS, METRICS = plugins.names("methods"), plugins.names("metrics")
 TEXTS = [CORPUS["d1"], CORPUS["d2"], f"{CORPUS['d2']} {CORPUS['d1']}", "", "a word of letters"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)  # without some words of the vocabulary, so that it can be cut
@@ -149,7 +150,7 @@ def attempt(step: Step, model: Model) -> Model | UsageError:
 def applied(name: str, models: tuple[Model, ...]) -> tuple[Step, Model, Model]:
     """The method with its defaults, the first model that it can change, and the changed one."""
     step: Step = plugins.load("methods", name)()
-    for model in models:
+    for model in models if name not in OF_CLASSES else models[-1:]:
         result = attempt(step, model)
         if isinstance(result, Model):
             return step, model, result

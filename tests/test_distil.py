@@ -424,6 +424,8 @@ def test_what_layers_cannot_be_learned_from_is_refused(original: Model) -> None:
     for bad in ({"hidden": -1.0}, {"attention": float("nan")}, {"embedding": float("inf")}):
         with pytest.raises(UsageError, match=rf"distil\.hidden: {next(iter(bad))} is"):
             method("distil.hidden", **bad)
+    with pytest.raises(UsageError, match="cache is 'here', and states are not kept"):
+        method("distil.hidden", cache="here")
     with pytest.raises(UsageError, match="one of them must be above 0"):
         method("distil.hidden", hidden=0, embedding=0)
     table = method("distil.static", steps=2, dim=8).apply(original, samples())

@@ -51,6 +51,8 @@ class HiddenDistillation(DistillationStep, frozen=True, kw_only=True):
         for name, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise UsageError(f"distil.hidden: {name} is {weight}; 0 or more is allowed")
+        if self.cache:
+            raise UsageError(f"distil.hidden: cache is {self.cache!r}, and states are not kept; leave it out")
         if not any(weights.values()):
             raise UsageError("distil.hidden: hidden, attention and embedding are 0; one of them must be above 0")
 
