@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,24 @@ def test_a_model_goes_through_the_artifact_and_its_bytes_are_those_of_the_places
     assert {layer.stored for layer in inspect.inspect(tmp_path).layers} & {
         f"{2**bits} values {granularity}"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_the_document_says_how_a_code_book_is_read(original: Model, granularity: str, tmp_path: Path) -> None:
+    """docs/artifact.md read literally, without a line of slimseek."""
+    model = shared(original, bits=3, granularity=granularity, layers=("linear",))
+    artifact.write(model, tmp_path)
+    stored = load_file(tmp_path / "weights.safetensors")
+    listed = json.loads((tmp_path / "manifest.json").read_text())["quant"]
+    assert listed
+    for name, entry in listed.items():
+        rows, columns = entry["shape"]
+        bits = np.unpackbits(stored[name], bitorder="little")[: rows * columns * entry["spec"]["bits"]]
+        places = (bits.reshape(rows, columns, -1) * 2 ** np.arange(entry["spec"]["bits"])).sum(-1)
+        book = stored[f"{name}#codebook"].astype(np.float32)
+        assert book.shape == (rows if granularity == "channel" else 1, entry["spec"]["entries"])
+        values = [[book[row % len(book), place] for place in places[row]] for row in range(rows)]
+        assert np.array_equal(values, integers.dequantize(model.tensors[name]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
