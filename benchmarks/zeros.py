@@ -41,8 +41,8 @@ FORMS: dict[str, Steps] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(forms: Mapping[str, Steps], about: str | None) -> None:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/scifact"))
     parser.add_argument("--held-out", type=int, default=100)
@@ -57,7 +57,7 @@ def main() -> None:
     expected = choose.encoder(original, "original", arguments.threads).documents(held_out)
     targets = plugins.names("backends")
     print(f"| | cosine | artifact | {' | '.join(targets)} |\n|---|---|---|{'---|' * len(targets)}", flush=True)
-    for name, steps in FORMS.items():
+    for name, steps in forms.items():
         model = original
         for method, given in steps:
             model = recipe.build(RecipeStep(method=method, parameters=dict(given))).apply(model, samples)
@@ -80,4 +80,4 @@ def sizes(model: Model, targets: Sequence[str]) -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    main(FORMS, __doc__)

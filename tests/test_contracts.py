@@ -163,7 +163,8 @@ def parts(tensor: Tensor) -> tuple[Any, ...]:
     if not isinstance(tensor, QuantizedTensor):
         return tensor.dtype.str, tensor.shape, tensor.tobytes()
     zero_point = None if tensor.zero_point is None else parts(tensor.zero_point)
-    return tensor.spec, parts(tensor.integers), parts(tensor.scale), zero_point
+    codebook = None if tensor.codebook is None else parts(tensor.codebook)
+    return tensor.spec, parts(tensor.integers), parts(tensor.scale), zero_point, codebook
 
 
 def content(model: Model) -> dict[str, Any]:

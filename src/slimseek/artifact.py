@@ -41,7 +41,9 @@ PART = "#"
 
 
 class PackedTensor(Value, frozen=True):
-    """How a quantized tensor lies in ``weights.safetensors``: NAME, NAME#scale and, if asymmetric, NAME#zero_point."""
+    """How a quantized tensor lies in ``weights.safetensors``: NAME, NAME#scale and, if asymmetric, NAME#zero_point; or
+    NAME and NAME#codebook.
+    """
 
     shape: tuple[int, ...]
     spec: QuantSpec
@@ -158,7 +160,7 @@ def read(path: Path) -> tuple[Artifact, Model]:
         stored = load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path / WEIGHTS} cannot be read: {error}") from error
-    parts = {f"{name}{PART}scale" for name in artifact.quant}
+    parts = {f"{name}{PART}{'codebook' if packed.spec.entries else 'scale'}" for name, packed in artifact.quant.items()}
     parts |= {f"{name}{PART}zero_point" for name, packed in artifact.quant.items() if not packed.spec.symmetric}
     smoothed, thinned = artifact.smoothing or (), artifact.sparse or {}
     parts |= {f"{name}{PART}smoothing" for name in smoothed} | {f"{name}{PART}mask" for name in thinned}
@@ -197,6 +199,8 @@ def _pack(name: str, tensor: Tensor, places: Array | None) -> dict[str, Array]:
     if not isinstance(tensor, QuantizedTensor):
         return {name: values} | stored
     bits = tensor.spec.bits
+    if tensor.codebook is not None:
+        return stored | {name: integers.pack(values, bits), f"{name}{PART}codebook": tensor.codebook}
     stored |= {name: integers.pack(values, bits), f"{name}{PART}scale": tensor.scale}
     if tensor.zero_point is not None:
         stored[f"{name}{PART}zero_point"] = integers.pack(tensor.zero_point, bits)
@@ -221,7 +225,8 @@ def _unpack(
             _check_sparse(thinned, packed)
             places = sparse.places(stored[f"{name}{PART}mask"], math.prod(thinned.shape), thinned.values)
         if packed is not None:
-            return _unpack_integers(name, stored, packed, places)
+            read = _unpack_shared if packed.spec.entries else _unpack_integers
+            return read(name, stored, packed, places)
         if thinned is None or places is None:
             return stored[name]
         if stored[name].shape != (thinned.values,):
@@ -249,6 +254,23 @@ def _unpack_integers(
     if spec.float8:
         values = values.view(integers.FLOAT8[spec.float8])
     return QuantizedTensor(spec=spec, integers=values, scale=scale, zero_point=zero_point)
+
+
+def _unpack_shared(
+    name: str, stored: Mapping[str, Array], packed: PackedTensor, places: Array | None
+) -> QuantizedTensor:
+    """The places in a code book; those that are not stored are its first."""
+    spec, codebook = packed.spec, stored[f"{name}{PART}codebook"]
+    shape = integers.codebook_shape(packed.shape, spec)
+    if codebook.dtype not in (np.float32, np.float16) or codebook.shape != shape:
+        raise UsageError(f"its code book is {codebook.dtype} {list(codebook.shape)}, not one of floats {list(shape)}")
+    held = packed.shape if places is None else (int(places.sum()),)
+    values = integers.unpack(stored[name], spec.bits, held, signed=False)
+    if values.max(initial=0) >= shape[1]:
+        raise UsageError(f"it names entry {values.max()} of a code book of {shape[1]}")
+    if places is not None:
+        values = _spread(values, places, np.zeros(packed.shape, np.uint8))
+    return QuantizedTensor(spec=spec, integers=values, scale=np.ones((1, 1), np.float32), codebook=codebook)
 
 
 def _spread(values: Array, places: Array, empty: Array) -> Array:

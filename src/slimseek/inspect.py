@@ -95,5 +95,7 @@ def _stored(tensor) -> str:  # type: ignore[no-untyped-def]
         return str(tensor.dtype)
     spec = tensor.spec
     scope = f"group of {spec.group_size}" if spec.granularity == "group" else spec.granularity
+    if spec.entries:
+        return f"{spec.entries} values {scope}"
     number = spec.float8 or f"{'int' if spec.symmetric else 'uint'}{spec.bits}"
     return f"{number} {scope}"

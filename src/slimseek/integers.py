@@ -6,9 +6,11 @@ first, the rest flattened; a channel is cut into groups, the last of which may b
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal, TypeGuard
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
 from slimseek import sparse
@@ -59,14 +61,18 @@ def dequantize(tensor: Tensor) -> Array:
     """The float32 values that the integers stand for; a float tensor comes back as float32, others unchanged."""
     if not isinstance(tensor, QuantizedTensor):
         return tensor.astype(np.float32) if is_float(tensor) else tensor
+    if tensor.codebook is not None:
+        return _looked_up(tensor, tensor.codebook.astype(np.float32))
     blocks = from_integers(_blocks(tensor.integers, tensor.spec), tensor.scale, tensor.zero_point)
     return _unblocks(blocks, tensor.shape, tensor.spec)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no stored number is NaN or infinite: values, or scales and the codes of eight-bit floats."""
+    """Whether no stored number is NaN or infinite: values, or scales, code books and the codes of eight-bit floats."""
     if not isinstance(tensor, QuantizedTensor):
         return bool(np.isfinite(tensor).all())
+    if tensor.codebook is not None:
+        return bool(np.isfinite(tensor.codebook).all())
     return bool(np.isfinite(tensor.scale).all() and (not tensor.spec.float8 or np.isfinite(tensor.integers).all()))
 
 
@@ -107,8 +113,15 @@ def dense(model: Model) -> dict[str, Array]:
 
 
 def is_integer(tensor: Tensor) -> TypeGuard[QuantizedTensor]:
-    """Whether the tensor is stored as integers with scales: not as plain numbers, and not as eight-bit floats."""
-    return isinstance(tensor, QuantizedTensor) and not tensor.spec.float8
+    """Whether the tensor is stored as integers with scales: not as plain numbers, eight-bit floats, or places in a
+    code book.
+    """
+    return isinstance(tensor, QuantizedTensor) and not tensor.spec.float8 and tensor.codebook is None
+
+
+def is_shared(tensor: Tensor) -> TypeGuard[QuantizedTensor]:
+    """Whether the tensor is stored as places in a code book."""
+    return isinstance(tensor, QuantizedTensor) and tensor.codebook is not None
 
 
 def is_eight_bit(tensor: QuantizedTensor) -> bool:
@@ -153,9 +166,9 @@ def take_rows(tensor: Tensor, rows: Array) -> Tensor:
     if tensor.spec.axis != 0 and tensor.spec.granularity == "group":
         raise UsageError("rows of a tensor whose groups run across them cannot be taken; cut before quantizing")
     if tensor.spec.axis != 0 or tensor.spec.granularity == "tensor":
-        return QuantizedTensor(
-            spec=tensor.spec, integers=tensor.integers[rows], scale=tensor.scale, zero_point=tensor.zero_point
-        )
+        return dataclasses.replace(tensor, integers=tensor.integers[rows])
+    if tensor.codebook is not None:
+        return dataclasses.replace(tensor, integers=tensor.integers[rows], codebook=tensor.codebook[rows])
     zero_point = None if tensor.zero_point is None else tensor.zero_point[rows]
     return QuantizedTensor(
         spec=tensor.spec, integers=tensor.integers[rows], scale=tensor.scale[rows], zero_point=zero_point
@@ -167,8 +180,10 @@ def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, int]:
 
     Raises:
         UsageError: no tensor of this shape can be stored so: bits, axis or group size are out of range, or eight-bit
-            floats have other than eight bits, groups or a zero point.
+            floats have other than eight bits, groups or a zero point, or there is a code book.
     """
+    if spec.entries is not msgspec.UNSET:
+        raise UsageError(f"{spec}: a code book takes no scales")
     grouped = spec.granularity == "group"
     if spec.float8 and (spec.bits != 8 or grouped or not spec.symmetric):
         raise UsageError(f"{spec}: eight-bit floats take 8 bits and a symmetric scale a tensor or channel")
@@ -179,6 +194,21 @@ def scale_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, int]:
         return 1, 1
     values = int(np.prod(shape)) // max(shape[spec.axis], 1)
     return shape[spec.axis], -(-values // size) if grouped else 1
+
+
+def codebook_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, int]:
+    """Shape [channels, entries] of the code book of a tensor; one channel for granularity ``tensor``.
+
+    Raises:
+        UsageError: no tensor of this shape can be stored so: bits, axis or entries are out of range, or there are
+            groups, a zero point or eight-bit floats as well.
+    """
+    entries = spec.entries or 0
+    plain = spec.symmetric and not spec.float8 and spec.granularity != "group"
+    fits = 1 <= spec.bits <= 8 and 1 <= entries <= 2**spec.bits and 0 <= spec.axis < len(shape) and min(shape) >= 0
+    if not plain or not fits:
+        raise UsageError(f"{spec} does not fit a tensor of shape {list(shape)}")
+    return (shape[spec.axis] if spec.granularity == "channel" else 1), entries
 
 
 def matrix(tensor: QuantizedTensor) -> Array:
@@ -229,14 +259,16 @@ def stored_bytes(tensor: Tensor) -> int:
             return int(tensor.nbytes)
         return sparse.stored_bytes(places.size, int(np.count_nonzero(places)), 8 * tensor.dtype.itemsize)
     zero_points = 0 if tensor.zero_point is None else (tensor.zero_point.size * tensor.spec.bits + 7) // 8
-    rest = int(tensor.scale.nbytes) + zero_points
+    rest = int(tensor.scale.nbytes) + zero_points if tensor.codebook is None else int(tensor.codebook.nbytes)
     if places is None:
         return (tensor.integers.size * tensor.spec.bits + 7) // 8 + rest
     return sparse.stored_bytes(places.size, int(np.count_nonzero(places)), tensor.spec.bits) + rest
 
 
 def sparse_places(tensor: Tensor) -> Array | None:
-    """Bool [n]: the places that do not stand for 0.0, where storing them alone pays; ``None`` where it does not."""
+    """Bool [n]: the places that do not stand for 0.0 (those whose integer is not 0, where there is a code book), where
+    storing them alone pays; ``None`` where it does not.
+    """
     if isinstance(tensor, QuantizedTensor):
         empty = integers_of_zero(tensor.shape, tensor.spec, tensor.zero_point)
         places, bits = sparse.occupied(tensor.integers.view(np.uint8) ^ empty), tensor.spec.bits
@@ -332,6 +364,13 @@ def _blocks(values: Array, spec: QuantSpec) -> Array:
     padding = -rows.shape[1] % spec.group_size
     rows = np.pad(rows, ((0, 0), (0, padding)))
     return rows.reshape(rows.shape[0], -1, spec.group_size)
+
+
+def _looked_up(tensor: QuantizedTensor, codebook: Array) -> Array:
+    """The entries that the integers name, float32 of the tensor's shape."""
+    rows = _blocks(tensor.integers, tensor.spec)[:, 0]
+    values = np.stack([book[places] for book, places in zip(codebook, rows, strict=True)]) if len(rows) else rows
+    return _unblocks(values.astype(np.float32, copy=False), tensor.shape, tensor.spec)
 
 
 def _unblocks(blocks: Array, shape: tuple[int, ...], spec: QuantSpec) -> Array:

@@ -125,12 +125,14 @@ class QuantSpec(Value, frozen=True):
     """How a tensor's integers, or its eight-bit floats, are to be read.
 
     Attributes:
-        bits: width of an integer, 2 to 8.
+        bits: width of an integer, 2 to 8; of a number in a code book, 1 to 8.
         granularity: one scale for the tensor, for each channel, or for each group of values in a channel.
         group_size: values that share a scale; ``None`` unless the granularity is ``group``.
         symmetric: whether zero is stored as 0 (signed integers) or as ``zero_point`` (unsigned integers).
         axis: the axis of channels.
         float8: format of eight-bit floats (symmetric, no groups); unset for integers, whose manifests do not name it.
+        entries: values in a code book, 1 to 2^bits (no groups, no scales): the tensor's, or one book for each channel;
+            unset where there is none.
     """
 
     bits: int
@@ -139,11 +141,13 @@ class QuantSpec(Value, frozen=True):
     symmetric: bool = True
     axis: int = 0
     float8: Float8 | msgspec.UnsetType = msgspec.UNSET
+    entries: int | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizedTensor:
-    """The integers of a tensor with their scales: value = (integer - zero_point) * scale.
+    """The integers of a tensor with their scales: value = (integer - zero_point) * scale; or, where weights share their
+    values, with a code book: value = codebook[channel, integer].
 
     Attributes:
         spec: how to read them.
@@ -151,12 +155,15 @@ class QuantizedTensor:
             tensor's own shape.
         scale: float32 or float16, [channels, groups] ([1, 1] for granularity ``tensor``).
         zero_point: uint8 of the scale's shape, or ``None`` when symmetric.
+        codebook: float32 or float16, [channels, entries] ([1, entries] for granularity ``tensor``), in which uint8
+            integers are places; ``None`` for all other tensors. Beside it the scale is 1, [1, 1], and not stored.
     """
 
     spec: QuantSpec
     integers: Array
     scale: Array
     zero_point: Array | None = None
+    codebook: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -23,10 +23,10 @@ def expanded(editor: Editor, name: str, tensor: QuantizedTensor, transposed: boo
     values = _steps(editor, name, tensor, blocks)
     scale = scale_constant(editor, f"{name}.block_scale", _beside(blocks, tensor.scale))
     values = editor.node("Mul", [values, scale])
-    values = editor.node("Reshape", [values, _numbers(editor, len(blocks), blocks.shape[1] * blocks.shape[2])])
+    values = editor.node("Reshape", [values, numbers(editor, len(blocks), blocks.shape[1] * blocks.shape[2])])
     values = _cut(editor, values, tensor, blocks, axis=1)
     axis, shape = tensor.spec.axis, tensor.shape
-    values = editor.node("Reshape", [values, _numbers(editor, shape[axis], *shape[:axis], *shape[axis + 1 :])])
+    values = editor.node("Reshape", [values, numbers(editor, shape[axis], *shape[:axis], *shape[axis + 1 :])])
     order = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
     return editor.node("Transpose", [values], perm=order[::-1] if transposed else order)
 
@@ -35,7 +35,7 @@ def _steps(editor: Editor, name: str, tensor: QuantizedTensor, blocks: Array) ->
     """Name of the float32 blocks less their zero points, [channels, groups, group size]."""
 
     def wide(label: str, integers: Array) -> str:
-        stored = _packed(editor, f"{name}.{label}", integers, tensor.spec.bits, tensor.spec.symmetric)
+        stored = packed(editor, f"{name}.{label}", integers, tensor.spec.bits, tensor.spec.symmetric)
         return editor.node("Cast", [editor.node("Cast", [stored], to=TensorProto.FLOAT16)], to=TensorProto.FLOAT)
 
     if tensor.zero_point is None:
@@ -46,7 +46,7 @@ def _steps(editor: Editor, name: str, tensor: QuantizedTensor, blocks: Array) ->
     values = wide("blocks", blocks.reshape(-1)[used] if thin else blocks)
     if not thin:
         return editor.node("Sub", [values, wide("block_zero_point", zero_point)])
-    places = editor.node("Reshape", [numbered(editor, f"{name}.spread", used), _numbers(editor, *blocks.shape)])
+    places = editor.node("Reshape", [numbered(editor, f"{name}.spread", used), numbers(editor, *blocks.shape)])
     steps = editor.node("Sub", [_looked_up(editor, values, places), wide("block_zero_point", zero_point)])
     return editor.node("Where", [editor.node("Cast", [places], to=TensorProto.BOOL), steps, _zero(editor)])
 
@@ -60,7 +60,7 @@ def gather_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: str
 
     def rows(label: str, array: Array, bits: int = 8) -> str:
         """Those of the indices, with one number for each block or in the shape of the blocks; or the one for all."""
-        stored = _packed(editor, f"{name}.{label}", array.reshape(len(array), -1) if whole else array, bits,
+        stored = packed(editor, f"{name}.{label}", array.reshape(len(array), -1) if whole else array, bits,
                          tensor.spec.symmetric)  # fmt: skip
         if bits < 8:  # not every runtime looks up four bits
             stored = editor.node("Cast", [stored], to=TensorProto.INT8)
@@ -76,14 +76,14 @@ def gather_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: str
         return True
     values = editor.node("Mul", [values, scale])
     width = blocks.shape[1] * blocks.shape[2]
-    shape = editor.node("Concat", [editor.node("Shape", [indices]), _numbers(editor, width)], axis=0)
+    shape = editor.node("Concat", [editor.node("Shape", [indices]), numbers(editor, width)], axis=0)
     values = editor.node("Reshape", [values, shape])
     editor.node("Identity", [_cut(editor, values, tensor, blocks, axis=-1)], output)
     return True
 
 
-def _packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
-    """Integers of two to eight bits, stored at that width; whole numbers of some type once the graph is loaded.
+def packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
+    """Integers of one to eight bits, stored at that width; whole numbers of some type once the graph is loaded.
 
     ONNX has no types of 3, 5, 6 or 7 bits, and runtimes lack that of 2: these are stored as planes of one bit, whose
     bytes a table turns into eight numbers each. Where most are zero, only the others are.
@@ -101,12 +101,12 @@ def _packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool)
     places = editor.node("Cast", [editor.constant(name, planes)], to=TensorProto.INT32)
     values = editor.node("Gather", [editor.constant("slim_bits_of_bytes", bytes_of), places])
     weights = editor.constant(f"slim_bits_{bits}_{signed}", worth.astype(np.float32).reshape(bits, 1, 1))
-    values = editor.node("ReduceSum", [editor.node("Mul", [values, weights]), _numbers(editor, 0)], keepdims=0)
-    values = editor.node("Reshape", [values, _numbers(editor, -1)])
-    values = editor.node("Slice", [values, *(_numbers(editor, number) for number in (0, held.size, 0))])
+    values = editor.node("ReduceSum", [editor.node("Mul", [values, weights]), numbers(editor, 0)], keepdims=0)
+    values = editor.node("Reshape", [values, numbers(editor, -1)])
+    values = editor.node("Slice", [values, *(numbers(editor, number) for number in (0, held.size, 0))])
     if thin:
         values = _looked_up(editor, values, numbered(editor, f"{name}.spread", used))
-    return editor.node("Reshape", [values, _numbers(editor, *integers.shape)])
+    return editor.node("Reshape", [values, numbers(editor, *integers.shape)])
 
 
 def _blocks(tensor: QuantizedTensor) -> Array:
@@ -126,7 +126,7 @@ def _cut(editor: Editor, values: str, tensor: QuantizedTensor, blocks: Array, ax
     width = tensor.integers.size // len(blocks)
     if width == blocks.shape[1] * blocks.shape[2]:
         return values
-    return editor.node("Slice", [values, *(_numbers(editor, number) for number in (0, width, axis))])
+    return editor.node("Slice", [values, *(numbers(editor, number) for number in (0, width, axis))])
 
 
 def _looked_up(editor: Editor, values: str, places: str) -> str:
@@ -138,5 +138,6 @@ def _zero(editor: Editor) -> str:
     return editor.constant("slim_zero", np.zeros(1, np.float32))
 
 
-def _numbers(editor: Editor, *numbers: int) -> str:
-    return editor.constant("slim_" + "_".join(map(str, numbers)), np.array(numbers, np.int64))
+def numbers(editor: Editor, *values: int) -> str:
+    """An int64 constant [n], such as a shape, the same for all who ask for these values."""
+    return editor.constant("slim_" + "_".join(map(str, values)), np.array(values, np.int64))

@@ -18,11 +18,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from slimseek.backends._codebook import shared_rows, shared_values
 from slimseek.backends._editor import Editor, finish, inner_nodes, narrow, scale_constant
 from slimseek.backends._expansion import expanded
 from slimseek.backends._places import check_places
 from slimseek.backends._saturation import middle, shifted
-from slimseek.integers import eight_bit_scale, is_eight_bit, is_integer, unsmoothed
+from slimseek.integers import eight_bit_scale, is_eight_bit, is_integer, is_shared, unsmoothed
 from slimseek.models._rounding import round_convolutions_
 from slimseek.schema import ActivationQuant, Array, Model, QuantizedTensor, Tensor
 
@@ -100,6 +101,9 @@ def lower(
         if isinstance(tensor, QuantizedTensor) and node.op_type == "Conv" and name in model.activations:
             _write_convolution(editor, node, name, tensor, model.activations[name], unsigned)
             continue
+        if is_shared(tensor) and node.op_type == "Gather" and weight == 0 and name not in model.smoothing:  # noqa: SIM102
+            if shared_rows(editor, name, tensor, node.input[1], node.output[0]):
+                continue
         is_table = node.op_type == "Gather" and weight == 0 and name not in model.smoothing
         if is_integer(tensor) and is_table:  # noqa: SIM102
             if table(editor, name, tensor, node.input[1], node.output[0]):
@@ -152,6 +156,8 @@ def _divided(editor: Editor, value: str, smoothing: Array | None) -> str:
 
 def _stored_value(editor: Editor, name: str, tensor: Tensor, transposed: bool) -> str:
     """The float32 value of a tensor's stored form."""
+    if is_shared(tensor):
+        return shared_values(editor, name, tensor, transposed)
     if is_integer(tensor):
         return expanded(editor, name, tensor, transposed)
     suffix = ".T" if transposed else ""

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from slimseek.errors import SlimseekError
-from slimseek.integers import is_integer
+from slimseek.integers import is_integer, is_shared
 from slimseek.schema import Model
 
 
@@ -32,7 +32,7 @@ def check_places(graph: onnx.ModelProto, model: Model) -> None:
         if tensor.data_type == TensorProto.FLOAT and name not in model.tensors
     }
     for name, tensor in model.tensors.items():
-        if is_integer(tensor) and name not in constants and math.prod(tensor.shape) in strangers:
+        if (is_integer(tensor) or is_shared(tensor)) and name not in constants and math.prod(tensor.shape) in strangers:
             raise SlimseekError(
                 f"the exported graph holds {name} under another name or with other values, so its integers would not "
                 f"be used; skip this layer"
