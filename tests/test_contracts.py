@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import random
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,35 @@ def test_the_card_of_a_method_names_each_of_its_parameters(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
-    """A real model of two layers, and the same with integer weights, which some methods need.
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ...]:
+    """A real model of two layers, the same with integer weights, which some methods need, and as a graph with two more
+    layers that could be one.
 
     One block has an outlier.
     """
-    plain = with_outliers(tiny_model(tmp_path_factory.mktemp("model") / "tiny"), 0)
-    return plain, plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    plain = with_outliers(tiny_model(folder), 0)
+    return plain, plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES), chained(plain, folder)
+
+
+def chained(model: Model, folder: Path) -> Model:
+    """The model as an ``.onnx`` file that ends in two products with nothing between them."""
+    onnx = plugins.require("onnx")
+    graph = choose.family(model).to_onnx(model)
+    generator = np.random.default_rng(0)
+    end = graph.graph.output[0].name
+    for name, shape in (("wide", (32, 16)), ("narrow", (16, 24))):
+        values = generator.standard_normal(shape).astype(np.float32)
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        result = f"{name}_product" if name == "wide" else "sentence_embedding"
+        graph.graph.node.append(onnx.helper.make_node("MatMul", [end, name], [result]))
+        end = result
+    del graph.graph.output[:]
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, ["batch", 24]))
+    place = folder.parent / "chained"
+    shutil.copytree(folder, place, ignore=shutil.ignore_patterns("*.safetensors"))
+    onnx.save(graph, place / "model.onnx")
+    return choose.model(place / "model.onnx")
 
 
 def samples(model: Model) -> Samples:
@@ -207,7 +230,7 @@ def other_settings(name: str) -> list[Step]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_gives_a_new_model_and_leaves_the_old_one_bit_for_bit(name: str, models: tuple[Model, Model]) -> None:
+def test_a_method_gives_a_new_model_and_leaves_the_old_one_bit_for_bit(name: str, models: tuple[Model, ...]) -> None:
     before = [content(model) for model in models]
     _, model, changed = applied(name, models)
     assert changed is not model
@@ -216,7 +239,7 @@ def test_a_method_gives_a_new_model_and_leaves_the_old_one_bit_for_bit(name: str
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_changed_model_still_encodes(name: str, models: tuple[Model, Model]) -> None:
+def test_a_changed_model_still_encodes(name: str, models: tuple[Model, ...]) -> None:
     """Finite vectors of the right width, close to those before; pruning may lose more, which training wins back."""
     _, model, changed = applied(name, models)
     vectors = choose.encoder(changed, "changed", 1).documents(TEXTS)
@@ -229,14 +252,14 @@ def test_a_changed_model_still_encodes(name: str, models: tuple[Model, Model]) -
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_same_method_gives_the_same_model_again(name: str, models: tuple[Model, Model]) -> None:
+def test_the_same_method_gives_the_same_model_again(name: str, models: tuple[Model, ...]) -> None:
     _, _, first = applied(name, models)
     _, _, second = applied(name, models)
     assert content(first) == content(second)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_applied_twice_a_method_changes_more_or_says_that_it_does_not(name: str, models: tuple[Model, Model]) -> None:
+def test_applied_twice_a_method_changes_more_or_says_that_it_does_not(name: str, models: tuple[Model, ...]) -> None:
     step, _, changed = applied(name, models)
     again = attempt(step, changed)
     if isinstance(again, Model):
@@ -250,7 +273,7 @@ def test_applied_twice_a_method_changes_more_or_says_that_it_does_not(name: str,
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_nan_in_what_a_method_changes_is_refused_and_the_tensor_named(
-    name: str, models: tuple[Model, Model], everywhere: bool
+    name: str, models: tuple[Model, ...], everywhere: bool
 ) -> None:
     """CASES Q22: by the method, or by the gate that follows every step."""
     step, model, changed = applied(name, models)
@@ -270,7 +293,7 @@ def test_nan_in_what_a_method_changes_is_refused_and_the_tensor_named(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_that_looks_at_what_a_model_computes_refuses_nan_there(name: str, models: tuple[Model, Model]) -> None:
+def test_a_method_that_looks_at_what_a_model_computes_refuses_nan_there(name: str, models: tuple[Model, ...]) -> None:
     step, model, changed = applied(name, models)
     if any(changed.tensors.get(tensor) is not model.tensors[tensor] for tensor in model.tensors):
         pytest.skip("it changes tensors; see above")
@@ -281,7 +304,7 @@ def test_a_method_that_looks_at_what_a_model_computes_refuses_nan_there(name: st
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_methods_notes_are_lines(name: str, models: tuple[Model, Model]) -> None:
+def test_a_methods_notes_are_lines(name: str, models: tuple[Model, ...]) -> None:
     step, model, changed = applied(name, models)
     notes = step.notes(model, changed)
     assert isinstance(notes, tuple)
@@ -289,7 +312,7 @@ def test_a_methods_notes_are_lines(name: str, models: tuple[Model, Model]) -> No
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_a_method_made_is_recorded_so_that_it_can_be_made_again(name: str, models: tuple[Model, Model]) -> None:
+def test_what_a_method_made_is_recorded_so_that_it_can_be_made_again(name: str, models: tuple[Model, ...]) -> None:
     step, model, changed = applied(name, models)
     ran = compress.run(model, Recipe(steps=(RecipeStep(method=name),)), samples(model))
     assert ran.failed is None
