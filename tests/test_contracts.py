@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import random
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -119,13 +120,36 @@ def test_the_card_of_a_method_names_each_of_its_parameters(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ...]:
-    """A real model of two layers, and the same with integer weights, which some methods need, and as a classifier.
+    """A real model of two layers, the same with integer weights, which some methods need, as a classifier, and as a
+    graph with two more layers that could be one.
 
     One block has an outlier.
     """
-    plain = with_outliers(tiny_model(tmp_path_factory.mktemp("model") / "tiny"), 0)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    plain = with_outliers(tiny_model(folder), 0)
     classifier = dataclasses.replace(plain, spec=msgspec.structs.replace(plain.spec, output="class_logits"))
-    return plain, plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES), classifier
+    integer = plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES)
+    return plain, integer, classifier, chained(plain, folder)
+
+
+def chained(model: Model, folder: Path) -> Model:
+    """The model as an ``.onnx`` file that ends in two products with nothing between them."""
+    onnx = plugins.require("onnx")
+    graph = choose.family(model).to_onnx(model)
+    generator = np.random.default_rng(0)
+    end = graph.graph.output[0].name
+    for name, shape in (("wide", (32, 16)), ("narrow", (16, 24))):
+        values = generator.standard_normal(shape).astype(np.float32)
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        result = f"{name}_product" if name == "wide" else "sentence_embedding"
+        graph.graph.node.append(onnx.helper.make_node("MatMul", [end, name], [result]))
+        end = result
+    del graph.graph.output[:]
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, ["batch", 24]))
+    place = folder.parent / "chained"
+    shutil.copytree(folder, place, ignore=shutil.ignore_patterns("*.safetensors"))
+    onnx.save(graph, place / "model.onnx")
+    return choose.model(place / "model.onnx")
 
 
 def samples(model: Model) -> Samples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,93 @@ def test_a_cut_model_survives_rebuild_as_an_ordinary_one(model: Model, tmp_path:
     choose.family(smaller).save(smaller, tmp_path / "m")
     again = choose.choose(tmp_path / "m", 1).documents([*TEXTS, *UNSEEN])
     assert cosines(again, choose.encoder(smaller, "cut", 1).documents([*TEXTS, *UNSEEN])).min() > 0.99999
+
+
+def word_piece(pieces: list[str]) -> Tokenizer:
+    vocabulary = {piece: number for number, piece in enumerate([*SPECIAL, *pieces])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ids = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return tokenizer
+
+
+def shortened(before: Tokenizer, texts: list[str]) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer with what these texts use and what every cut keeps, and the ids that it kept."""
+    content = before.to_str().encode()
+    vocabulary = Vocabulary.read(content)
+    used = {number for text in texts for number in before.encode(text).ids}
+    kept = sorted(vocabulary.closed(used | vocabulary.always))
+    files = rewrite({TOKENIZER: content}, vocabulary, {old: new for new, old in enumerate(kept)})
+    return Tokenizer.from_buffer(files[TOKENIZER]), kept
+
+
+def test_a_piece_that_single_characters_cannot_spell_stays() -> None:
+    """There is no ##c: without ##bc the word abc would become unknown; ##ba can be spelled, and goes."""
+    before = word_piece(["a", "b", "##a", "##b", "##bc", "##ba", "##ab", "ca", "abab"])
+    after, kept = shortened(before, ["a"])
+    assert set(after.get_vocab()) == {*SPECIAL, "a", "b", "##a", "##b", "##bc", "ca"}
+    for word in ("abc", "abab", "bab", "caba", "ca"):
+        assert "[UNK]" not in before.encode(word).tokens
+        assert "[UNK]" not in after.encode(word).tokens
+    assert after.encode("abc").tokens == ["[CLS]", "a", "##bc", "[SEP]"]
+    assert before.encode("xyz").tokens == after.encode("xyz").tokens == ["[CLS]", "[UNK]", "[SEP]"]
+    assert max(number for word in ("abc", "abab", "x", "👌🏻") for number in after.encode(word).ids) < len(kept)
+
+
+def byte_level(corpus: list[str]) -> Tokenizer:
+    """As RoBERTa's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True)
+    return tokenizer
+
+
+def word_end(corpus: list[str]) -> Tokenizer:
+    """As CLIP's: the last character of a word has a mark."""
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=150, special_tokens=SPECIAL, end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [byte_level, word_end])
+def test_pairs_that_are_merged_keep_their_texts_and_spell_all_others(make: Callable[[list[str]], Tokenizer]) -> None:
+    """Token for token on what was counted; on other texts the same words, and unknown only what was."""
+    others = ["engine of stone", "winter winter bridges", "rivers of iron", "the catfish", "e r a"]
+    before = make([*TEXTS, *others] * 5)
+    after, kept = shortened(before, TEXTS)
+    assert len(kept) < before.get_vocab_size()
+    for text in TEXTS:
+        assert after.encode(text).tokens == before.encode(text).tokens
+        assert [kept[number] for number in after.encode(text).ids] == before.encode(text).ids
+    shorter = 0
+    for text in others:
+        told, found = before.encode(text).tokens, after.encode(text).tokens
+        assert "".join(found) == "".join(told)
+        assert "[UNK]" not in found
+        shorter += len(found) > len(told)
+    assert shorter, "some words are spelled in more pieces now"
+
+
+def test_texts_that_use_only_what_stays_keep_their_tokens_though_they_were_never_counted(model: Model) -> None:
+    """Held-out texts: token for token where all their tokens stay, and else never a word lost."""
+    smaller = cut(model)
+    left = set(Tokenizer.from_buffer(smaller.files[TOKENIZER]).get_vocab())
+    held_out = ["the river runs through the forest", "a cat near a dog", "winter sleeps", *UNSEEN]
+    same = 0
+    for text in held_out:
+        told, found = tokens(model, text), tokens(smaller, text)
+        if set(told) <= left:
+            assert found == told
+            same += 1
+        assert "".join(found).replace("##", "") == "".join(told).replace("##", "")
+    assert same >= 3

@@ -31,7 +31,8 @@ class Vocabulary:
         document: the parsed file.
         kind: the tokenizer's algorithm, one of WordPiece, WordLevel, BPE, Unigram.
         ids: token to id.
-        always: ids that every cut keeps: special tokens, the unknown token, single characters (and bytes).
+        always: ids that every cut keeps: special tokens, the unknown token, single characters (and bytes), and what
+            those cannot spell.
     """
 
     document: dict[str, Any]
@@ -49,8 +50,10 @@ class Vocabulary:
             raise UsageError(f"simplify.vocabulary: the tokenizer's algorithm {kind or 'none'!r} is not one of {KINDS}")
         listed = model["vocab"]
         ids = {entry[0]: number for number, entry in enumerate(listed)} if kind == "Unigram" else dict(listed)
-        prefix = model.get("continuing_subword_prefix") or ""
-        always = {number for token, number in ids.items() if _is_atom(token, prefix)}
+        prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+        always = {number for token, number in ids.items() if _is_atom(token, prefix, suffix)}
+        if kind == "WordPiece":
+            always |= {number for token, number in ids.items() if not _can_be_spelled(token, prefix, ids)}
         always |= {token["id"] for token in document.get("added_tokens", [])}
         unknown = model.get("unk_id") if kind == "Unigram" else ids.get(model.get("unk_token") or "")
         if unknown is not None:
@@ -156,7 +159,16 @@ def _rewrite_tokenizer_config(content: bytes, new_ids: Mapping[int, int]) -> byt
     return msgspec.json.format(msgspec.json.encode(config), indent=2)
 
 
-def _is_atom(token: str, prefix: str) -> bool:
-    """A single character, with or without the mark of a word's inside, or a byte token such as <0x0A>."""
+def _is_atom(token: str, prefix: str, suffix: str) -> bool:
+    """A single character, with or without the marks of a word's inside and end, or a byte token such as <0x0A>."""
     bare = token.removeprefix(prefix) if prefix else token
+    bare = bare.removesuffix(suffix) if suffix and bare != suffix else bare
     return len(bare) == 1 or (len(token) == 6 and token.startswith("<0x"))
+
+
+def _can_be_spelled(token: str, prefix: str, ids: Mapping[str, int]) -> bool:
+    """Whether WordPiece has each character of a token by itself, first in a word or inside as the token has it."""
+    inside = bool(prefix) and token.startswith(prefix)
+    characters = token.removeprefix(prefix) if inside else token
+    pieces = [prefix + character if number or inside else character for number, character in enumerate(characters)]
+    return all(piece in ids for piece in pieces)
