@@ -34,6 +34,20 @@ CORPUS = {
     "d6": "A cat and a dog share an apple.",
 }
 
+DEPTH = 6
+SMALL = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": DEPTH, "num_attention_heads": 2,
+         "intermediate_size": 24, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
+KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "Bert": ({}, "encoder.layer"),
+    "Roberta": ({}, "encoder.layer"),
+    "XLMRoberta": ({}, "encoder.layer"),
+    "Electra": ({"embedding_size": 8}, "encoder.layer"),
+    "MPNet": ({}, "encoder.layer"),
+    "DistilBert": ({"dim": 16, "n_heads": 2, "hidden_dim": 24, "n_layers": DEPTH}, "transformer.layer"),
+    "ModernBert": ({"global_attn_every_n_layers": 4, "local_attention": 4}, "layers"),
+}
+"""Architecture to settings of its own, and the module that lists its blocks."""
+
 
 def many_texts(count: int, seed: int = 0) -> list[str]:
     """Texts of two to eight of the ten words."""
@@ -152,6 +166,36 @@ def tiny_bert(folder: Path, seed: int = 0, *, layers: int = 2, width: int = 32, 
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content))
     (folder / "2_Normalize").mkdir(exist_ok=True)
+
+
+def bare(folder: Path, kind: str, **settings: Any) -> Any:
+    """A folder of transformers alone, six random blocks deep; the network that was saved."""
+    torch, transformers = plugins.require("torch"), plugins.require("transformers")
+    config = getattr(transformers, f"{kind}Config")(**(SMALL | KINDS.get(kind, ({}, ""))[0] | settings))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = getattr(transformers, f"{kind}Model")(config).eval()
+        for parameter in network.parameters():
+            parameter.data += torch.randn_like(parameter) * 0.2
+    network.save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(tiny_tokenizer())
+    return network
+
+
+def conv_network(folder: Path) -> tuple[Path, Any]:
+    """A convolution of 3 x 3, one of a point, one in groups, a Gemm, and random pictures' worth of ReLU between."""
+    torch = plugins.require("torch")
+    nn = torch.nn
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(32, 48, 1), nn.ReLU(),
+        nn.Conv2d(48, 48, 3, groups=48), nn.Flatten(), nn.Linear(48 * 16, 24), nn.ReLU(), nn.Linear(24, 20),
+    ).eval()  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    path = folder / "network.onnx"
+    torch.onnx.export(network, (torch.zeros(2, 3, 12, 12),), path, dynamo=False, input_names=["pixels"],
+                      output_names=["embedding"], dynamic_axes={"pixels": {0: "N"}}, opset_version=17)  # fmt: skip
+    return path, network
 
 
 def tiny_model(folder: Path, **shape: int) -> Model:

@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.numpy import load_file
 from torch import nn
 from transformers import AutoModel
@@ -21,36 +20,10 @@ from transformers import AutoModel
 from slimseek import choose, compress, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.schema import Model, QuantizedTensor, Recipe, RecipeStep, Samples
-from small import CORPUS, tiny_bert, tiny_tokenizer
+from small import CORPUS, DEPTH, KINDS, bare, tiny_bert
 
 TEXTS = list(CORPUS.values())
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
-DEPTH = 6
-SMALL = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": DEPTH, "num_attention_heads": 2,
-         "intermediate_size": 24, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
-KINDS: dict[str, tuple[dict[str, Any], str]] = {
-    "Bert": ({}, "encoder.layer"),
-    "Roberta": ({}, "encoder.layer"),
-    "XLMRoberta": ({}, "encoder.layer"),
-    "Electra": ({"embedding_size": 8}, "encoder.layer"),
-    "MPNet": ({}, "encoder.layer"),
-    "DistilBert": ({"dim": 16, "n_heads": 2, "hidden_dim": 24, "n_layers": DEPTH}, "transformer.layer"),
-    "ModernBert": ({"global_attn_every_n_layers": 4, "local_attention": 4}, "layers"),
-}
-"""Architecture to settings of its own, and the module that lists its blocks."""
-
-
-def bare(folder: Path, kind: str, **settings: Any) -> nn.Module:
-    """A folder of transformers alone, six random blocks deep; the network that was saved."""
-    config = getattr(transformers, f"{kind}Config")(**(SMALL | KINDS.get(kind, ({}, ""))[0] | settings))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = getattr(transformers, f"{kind}Model")(config).eval()
-        for parameter in network.parameters():
-            parameter.data += torch.randn_like(parameter) * 0.2
-    network.save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes(tiny_tokenizer())
-    return network
 
 
 def pruned(model: Model, keep: Any = None) -> Model:

@@ -18,7 +18,7 @@ from slimseek import choose, integers, plugins
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.text import TOKENIZER, TextInput
-from slimseek.models import transformer
+from slimseek.models import _eight_bit
 from slimseek.models.transformer import Transformer
 from slimseek.rebuild import rebuild
 from slimseek.schema import ActivationQuant, Samples
@@ -153,7 +153,7 @@ def test_weights_that_lack_a_layer_are_refused(tmp_path: Path) -> None:
 
 def test_static_rounding_equals_torch_fake_quantize() -> None:
     values = torch.randn(3, 5, 32) * 4
-    steps, step = transformer._rounded(values, ActivationQuant(mode="static", scale=0.05, zero_point=100))
+    steps, step = _eight_bit.rounded(values, ActivationQuant(mode="static", scale=0.05, zero_point=100))
     assert torch.equal(steps, steps.round())
     assert torch.allclose(steps * step, torch.fake_quantize_per_tensor_affine(values, 0.05, 100, 0, 255), atol=1e-6)
 
@@ -162,8 +162,8 @@ def test_dynamic_rounding_of_a_row_does_not_depend_on_other_rows() -> None:
     values = torch.randn(4, 6, 32)
     louder = values.clone()
     louder[1:] *= 30
-    steps, step = transformer._rounded(values, ActivationQuant(mode="dynamic"))
-    others, _ = transformer._rounded(louder, ActivationQuant(mode="dynamic"))
+    steps, step = _eight_bit.rounded(values, ActivationQuant(mode="dynamic"))
+    others, _ = _eight_bit.rounded(louder, ActivationQuant(mode="dynamic"))
     assert torch.equal(steps[0], others[0])
     assert (steps * step - values).abs().max() <= values.abs().amax(-1).max() / 254 + 1e-6
 
@@ -178,13 +178,13 @@ def test_a_rounded_layer_is_a_product_of_whole_numbers_and_the_same_in_any_batch
     layer = next(layer for layer in model.layers if layer.kind == "linear")
     model = plugins.load("methods", "quantize.weights_int")(bits=bits).apply(model, Samples(calibration=[], texts=[]))
     how = ActivationQuant(mode=mode, scale=0.05 if mode == "static" else 0.0, zero_point=100)
-    compute = transformer._eight_bit(
+    compute = _eight_bit.eight_bit(
         dataclasses.replace(model, activations={layer.weight: how}), layer, Transformer().trainable(model)
     )
     values = torch.randn(7, 5, 32) * 2
     together = compute(values)
     assert all(torch.equal(compute(values[row : row + 1])[0], together[row]) for row in range(7))
-    steps, step = transformer._rounded(values, how)
+    steps, step = _eight_bit.rounded(values, how)
     weights, scale = integers.eight_bit_steps(model.tensors[layer.weight])
     assert np.array_equal(weights, np.rint(weights))
     products = steps.numpy().astype(np.int64) @ weights.astype(np.int64).T

@@ -121,6 +121,22 @@ class Layer(Value, frozen=True):
     bias: str | msgspec.UnsetType = msgspec.UNSET
 
 
+class Widths(Value, frozen=True):
+    """The shape of a transformer.
+
+    Attributes:
+        layers: its blocks.
+        hidden: channels that run from block to block.
+        heads: of each block's attention; together they are as wide as the channels.
+        inner: units of each block's feed-forward part.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    inner: int
+
+
 class QuantSpec(Value, frozen=True):
     """How a tensor's integers, or its eight-bit floats, are to be read.
 
@@ -586,6 +602,52 @@ class Family(ABC):
         where :meth:`parts` has them. UsageError where the family cannot.
         """
         raise UsageError(f"the shapes of a model of the family {model.spec.family} cannot be changed")
+
+    def factorable(self, model: Model) -> tuple[Layer, ...]:
+        """The layers that :meth:`factored` can take: each is one matrix [outputs, inputs] that meets its whole input,
+        and none is already a factor.
+        """
+        return ()
+
+    def factored(self, model: Model, factors: Mapping[str, tuple[Array, Array]]) -> Model:
+        """The model in which layers have become two, the second of which keeps the bias.
+
+        Args:
+            model: float, neither smoothed nor rounded.
+            factors: by the name of the weight, float32 B [outputs, rank] and A [rank, inputs], which compute
+                B (A x) in its place; the inputs of a convolution are its channels times its window.
+
+        Raises:
+            UsageError: the family cannot.
+        """
+        raise UsageError(f"layers of a model of the family {model.spec.family} cannot be factored")
+
+    def projected(self, model: Model, matrix: Array) -> Model:
+        """The model whose vectors are multiplied by ``matrix``, float32 [dim after, dim before], before they are
+        brought to length one where they are; UsageError where the family cannot.
+        """
+        raise UsageError(f"vectors of a model of the family {model.spec.family} cannot be projected")
+
+    def widths(self, model: Model) -> Widths:
+        """The shape that :meth:`narrowed` can change; UsageError where there is none."""
+        raise UsageError(f"a model of the family {model.spec.family} has no widths that could be chosen")
+
+    def narrowed_shapes(self, model: Model, hidden: int, inner: int) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each tensor that :meth:`narrowed` would give."""
+        raise UsageError(f"a model of the family {model.spec.family} has no widths that could be chosen")
+
+    def narrowed(self, model: Model, hidden: int, inner: int) -> Model:
+        """The model with fewer channels, heads and inner units: those that weigh most, with the weights they have.
+
+        Args:
+            model: float, neither smoothed nor rounded.
+            hidden: channels, a multiple of the width of a head.
+            inner: units of each feed-forward part.
+
+        Raises:
+            UsageError: the family cannot.
+        """
+        raise UsageError(f"a model of the family {model.spec.family} has no widths that could be chosen")
 
     @abstractmethod
     def save(self, model: Model, folder: Path) -> None:

@@ -17,6 +17,7 @@ from slimseek.errors import UsageError
 from slimseek.inputs.reader import reader
 from slimseek.inputs.samples import examples
 from slimseek.integers import dense, expanded
+from slimseek.models import _graph_factors as graph_factors
 from slimseek.models._graph import (
     FILE,
     GRAPH,
@@ -34,7 +35,7 @@ from slimseek.models._graph import (
     _slimmed,
 )
 from slimseek.models._rounding import convolutions, round_convolutions_
-from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Family, Model, QuantizedTensor, Tensor
+from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Family, Layer, Model, QuantizedTensor, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -167,6 +168,20 @@ class OnnxFamily(Family):
             tensors={name: tensor for name, tensor in tensors.items() if name in read},
             layers=tuple(layer for layer in model.layers if layer.weight in read),
         )
+
+    def factorable(self, model: Model) -> tuple[Layer, ...]:
+        """Linear layers, and convolutions that are not in groups, outside of branches."""
+        return graph_factors.factorable(model)
+
+    def factored(self, model: Model, factors: Mapping[str, tuple[Array, Array]]) -> Model:
+        """Two operators in the place of one. Of a convolution the first has its window and fewer channels, the second
+        a window of one point.
+        """
+        return graph_factors.factored(model, factors)
+
+    def projected(self, model: Model, matrix: Array) -> Model:
+        """By a product behind the vector, which is brought to length one again where it was."""
+        return graph_factors.projected(model, matrix)
 
     def save(self, model: Model, folder: Path) -> None:
         """``model.onnx`` in float32, and the small files beside it."""

@@ -22,14 +22,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
-from slimseek.integers import dense, eight_bit_steps
+from slimseek.integers import dense
+from slimseek.models import _factors as two_factors
 from slimseek.models import _head as head
+from slimseek.models import _narrowing as narrowing
 from slimseek.models import _text_files as text_files
 from slimseek.models import _widths as widths
+from slimseek.models._eight_bit import eight_bit
 from slimseek.models._export import export
 from slimseek.models._graph import FILE, LARGEST_SINGLE_FILE
+from slimseek.models._pooling import pool
+from slimseek.models._projection import projected
 from slimseek.models._static_files import is_table
-from slimseek.schema import ActivationQuant, Array, Batch, Encode, Family, Layer, Model, ModelSpec, Tensor
+from slimseek.schema import Array, Batch, Encode, Family, Layer, Model, ModelSpec, Tensor, Widths
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -56,7 +61,7 @@ class _Pipeline(nn.Module):
         # A ready-made additive mask spares the exported graph the long way from a two-dimensional one.
         mask = (1.0 - keep)[:, None, None, :] * -10000.0 if self.additive_mask else attention_mask
         hidden = self.transformer(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        vector = _pool(hidden, keep, self.pooling)
+        vector = pool(hidden, keep, self.pooling)
         for layer in self.dense:
             vector = layer(vector)
         return nn.functional.normalize(vector, dim=-1) if self.normalise else vector
@@ -103,7 +108,7 @@ class Transformer(Family):
         network = _load(model)
         for layer in model.layers:
             if layer.weight in model.activations:
-                network.get_submodule(layer.name).forward = _eight_bit(model, layer, network)
+                network.get_submodule(layer.name).forward = eight_bit(model, layer, network)
 
         def encode(batch: Batch) -> Array:
             torch.set_num_threads(threads)
@@ -163,6 +168,32 @@ class Transformer(Family):
         """
         return widths.resized(model, tensors, lambda files: _shapes(_build(files, Path("model"), weights=None)))
 
+    def factorable(self, model: Model) -> tuple[Layer, ...]:
+        """Linear layers that the vector needs."""
+        found = two_factors.whole(model.layers)
+        return tuple(layer for layer in found if layer.kind == "linear" and not layer.name.startswith(POOLER))
+
+    def factored(self, model: Model, factors: Mapping[str, tuple[Array, Array]]) -> Model:
+        """``NAME`` becomes ``NAME.0``, without a bias, and ``NAME.1``; the names say so, no configuration does."""
+        return two_factors.factored(model, factors)
+
+    def projected(self, model: Model, matrix: Array) -> Model:
+        """By a Dense module, as sentence-transformers has it, before the normalisation."""
+        return projected(model, text_files.plan(model.files, Path("model")), matrix)
+
+    def widths(self, model: Model) -> Widths:
+        """As the configuration says."""
+        return narrowing.widths(model.files)
+
+    def narrowed_shapes(self, model: Model, hidden: int, inner: int) -> Mapping[str, tuple[int, ...]]:
+        """Those of the architecture, without tensors that the model lacks."""
+        found = _empty_shapes(narrowing.described(model, hidden, inner))
+        return {name: shape for name, shape in found.items() if name in model.tensors}
+
+    def narrowed(self, model: Model, hidden: int, inner: int) -> Model:
+        """With a configuration that says so."""
+        return narrowing.narrowed(model, hidden, inner, _empty_shapes)
+
     def save(self, model: Model, folder: Path) -> None:
         """A folder that ``SentenceTransformer`` and ``AutoModel`` load: float32 weights, all small files. Where no
         configuration has the model's shapes, ``model.onnx`` in the place of weights.
@@ -208,50 +239,6 @@ def _graph(model: Model) -> Any:
     mask[1, 5:] = 0
     network.additive_mask = _takes_additive_mask(network, ids, mask)
     return export(network, {"input_ids": ids, "attention_mask": mask}, model.spec, dense(model))
-
-
-def _pool(hidden: torch.Tensor, keep: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Float32 [batch, sequence, width] and its mask to [batch, width]."""
-    if pooling == "cls":
-        return hidden[:, 0]
-    if pooling == "max":
-        return (hidden + (1.0 - keep).unsqueeze(-1) * -1e9).amax(1)
-    if pooling == "lasttoken":
-        last = keep.sum(1).to(torch.int64) - 1
-        return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
-    return (hidden * keep.unsqueeze(-1)).sum(1) / keep.sum(1, keepdim=True).clamp(min=1e-9)
-
-
-def _eight_bit(model: Model, layer: Layer, network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A linear layer in eight-bit arithmetic as the runtimes do it: whole numbers are multiplied and added, and scales
-    come after. Such sums are exact in float32 up to 2^24, so that they do not depend on the batch; a last bit that
-    did would be rounded elsewhere in the next layer.
-    """
-    steps, scale = eight_bit_steps(model.tensors[layer.weight])
-    if scale.size > 1 and scale.shape[layer.axis] == 1:  # one for each input
-        steps, scale = steps * scale, np.ones((1, 1), np.float32)
-    weight = torch.from_numpy(np.ascontiguousarray(steps if layer.axis == 1 else steps.T))
-    outputs = torch.from_numpy(scale.reshape(-1).copy())
-    bias: Any = network.get_submodule(layer.name).bias
-    activation = model.activations[layer.weight]
-    smoothing = model.smoothing.get(layer.weight)
-    factors = None if smoothing is None else torch.from_numpy(1 / smoothing.reshape(-1))
-
-    def forward(values: torch.Tensor) -> torch.Tensor:
-        rounded, step = _rounded(values if factors is None else values * factors, activation)
-        result = (rounded @ weight) * (step * outputs)
-        return result if bias is None else result + bias
-
-    return forward
-
-
-def _rounded(values: torch.Tensor, activation: ActivationQuant) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """Whole numbers of eight bits, and the step that they count: one for all, or one for each row."""
-    if activation.mode == "static":
-        zero = activation.zero_point
-        return ((values / activation.scale).round() + zero).clamp(0, 255).sub(zero), activation.scale
-    step = values.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-    return (values / step).round(), step
 
 
 def _tokenizer(path: Path, files: dict[str, bytes]) -> bytes:
@@ -324,12 +311,19 @@ def _transformer(config: Any, weights: dict[str, torch.Tensor] | None, path: Pat
 def _load(model: Model) -> Any:
     """The network of a model's data, dequantized and without smoothing."""
     network = _build(model.files, Path("model"), weights=None)
+    two_factors.factor_(network, model.tensors)
     widths.widen_(network, {name: tensor.shape for name, tensor in model.tensors.items()})
     state = {name: torch.from_numpy(array.copy()) for name, array in dense(model).items()}
     missing, unexpected = network.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.startswith(POOLER)]
     assert not [*missing, *unexpected], f"tensors do not fit the network: {missing} {unexpected}"
     return network
+
+
+def _empty_shapes(files: Mapping[str, bytes]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of the network that files describe, without memory for them."""
+    with torch.device("meta"):
+        return _shapes(_build(files, Path("model"), weights=None))
 
 
 def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:

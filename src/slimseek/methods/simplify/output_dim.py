@@ -1,0 +1,93 @@
+"""Vectors of fewer elements: the index shrinks in proportion, the model hardly grows."""
+
+from __future__ import annotations
+
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from slimseek import choose
+from slimseek.errors import NoEffect, UsageError
+from slimseek.inputs.batches import spread
+from slimseek.schema import Array, Model, Samples, Step
+from slimseek.timing import default_threads
+
+_said: WeakKeyDictionary[Model, str] = WeakKeyDictionary()
+
+
+class OutputDim(Step, frozen=True, kw_only=True):
+    """End the model in a linear map to fewer elements; vectors of length one are brought to length one again.
+
+    ``pca`` takes the directions with the most energy, the leading eigenvectors of E[v v^T] over the vectors of the
+    texts. Nothing is subtracted from the vectors, so that the inner products of what is left are as near as they can
+    be, by mean squared error, to those of whole vectors. ``cut`` takes the first elements, for models that were
+    trained for it (Matryoshka representations).
+
+    Attributes:
+        dim: how many elements are left; ``None`` for a half, rounded up.
+        method: ``pca`` or ``cut``.
+        texts: at most so many texts are looked at by ``pca``, evenly over all.
+    """
+
+    dim: int | None = None
+    method: Literal["pca", "cut"] = "pca"
+    texts: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.dim is not None and self.dim < 2:
+            raise UsageError(f"simplify.output_dim: dim is {self.dim}; 2 or more is allowed")
+        if self.texts < 1:
+            raise UsageError(f"simplify.output_dim: texts is {self.texts}; 1 or more is allowed")
+
+    def apply(self, model: Model, samples: Samples) -> Model:
+        """Find the map and put it behind the model."""
+        width = model.spec.dim
+        dim = max(2, (width + 1) // 2) if self.dim is None else self.dim
+        if model.spec.output != "embedding":
+            raise UsageError(f"simplify.output_dim: the model gives {model.spec.output}, of which none may leave")
+        if dim > width:
+            raise UsageError(f"simplify.output_dim: dim is {dim}, and the model's vectors have {width} elements")
+        if dim == width:
+            raise NoEffect(f"simplify.output_dim: the vectors have {dim} elements already")
+        if self.method == "cut":
+            matrix, said = np.eye(dim, width, dtype=np.float32), "the first ones"
+        else:
+            matrix, said = self._directions(model, samples, dim)
+        changed = choose.family(model).projected(model, matrix)
+        _said[changed] = said
+        return changed
+
+    def notes(self, before: Model, after: Model) -> tuple[str, ...]:
+        """Elements before and after, and what share of the energy they hold."""
+        said = f": {_said[after]}" if after in _said else ""
+        return (f"{before.spec.dim} -> {after.spec.dim} elements{said}",)
+
+    def _directions(self, model: Model, samples: Samples, dim: int) -> tuple[Array, str]:
+        """Float32 [dim, width], and what is said of them."""
+        chosen = spread(samples.texts or samples.calibration, self.texts)
+        if not chosen:
+            raise UsageError("simplify.output_dim: there are no texts to find directions by; method cut needs none")
+        vectors = choose.encoder(model, "simplify.output_dim: the model", default_threads()).documents(chosen)
+        matrix, kept = leading(vectors, dim)
+        few = "" if len(chosen) >= dim else "; fewer texts than directions, the rest of which are arbitrary"
+        return matrix, f"{kept:.2%} of the energy of {len(chosen):,} texts' vectors{few}"
+
+
+def leading(vectors: Array, dim: int) -> tuple[Array, float]:
+    """The directions with the most energy, and the share of the energy that they hold.
+
+    Args:
+        vectors: float [n, width].
+        dim: how many, at most width.
+
+    Returns:
+        Float32 [dim, width], orthonormal rows, that with the most energy first, the largest element of each positive;
+        the share, 0 to 1.
+    """
+    wide = vectors.astype(np.float64)
+    energies, directions = np.linalg.eigh(wide.T @ wide)
+    rows = directions[:, ::-1].T[:dim]
+    largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], 1)
+    kept = float(energies[::-1][:dim].sum() / energies.sum())
+    return np.ascontiguousarray(rows * np.sign(largest), np.float32), kept
