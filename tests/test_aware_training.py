@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from slimseek import choose, integers, plugins, train
+from slimseek.bases import Family
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
 from slimseek.losses.cosine import Cosine
 from slimseek.methods.quantize._fake_quantization import Grid
-from slimseek.schema import Family, Model, QuantizedTensor, QuantSpec, Samples
+from slimseek.schema import Model, QuantizedTensor, QuantSpec, Samples
 from small import tiny_bert
 
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)

@@ -19,24 +19,11 @@ import torch
 
 import slimseek
 from slimseek import choose, compress, plugins
+from slimseek.bases import Backend, Dataset, Family, Index, Metric, Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.importance._evidence import Importance
 from slimseek.losses._loss import Loss
-from slimseek.schema import (
-    Array,
-    Backend,
-    Dataset,
-    Family,
-    Index,
-    Metric,
-    Model,
-    QuantizedTensor,
-    Recipe,
-    RecipeStep,
-    Samples,
-    Step,
-    Tensor,
-)
+from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, Samples, Tensor
 from small import CORPUS, tiny_bert, tiny_model, with_outliers
 
 BASES = {

@@ -17,6 +17,7 @@ from scipy.linalg import orthogonal_procrustes
 from torch import nn
 
 from slimseek import choose, compress, plugins, recipe
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs import unlabelled
@@ -29,7 +30,7 @@ from slimseek.methods.distil import _pair as pairs
 from slimseek.methods.distil._logits import with_logits
 from slimseek.methods.distil._rotation import ridge, rotation, towards, turned
 from slimseek.models._static_files import static_model
-from slimseek.schema import Array, Model, Recipe, RecipeStep, Samples, Step
+from slimseek.schema import Array, Model, Recipe, RecipeStep, Samples
 from small import CORPUS, SPECIAL, WORDS, many_texts, tiny_model, tiny_tokenizer
 
 TINY = Path(__file__).parent.parent.parent / "shared" / "data" / "tinymodels"

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from slimseek import plugins
+from slimseek.bases import Index
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors, exact
-from slimseek.schema import Array, Hits, Index, Precision
+from slimseek.schema import Array, Hits, Precision
 
 KINDS = plugins.names("indexes")
 PRECISIONS = get_args(Precision)

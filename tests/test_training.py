@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from slimseek import choose, compress, data, pipeline, plugins, timing, train
+from slimseek.bases import Step
 from slimseek.compress import Judge
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines, quality
@@ -23,7 +24,7 @@ from slimseek.inputs.samples import TEXTS
 from slimseek.losses.cosine import Cosine
 from slimseek.losses.mse import MeanSquaredError
 from slimseek.prove import Options
-from slimseek.schema import Array, Environment, Gates, Model, ModelSpec, Recipe, RecipeStep, Samples, Step, TensorSpec
+from slimseek.schema import Array, Environment, Gates, Model, ModelSpec, Recipe, RecipeStep, Samples, TensorSpec
 from slimseek.train import Examples, Training
 from small import CORPUS, tiny_bert, tiny_collection
 

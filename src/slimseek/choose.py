@@ -8,11 +8,12 @@ from pathlib import Path
 
 from slimseek import artifact, integers, plugins
 from slimseek import folder as folders
+from slimseek.bases import Family
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.inputs.reader import reader
 from slimseek.inputs.text import TOKENIZER
-from slimseek.schema import Comparison, Encode, Family, FileEntry, GateResult, Model, ModelSpec, Value
+from slimseek.schema import Comparison, Encode, FileEntry, GateResult, Model, ModelSpec, Value
 from slimseek.timing import default_threads
 
 PACKAGE = "package.json"

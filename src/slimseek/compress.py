@@ -12,21 +12,13 @@ import msgspec
 import numpy as np
 
 from slimseek import integers
+from slimseek.bases import Step
 from slimseek.choose import REFERENCE_LENGTH, encoder, family
 from slimseek.errors import NoEffect, SlimseekError, UsageError
 from slimseek.evaluate import Quality, compare, invariance, quality, quality_gate
 from slimseek.progress import say
 from slimseek.recipe import build
-from slimseek.schema import (
-    Change,
-    GateResult,
-    Model,
-    Recipe,
-    Samples,
-    SearchSet,
-    Step,
-    StepRecord,
-)
+from slimseek.schema import Change, GateResult, Model, Recipe, Samples, SearchSet, StepRecord
 
 INVARIANCE_TEXTS = 32
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from slimseek import choose, plugins, timing
 from slimseek import folder as folders
+from slimseek.bases import Backend
 from slimseek.choose import PACKAGE, PACKAGE_VERSION, Package
 from slimseek.encoder import Encoder
 from slimseek.errors import GateFailed, SlimseekError, UsageError
@@ -22,7 +23,7 @@ from slimseek.evaluate import cosines, invariance, neighbours_shared
 from slimseek.inputs.samples import examples
 from slimseek.inputs.text import TOKENIZER
 from slimseek.progress import say
-from slimseek.schema import Array, Backend, Batch, GateResult, Model
+from slimseek.schema import Array, Batch, GateResult, Model
 
 SHAPES = ((1, 3), (3, 17), (8, 128))
 LEAST_PARITY = 0.999

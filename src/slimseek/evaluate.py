@@ -9,10 +9,11 @@ import numpy as np
 from scipy import stats
 
 from slimseek import plugins, timing
+from slimseek.bases import Metric
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.progress import track
-from slimseek.schema import Array, Change, GateResult, GateStatus, Measurement, Metric, QueryExample, Report, SearchSet
+from slimseek.schema import Array, Change, GateResult, GateStatus, Measurement, QueryExample, Report, SearchSet
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map")
 ACCURACY = "accuracy"

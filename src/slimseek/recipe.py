@@ -12,8 +12,9 @@ import msgspec
 import yaml
 
 from slimseek import plugins
+from slimseek.bases import Step
 from slimseek.errors import UsageError
-from slimseek.schema import Gates, Recipe, RecipeStep, Step
+from slimseek.schema import Gates, Recipe, RecipeStep
 
 VERSION = 1
 UNITS = {"%": 0.01, "": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}

@@ -17,11 +17,12 @@ import numpy as np
 
 from slimseek import folder as folders
 from slimseek import plugins
+from slimseek.bases import Index
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors
 from slimseek.progress import track
-from slimseek.schema import Array, FileEntry, Hits, Index, Precision, Value
+from slimseek.schema import Array, FileEntry, Hits, Precision, Value
 
 FORMAT_VERSION = 2
 MANIFEST = "index.json"

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from slimseek.bases import Backend
 from slimseek.plugins import require
-from slimseek.schema import Array, Backend, Batch, Encode, Model, QuantizedTensor
+from slimseek.schema import Array, Batch, Encode, Model, QuantizedTensor
 from slimseek.timing import versions
 
 FILE = "model.onnx"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import msgspec
 
+from slimseek.bases import Backend
 from slimseek.errors import UsageError
 from slimseek.folder import write_json
 from slimseek.plugins import load, require
-from slimseek.schema import Array, Backend, Batch, Encode, Model
+from slimseek.schema import Array, Batch, Encode, Model
 from slimseek.timing import versions
 
 FILE = "model.onnx"

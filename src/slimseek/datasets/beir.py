@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
+from slimseek.bases import Dataset
 from slimseek.datasets._findings import repeated, tally
 from slimseek.errors import UsageError
-from slimseek.schema import Collection, Dataset, Finding, Qrels
+from slimseek.schema import Collection, Finding, Qrels
 
 SPLITS = ("train", "dev", "test")
 TREC_COLUMNS = 4

@@ -6,10 +6,11 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from slimseek.bases import Dataset
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import collection, split_of
 from slimseek.errors import UsageError
-from slimseek.schema import Collection, Dataset, Finding
+from slimseek.schema import Collection, Finding
 
 SUFFIXES = (".tsv", ".csv")
 STEMS = ("data", "train", "dev", "test")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from slimseek.bases import Dataset
 from slimseek.datasets._labels import SPLITS, collection
 from slimseek.errors import UsageError
-from slimseek.schema import Collection, Dataset
+from slimseek.schema import Collection
 
 FILE = "labels.csv"
 COLUMNS = {"path", "label", "split"}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from slimseek.bases import Index
 from slimseek.indexes import _vectors
-from slimseek.schema import Array, Hits, Index, Precision
+from slimseek.schema import Array, Hits, Precision
 
 SCORES_IN_BLOCK = 2**24
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import usearch.index
 
+from slimseek.bases import Index
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors
-from slimseek.schema import Array, Hits, Index, Precision
+from slimseek.schema import Array, Hits, Precision
 
 GRAPH = "graph.usearch"
 KINDS = {"f32": "f32", "f16": "f16", "int8": "i8", "binary": "b1"}

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from slimseek import choose
+from slimseek.bases import Step
 from slimseek.errors import UsageError
 from slimseek.inputs.unlabelled import SENTENCE
-from slimseek.schema import Model, QuantizedTensor, Step, Tensor, is_float
+from slimseek.schema import Model, QuantizedTensor, Tensor, is_float
 from slimseek.train import Fitted, Loss, Training, examples, fit, vectors_of
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import ir_measures
 
+from slimseek.bases import Metric
 from slimseek.metrics._trec import per_query
-from slimseek.schema import Metric, Qrels
+from slimseek.schema import Qrels
 
 
 class AveragePrecision(Metric):

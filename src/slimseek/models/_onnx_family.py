@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from slimseek import plugins
+from slimseek.bases import Family
 from slimseek.errors import UsageError
 from slimseek.inputs.reader import reader
 from slimseek.inputs.samples import examples
@@ -35,7 +36,7 @@ from slimseek.models._graph import (
     _slimmed,
 )
 from slimseek.models._rounding import convolutions, round_convolutions_
-from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Family, Layer, Model, QuantizedTensor, Tensor
+from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Layer, Model, QuantizedTensor, Tensor
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,6 +20,7 @@ from safetensors.torch import save_file as save_torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from slimseek.bases import Family
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import dense
@@ -34,7 +35,7 @@ from slimseek.models._graph import FILE, LARGEST_SINGLE_FILE
 from slimseek.models._pooling import pool
 from slimseek.models._projection import projected
 from slimseek.models._static_files import is_table
-from slimseek.schema import Array, Batch, Encode, Family, Layer, Model, ModelSpec, Tensor, Widths
+from slimseek.schema import Array, Batch, Encode, Layer, Model, ModelSpec, Tensor, Widths
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

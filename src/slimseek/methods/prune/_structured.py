@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from slimseek import plugins
+from slimseek.bases import Step
 from slimseek.choose import encoder
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
@@ -24,7 +25,7 @@ from slimseek.methods.prune._selection import STRATEGIES, Limits, Ranking, least
 from slimseek.methods.prune._structure import Structure, structure, without
 from slimseek.methods.prune._units import UnitGroup
 from slimseek.progress import track
-from slimseek.schema import Array, Model, Samples, Step
+from slimseek.schema import Array, Model, Samples
 from slimseek.timing import default_threads
 from slimseek.train import Training
 

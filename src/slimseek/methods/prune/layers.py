@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from slimseek import integers
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods import _blocks as blocks
-from slimseek.schema import Model, Samples, Step
+from slimseek.schema import Model, Samples
 
 
 class LayerPruning(Step, frozen=True, kw_only=True):

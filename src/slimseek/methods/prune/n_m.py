@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from slimseek.bases import Step
 from slimseek.errors import UsageError
 from slimseek.methods.prune._weights import (
     DEFAULT_KINDS,
@@ -16,7 +17,7 @@ from slimseek.methods.prune._weights import (
     size_notes,
     zeroed,
 )
-from slimseek.schema import Array, Layer, LayerKind, Model, Samples, Step
+from slimseek.schema import Array, Layer, LayerKind, Model, Samples
 
 
 class NMPruning(Step, frozen=True, kw_only=True):

@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from slimseek.bases import Step
 from slimseek.errors import UsageError
 from slimseek.methods.prune._weights import DEFAULT_KINDS, Importance, chosen, least, scores, size_notes, zeroed
-from slimseek.schema import Array, Layer, LayerKind, Model, Samples, Step
+from slimseek.schema import Array, Layer, LayerKind, Model, Samples
 
 HALF = 0.5
 LEAST_KEPT = 0.01

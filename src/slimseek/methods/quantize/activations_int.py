@@ -8,11 +8,12 @@ from typing import Literal
 import numpy as np
 
 from slimseek import choose
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.batches import batches, check_inputs
 from slimseek.integers import is_integer
 from slimseek.methods.quantize._ranges import Histogram
-from slimseek.schema import OUTPUT_RANGE, ActivationQuant, Array, Model, Samples, Step
+from slimseek.schema import OUTPUT_RANGE, ActivationQuant, Array, Model, Samples
 
 KINDS = {"static": ("linear", "convolution"), "dynamic": ("linear",)}
 Estimator = Literal["minmax", "percentile", "mse", "entropy"]

@@ -9,9 +9,10 @@ import ml_dtypes
 import numpy as np
 
 from slimseek import integers
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods.quantize._notes import left_float
-from slimseek.schema import Array, Model, QuantizedTensor, QuantSpec, Samples, Step, Tensor, is_float
+from slimseek.schema import Array, Model, QuantizedTensor, QuantSpec, Samples, Tensor, is_float
 
 HALVES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 LARGEST_LOSS = 1e-6

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from slimseek import choose, integers
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.importance._inputs import mean_squares
@@ -18,18 +19,7 @@ from slimseek.inputs.reader import reader
 from slimseek.methods.quantize._allocation import allocate
 from slimseek.progress import track
 from slimseek.recipe import byte_size
-from slimseek.schema import (
-    Array,
-    Granularity,
-    Layer,
-    Model,
-    QuantizedTensor,
-    QuantSpec,
-    Samples,
-    Step,
-    Tensor,
-    is_float,
-)
+from slimseek.schema import Array, Granularity, Layer, Model, QuantizedTensor, QuantSpec, Samples, Tensor, is_float
 from slimseek.timing import default_threads
 
 COUNTED_AT_ONCE = 1024

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 
 from slimseek import choose, integers
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.batches import batches, check_inputs
 from slimseek.methods.quantize._smoothing import Inputs, best_factors, factors
-from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples, Step, Tensor
+from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples, Tensor
 
 
 class Smooth(Step, frozen=True, kw_only=True):

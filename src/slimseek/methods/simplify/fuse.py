@@ -9,13 +9,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from slimseek import choose
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.reader import reader
 from slimseek.inputs.samples import examples
 from slimseek.integers import check_finite
 from slimseek.methods.simplify._fusion import Fusion
 from slimseek.models._graph import GRAPH, _layers
-from slimseek.schema import Model, QuantizedTensor, Samples, Step, Tensor, is_float
+from slimseek.schema import Model, QuantizedTensor, Samples, Tensor, is_float
 
 ITEMS_COMPARED = 5
 LARGEST_DIFFERENCE = 1e-4

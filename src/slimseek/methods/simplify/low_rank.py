@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from slimseek import choose, integers
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.batches import batches, check_inputs
 from slimseek.methods.quantize._moments import Moments, portions
 from slimseek.methods.simplify._ranks import Spectrum, by_energy, by_parameters, factors, spectrum
-from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples, Step
+from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples
 
 ENERGY = 0.98
 NAMED = 6

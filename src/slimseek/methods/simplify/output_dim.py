@@ -8,9 +8,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from slimseek import choose
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.batches import spread
-from slimseek.schema import Array, Model, Samples, Step
+from slimseek.schema import Array, Model, Samples
 from slimseek.timing import default_threads
 
 _said: WeakKeyDictionary[Model, str] = WeakKeyDictionary()

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from slimseek import choose, integers, recipe
+from slimseek.bases import Family, Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods import _blocks as blocks
-from slimseek.schema import Family, Model, QuantizedTensor, Samples, Step, Tensor, Widths
+from slimseek.schema import Model, QuantizedTensor, Samples, Tensor, Widths
 
 NEAR = 0.9
 """Shapes with this share of the most parameters under the budget count as equally large."""

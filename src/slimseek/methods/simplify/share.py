@@ -9,11 +9,12 @@ from typing import Literal
 import numpy as np
 
 from slimseek import integers
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.importance._inputs import mean_squares
 from slimseek.methods.simplify._codebook import share
 from slimseek.progress import track
-from slimseek.schema import Array, Layer, LayerKind, Model, QuantizedTensor, Samples, Step
+from slimseek.schema import Array, Layer, LayerKind, Model, QuantizedTensor, Samples
 
 KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "convolution", "recurrent")
 LEAST_WEIGHT = 1e-3

@@ -9,11 +9,12 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
+from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import take_rows
 from slimseek.methods.simplify._tokenizer import Vocabulary, rewrite
-from slimseek.schema import Model, Samples, Step
+from slimseek.schema import Model, Samples
 
 
 class VocabularyCut(Step, frozen=True, kw_only=True):

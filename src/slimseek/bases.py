@@ -1,0 +1,251 @@
+"""The bases of the plug-ins: what a family, a method, a runtime, a metric, a reader and an index can be asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from slimseek.errors import UsageError
+from slimseek.schema import (
+    Array,
+    Batch,
+    Collection,
+    Encode,
+    Hits,
+    Layer,
+    Model,
+    Precision,
+    Qrels,
+    Samples,
+    Tensor,
+    Value,
+    Widths,
+)
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+
+class Family(ABC):
+    """A kind of model: reads its files, runs it for reference, and writes it back as an ordinary model."""
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Whether this path looks like a model of this family."""
+
+    @abstractmethod
+    def open(self, path: Path) -> Model:
+        """Read the model; a half or broken folder raises UsageError naming what is missing."""
+
+    @abstractmethod
+    def run(self, model: Model, threads: int) -> Encode:
+        """The reference implementation: float arithmetic on the dequantized weights, activations rounded as they
+        will be.
+        """
+
+    @abstractmethod
+    def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
+        """Run batches and show each linear layer's input to ``visit(weight name, float32 [tokens, width])``, padding
+        left out and divided by the layer's smoothing, as the stored weight meets it; a convolution's input
+        [n, channels, ...] too, and its result as ``NAME#output``.
+        """
+
+    def trainable(self, model: Model) -> nn.Module:
+        """The network in PyTorch, its weights under their tensors' names; UsageError where there is none."""
+        raise UsageError(f"models of the family {model.spec.family} cannot be trained")
+
+    def classifier(self, model: Model, classes: Sequence[str], seed: int) -> Model:
+        """The model with a new linear layer on its vector that gives the logits of these classes, random by the seed;
+        UsageError where the family has no such form.
+        """
+        raise UsageError(f"models of the family {model.spec.family} cannot be made classifiers")
+
+    @abstractmethod
+    def to_onnx(self, model: Model) -> onnx.ModelProto:
+        """The whole function as a float32 graph with dynamic batch and length. Every weight is an initializer that
+        carries its tensor's name; its smoothing is undone.
+        """
+
+    def parts(self, model: Model) -> tuple[onnx.ModelProto, Mapping[str, Array]]:
+        """The whole function as :meth:`to_onnx` gives it, and those of its weights that are no initializers in it."""
+        return self.to_onnx(model), {}
+
+    def resized(self, model: Model, graph: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> Model:
+        """The model with tensors of other shapes, its configuration written so; ``graph`` computes it, with weights
+        where :meth:`parts` has them. UsageError where the family cannot.
+        """
+        raise UsageError(f"the shapes of a model of the family {model.spec.family} cannot be changed")
+
+    def factorable(self, model: Model) -> tuple[Layer, ...]:
+        """The layers that :meth:`factored` can take: each is one matrix [outputs, inputs] that meets its whole input,
+        and none is already a factor.
+        """
+        return ()
+
+    def factored(self, model: Model, factors: Mapping[str, tuple[Array, Array]]) -> Model:
+        """The model in which layers have become two, the second of which keeps the bias.
+
+        Args:
+            model: float, neither smoothed nor rounded.
+            factors: by the name of the weight, float32 B [outputs, rank] and A [rank, inputs], which compute
+                B (A x) in its place; the inputs of a convolution are its channels times its window.
+
+        Raises:
+            UsageError: the family cannot.
+        """
+        raise UsageError(f"layers of a model of the family {model.spec.family} cannot be factored")
+
+    def projected(self, model: Model, matrix: Array) -> Model:
+        """The model whose vectors are multiplied by ``matrix``, float32 [dim after, dim before], before they are
+        brought to length one where they are; UsageError where the family cannot.
+        """
+        raise UsageError(f"vectors of a model of the family {model.spec.family} cannot be projected")
+
+    def widths(self, model: Model) -> Widths:
+        """The shape that :meth:`narrowed` can change; UsageError where there is none."""
+        raise UsageError(f"a model of the family {model.spec.family} has no widths that could be chosen")
+
+    def narrowed_shapes(self, model: Model, hidden: int, inner: int) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each tensor that :meth:`narrowed` would give."""
+        raise UsageError(f"a model of the family {model.spec.family} has no widths that could be chosen")
+
+    def narrowed(self, model: Model, hidden: int, inner: int) -> Model:
+        """The model with fewer channels, heads and inner units: those that weigh most, with the weights they have.
+
+        Args:
+            model: float, neither smoothed nor rounded.
+            hidden: channels, a multiple of the width of a head.
+            inner: units of each feed-forward part.
+
+        Raises:
+            UsageError: the family cannot.
+        """
+        raise UsageError(f"a model of the family {model.spec.family} has no widths that could be chosen")
+
+    @abstractmethod
+    def save(self, model: Model, folder: Path) -> None:
+        """Write the dense model as the usual libraries load it."""
+
+    def quantized_by(self, model: Model) -> tuple[str, ...]:
+        """What shows that others quantized the model before it came here; empty where nothing does."""
+        return ()
+
+    def readers(self, model: Model) -> Mapping[str, str]:
+        """Kind of the operator that reads each tensor, for messages; empty where the family does not know."""
+        return {}
+
+    @abstractmethod
+    def macs(self, model: Model, length: int) -> int:
+        """Multiply-accumulates for one item; a text has ``length`` tokens."""
+
+    def layer_macs(self, model: Model, length: int) -> dict[str, int]:
+        """The same of each layer, by the name of its weight: every token meets every weight, tables but look up."""
+        return {
+            layer.weight: 0 if layer.kind == "embedding" else length * int(np.prod(model.tensors[layer.weight].shape))
+            for layer in model.layers
+        }
+
+
+class Step(Value, frozen=True):
+    """Base of every method: its fields are its parameters, checked in ``__post_init__``.
+
+    Attributes:
+        trains: whether it wins back what earlier steps lost, so that their loss of quality is judged after it.
+    """
+
+    trains: ClassVar[bool] = False
+
+    @property
+    def as_needed(self) -> bool:
+        """Whether it finds out by itself if a model needs it; a recipe goes on without it where it has no effect."""
+        return False
+
+    @abstractmethod
+    def apply(self, model: Model, samples: Samples) -> Model:
+        """The changed model, always a new one. Raises NoEffect when nothing would change."""
+
+    def notes(self, before: Model, after: Model) -> tuple[str, ...]:
+        """What a reader of the report should know of this step."""
+        return ()
+
+
+class Backend(ABC):
+    """A runtime: writes a package from a model and opens it again."""
+
+    @abstractmethod
+    def available(self) -> str | None:
+        """``None`` when it works here, else the reason and what would bring it."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Libraries and versions that this package was written and tested with."""
+
+    @abstractmethod
+    def export(self, model: Model, folder: Path) -> None:
+        """Write the runtime's files into an existing folder."""
+
+    @abstractmethod
+    def open(self, folder: Path, threads: int) -> Encode:
+        """Load what ``export`` wrote."""
+
+
+class Metric(ABC):
+    """A measure of a ranking."""
+
+    label: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    default_cutoff: ClassVar[int | None] = 10
+
+    @abstractmethod
+    def per_query(self, qrels: Qrels, ranking: Mapping[str, Sequence[str]], cutoff: int | None) -> dict[str, float]:
+        """The value of each judged query; ``ranking`` lists document ids, best first."""
+
+
+class Dataset(ABC):
+    """A reader of one layout of collection."""
+
+    @abstractmethod
+    def recognises(self, path: str) -> bool:
+        """Whether this name or path is of this layout."""
+
+    @abstractmethod
+    def read(self, path: str) -> Collection:
+        """Read it; a broken collection raises UsageError naming the file and the line."""
+
+
+class Index(ABC):
+    """Nearest neighbours of vectors by inner product; every kind is made by ``Kind(precision=...)``.
+
+    Attributes:
+        precision: how the vectors of documents are kept; those of queries stay float32.
+    """
+
+    precision: Precision
+
+    @abstractmethod
+    def build(self, vectors: Array, threads: int = 1) -> None:
+        """Take float32 [n, dim] vectors; ids are their positions. ``threads`` is for kinds that build in parallel."""
+
+    @abstractmethod
+    def query(self, vectors: Array, k: int) -> Hits:
+        """The ``k`` best for each of float32 [q, dim] vectors."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write into an existing folder."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote with the same precision; a file that is cut or of another kind raises
+        ArtifactError.
+        """
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that the index takes on disk, and in memory while it is searched."""
