@@ -204,6 +204,18 @@ def test_a_table_takes_the_teachers_place(teacher: Model, tmp_path: Path, loss: 
                        vectors(student, texts[:5]), atol=1e-5)  # fmt: skip
 
 
+def test_the_first_table_is_mapped_to_the_teachers_vectors_before_any_training(teacher: Model) -> None:
+    texts = many_texts(400)
+    step = plugins.load("methods", "distil.static")(steps=1, learning_rate=1e-9)
+    student = step.apply(teacher, Samples(calibration=[], texts=texts[:300]))
+    share = shares(tiny_tokenizer(), texts[:300])
+    weighted = token_vectors(teacher, tiny_tokenizer(), 1) * (1e-3 / (1e-3 + share))[:, None].astype(np.float32)
+    unmapped = static_model(weighted, tiny_tokenizer(), {})
+    mapped, plain = (1 - float(cosines(vectors(one, texts[300:]), vectors(teacher, texts[300:])).mean())
+                     for one in (student, unmapped))  # fmt: skip
+    assert mapped < 0.7 * plain
+
+
 def test_the_width_is_the_asked_one_and_the_tokenizer_the_models_own(teacher: Model) -> None:
     texts = [text for text in many_texts(400) if "apple" not in text]
     given = Samples(calibration=[], texts=texts, original=teacher)
