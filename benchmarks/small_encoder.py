@@ -28,7 +28,7 @@ import numpy as np
 import text_search
 from rich.console import Console
 
-from slimseek import artifact, choose, compress, data, deploy, evaluate, recipe, timing
+from slimseek import artifact, choose, compress, data, evaluate, recipe, timing
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically, writing
 from slimseek.progress import shown_on
@@ -113,14 +113,7 @@ def subjects(
     """Name to a function that opens it; packages are written once."""
     samples = text_search.unseen(collection)
     found: dict[str, Callable[[], Encoder]] = {BASELINE: lambda: choose.encoder(teacher, BASELINE, threads)}
-
-    def package(name: str, model: Callable[[], Model], target: str) -> None:
-        folder = place / name.replace(" ", "-")
-        if not (folder / choose.PACKAGE).is_file():
-            folder.mkdir(exist_ok=True)
-            deploy.write(model(), target, folder, texts=list(collection.corpus.values())[:48], threads=threads)
-        found[name] = lambda: choose.choose(folder, threads)
-
+    package = text_search.packager(found, collection, place, threads)
     package("mpnet fp32 onnxruntime", lambda: teacher, "onnxruntime")
     for source, model in sources.items():
         package(f"{source} fp32 onnxruntime", model, "onnxruntime")

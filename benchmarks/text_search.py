@@ -83,14 +83,7 @@ def subjects(
     """Name to a function that opens it; packages are written once, beside the seconds that the compression took."""
     samples = unseen(collection)
     found: dict[str, Callable[[], Encoder]] = {}
-
-    def package(name: str, model: Callable[[], Model], target: str) -> None:
-        folder = place / name.replace(" ", "-")
-        if not (folder / choose.PACKAGE).is_file():
-            folder.mkdir(exist_ok=True)
-            deploy.write(model(), target, folder, texts=list(collection.corpus.values())[:48], threads=threads)
-        found[name] = lambda: choose.choose(folder, threads)
-
+    package = packager(found, collection, place, threads)
     package(BASELINE, lambda: original, "onnxruntime")
     package("fp32 openvino", lambda: original, "openvino")
     found |= {
@@ -112,6 +105,21 @@ def subjects(
         for target in RECIPES.get(shorthand, ("onnxruntime",)):
             package(f"{Path(shorthand).stem} {target}", compressed, target)
     return found
+
+
+def packager(
+    found: dict[str, Callable[[], Encoder]], collection: Collection, place: Path, threads: int
+) -> Callable[[str, Callable[[], Model], str], None]:
+    """What writes a package of a name, a model and a target, unless it is there, and adds it to what is ``found``."""
+
+    def package(name: str, model: Callable[[], Model], target: str) -> None:
+        folder = place / name.replace(" ", "-")
+        if not (folder / choose.PACKAGE).is_file():
+            folder.mkdir(exist_ok=True)
+            deploy.write(model(), target, folder, texts=list(collection.corpus.values())[:48], threads=threads)
+        found[name] = lambda: choose.choose(folder, threads)
+
+    return package
 
 
 def unseen(collection: Collection) -> Samples:

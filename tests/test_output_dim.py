@@ -14,7 +14,7 @@ import pytest
 from slimseek import artifact, choose, compress, deploy, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
-from slimseek.methods.simplify.output_dim import leading
+from slimseek.methods._principal import leading
 from slimseek.rebuild import rebuild
 from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, Samples
 from small import CORPUS, bare, conv_network, packaged, tiny_bert, tiny_model

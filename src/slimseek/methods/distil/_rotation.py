@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from slimseek.methods._principal import leading
 from slimseek.schema import Array
 
 
 def rotation(vectors: Array, width: int) -> Array:
-    """The orthonormal columns that keep most of the vectors' squared length: PCA without centring.
-
-    Centring would move the origin, from which a search measures angles.
+    """The orthonormal columns that keep most of the vectors' squared length.
 
     Args:
         vectors: float [n, dim].
@@ -22,11 +21,7 @@ def rotation(vectors: Array, width: int) -> Array:
     dim = vectors.shape[1]
     if width >= dim:
         return np.eye(dim, width, dtype=np.float32)
-    given = np.asarray(vectors, np.float64)
-    _, columns = np.linalg.eigh(given.T @ given)  # ascending
-    kept = columns[:, ::-1][:, :width]
-    kept = kept * np.where(kept[np.abs(kept).argmax(0), np.arange(width)] < 0, -1.0, 1.0)  # one of two signs
-    return np.ascontiguousarray(kept, np.float32)
+    return np.ascontiguousarray(leading(vectors, width)[0].T)
 
 
 def towards(vectors: Array, others: Array) -> Array:

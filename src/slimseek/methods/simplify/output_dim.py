@@ -11,6 +11,7 @@ from slimseek import choose
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.batches import spread
+from slimseek.methods._principal import leading
 from slimseek.schema import Array, Model, Samples
 from slimseek.timing import default_threads
 
@@ -73,22 +74,3 @@ class OutputDim(Step, frozen=True, kw_only=True):
         matrix, kept = leading(vectors, dim)
         few = "" if len(chosen) >= dim else "; fewer texts than directions, the rest of which are arbitrary"
         return matrix, f"{kept:.2%} of the energy of {len(chosen):,} texts' vectors{few}"
-
-
-def leading(vectors: Array, dim: int) -> tuple[Array, float]:
-    """The directions with the most energy, and the share of the energy that they hold.
-
-    Args:
-        vectors: float [n, width].
-        dim: how many, at most width.
-
-    Returns:
-        Float32 [dim, width], orthonormal rows, that with the most energy first, the largest element of each positive;
-        the share, 0 to 1.
-    """
-    wide = vectors.astype(np.float64)
-    energies, directions = np.linalg.eigh(wide.T @ wide)
-    rows = directions[:, ::-1].T[:dim]
-    largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], 1)
-    kept = float(energies[::-1][:dim].sum() / energies.sum())
-    return np.ascontiguousarray(rows * np.sign(largest), np.float32), kept
