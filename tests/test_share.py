@@ -124,6 +124,7 @@ CASES: dict[str, Array] = {
 @pytest.mark.parametrize("bits", [2, 8])
 @pytest.mark.parametrize("case", CASES)
 def test_few_values_are_kept_exactly_in_as_few_bits_as_they_take(case: str, bits: int, granularity: Any) -> None:
+    """CASES Q21: fewer unique values than clusters, and a weight of zeros."""
     values = CASES[case]
     tensor = share(values, np.zeros_like(values), bits, granularity, 0)
     assert np.array_equal(integers.dequantize(tensor), values)

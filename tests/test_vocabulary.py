@@ -48,6 +48,7 @@ def test_texts_of_the_collection_keep_their_tokens_and_their_vectors(model: Mode
 
 
 def test_every_id_of_the_cut_tokenizer_is_a_row_and_the_same_row_as_before(model: Model) -> None:
+    """CASES P21."""
     table = model.spec.preprocess.token_table
     assert table is not None
     smaller = cut(cut(model), min_count=2)
