@@ -107,8 +107,8 @@ def test_the_card_of_a_method_names_each_of_its_parameters(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ...]:
-    """A real model of two layers, the same with integer weights, which some methods need, as a classifier, and as a
-    graph with two more layers that could be one.
+    """A real model of two layers, the same with integer weights, which some methods need, as a graph with two more
+    layers that could be one, and as a classifier.
 
     One block has an outlier.
     """
@@ -116,7 +116,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ...]:
     plain = with_outliers(tiny_model(folder), 0)
     classifier = dataclasses.replace(plain, spec=msgspec.structs.replace(plain.spec, output="class_logits"))
     integer = plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES)
-    return plain, integer, classifier, chained(plain, folder)
+    return plain, integer, chained(plain, folder), classifier
 
 
 def chained(model: Model, folder: Path) -> Model:

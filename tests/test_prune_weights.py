@@ -21,6 +21,7 @@ from torch.nn.utils import prune
 from slimseek import artifact, choose, compress, deploy, integers, plugins, recipe, sparse, train
 from slimseek.backends import _sparse
 from slimseek.errors import NoEffect, UsageError
+from slimseek.losses.mse import MeanSquaredError
 from slimseek.methods.prune._weights import inputs_last, least
 from slimseek.methods.prune.n_m import kept
 from slimseek.methods.quantize._compensated import compensate
@@ -583,7 +584,7 @@ def test_an_lstm_of_pruned_weights_trains_and_keeps_its_zeros() -> None:
             for x in generator.normal(size=(60, 8, 5, 6)).astype(np.float32)
         ]
     fitted = train.fit(
-        network, train.Examples(train=tuple(pairs[:50]), held_out=tuple(pairs[50:])), train.mse,
+        network, train.Examples(train=tuple(pairs[:50]), held_out=tuple(pairs[50:])), MeanSquaredError(),
         train.Training(steps=50, learning_rate=1e-2),
     )  # fmt: skip
     assert fitted.after < 0.7 * fitted.before
