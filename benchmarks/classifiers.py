@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,15 +97,14 @@ def packages(teacher: Model, found: Collection, recipes: Sequence[str], place: P
 
 
 def smaller(teacher: Model, found: Collection, shorthand: str, place: Path, threads: int) -> Model:
-    """What a recipe makes of the teacher; it runs once, and the seconds are kept beside its artifact."""
+    """What a recipe makes of the teacher; it runs once."""
     folder = place / Path(shorthand).stem
     if not artifact.is_artifact(folder):
-        steps, start = recipe.load(shorthand), time.perf_counter()
+        steps = recipe.load(shorthand)
         require("torch").set_num_threads(threads)
         made = compress.run(teacher, steps, text_search.unseen(found))
         if made.failed is not None:
             raise SystemExit(f"{found.name}, {shorthand}: {made.failed.detail}")
-        write_atomically(folder.with_suffix(".json"), json.dumps(time.perf_counter() - start).encode())
         with writing(folder) as written:
             artifact.write(made.model, written, recipe=steps)
     return artifact.read(folder)[1]
@@ -118,13 +116,11 @@ def table(found: Collection, subjects: dict[str, Path], place: Path, threads: in
               for name, folder in subjects.items()}  # fmt: skip
     base, rows = scored[BASELINE], {}
     for name, score in scored.items():
-        seconds = place / f"{name.partition(' ')[0]}.json"
         rows[name] = {
             "size_bytes": score["size"], "accuracy": float(np.mean(score["right"])), "n": len(score["right"]),
             "interval": score["interval"],
             "same_class": float(np.mean(np.array(score["named"]) == np.array(base["named"]))),
             **difference(np.array(base["right"]), np.array(score["right"])),
-            **({"compress_seconds": json.loads(seconds.read_bytes())} if seconds.is_file() else {}),
         }  # fmt: skip
     return rows
 
