@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimseek import data
+from slimseek import cli, data, plugins
 from slimseek.datasets import news
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TextInput
@@ -413,7 +413,70 @@ def test_calibration_is_half_documents_half_queries_where_there_are_enough() -> 
     assert len(data.samples(few, data.split(few), count=40).calibration) == 40
 
 
+def labelled(rows: dict[str, tuple[str, str, str]]) -> Collection:
+    """Id to text, class and split."""
+    found: Collection = plugins.require("slimseek.datasets._labels").collection("made", rows, ())
+    return found
+
+
+@given(test=st.sets(st.integers(0, 30), min_size=2), dev=ids, train=ids)
+@settings(max_examples=60, deadline=None)
+def test_labels_are_of_the_texts_and_never_of_test_items(test: set[int], dev: set[int], train: set[int]) -> None:
+    """The text of number n is of class n % 3; whatever else test items are labelled, steps see the same."""
+
+    def made(shift: int) -> Collection:
+        parts = {"train": train, "dev": dev, "test": test}
+        rows = {f"{split}-{n}": (f"text {n}", "abc"[(n + shift * (split == "test")) % 3], split)
+                for split, numbers in parts.items() for n in numbers}  # fmt: skip
+        return labelled({**rows, **{f"train-{name}": (name, name, "train") for name in "abc"}})
+
+    found = made(0)
+    splits = data.split(found)
+    seen = data.samples(found, splits)
+    assert list(seen.classes) == ["a", "b", "c"]
+    numbers = {f"text {n}": n % 3 for n in range(61)} | {"a": 0, "b": 1, "c": 2}
+    assert list(seen.labels) == [numbers[text] for text in seen.texts]
+    assert {*seen.texts} == {f"text {n}" for n in (train | dev) - test} | {"a", "b", "c"}
+    other = made(1)
+    again = data.samples(other, data.split(other))
+    assert (again.texts, again.labels) == (seen.texts, seen.labels)
+
+
+def test_a_text_with_two_classes_has_no_label_and_texts_to_search_have_none() -> None:
+    rows = {"1": ("one", "b", "train"), "2": ("two", "a", "train"), "3": ("one", "a", "dev"), "4": ("two", "a", "dev"),
+            "5": ("five", "b", "test"), "6": ("six", "a", "test")}  # fmt: skip
+    found = labelled(rows)
+    seen = data.samples(found, data.split(found))
+    assert (seen.texts, seen.labels) == (["one", "two", "one", "two"], [data.UNKNOWN, 0, data.UNKNOWN, 0])
+    searched = made({"train": judged(range(9), "train"), "test": judged(range(9), "test")})
+    seen = data.samples(searched, data.split(searched))
+    assert (seen.labels, seen.classes) == ((), ())
+
+
 # What is described
+
+
+def test_a_labelled_collection_is_described_by_its_classes_and_items(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, lines in (("train", "one\tb\ntwo\tb\nriver\ta\n"), ("test", "cat\tb\ndog\ta\nstone\tc\n")):
+        (tmp_path / f"{split}.tsv").write_text("text\tlabel\n" + lines)
+    seen = data.describe(data.load(str(tmp_path)))
+    assert isinstance(seen, data.LabelledDescription)
+    assert (seen.classes, seen.items, seen.split_items) == (3, 6, {"train": 3, "test": 3})
+    assert (seen.smallest_class, seen.largest_class, seen.truncated_items) == ({"c": 0}, {"b": 2}, None)
+    spec = ModelSpec(
+        family="transformer", modality="text", output="embedding", inputs=(), dim=4, normalised=True,
+        preprocess=TextPreprocess(max_length=4),
+    )  # fmt: skip
+    cut = data.describe(data.load(str(tmp_path)), TextInput(spec, tiny_tokenizer()))
+    assert isinstance(cut, data.LabelledDescription)
+    assert cut.truncated_items == pytest.approx(2 / 6), "letters of one and two are three tokens and two around them"
+    cli.app(["data", str(tmp_path)], standalone_mode=False)
+    shown = capsys.readouterr().out
+    for line in ("classes: 3", "items: 6", "split items: train 3, test 3", "smallest class: c 0", "largest class: b 2"):
+        assert line in shown.splitlines()
+    assert "document" not in shown
 
 
 def test_a3_texts_that_the_model_cuts_are_counted(write: Write) -> None:
@@ -424,11 +487,13 @@ def test_a3_texts_that_the_model_cuts_are_counted(write: Write) -> None:
     corpus = [{"_id": f"d{n}", "text": "river stone " * (1000 if n == 0 else 2)} for n in range(4)]
     found = data.load(str(write(corpus, [{"_id": f"q{n}", "text": "the river"} for n in range(4)])))
     seen = data.describe(found, TextInput(spec, tiny_tokenizer()))
+    assert isinstance(seen, data.Description)
     assert (seen.truncated_documents, seen.truncated_queries) == (0.25, 0.0)
 
 
 def test_a_collection_is_described_without_a_model(write: Write) -> None:
     seen = data.describe(data.load(str(write(train=JUDGED + "q0\td4\t1\n", test=JUDGED))))
+    assert isinstance(seen, data.Description)
     assert (seen.documents, seen.queries, seen.truncated_documents) == (5, 4, None)
     assert seen.judged_queries == {"train": 4, "test": 4}
     assert seen.judgements == {"train": 5, "test": 4}
@@ -467,6 +532,7 @@ def test_real_collections(name: str, documents: int, queries: dict[str, int], ju
     if not (REAL / name).is_dir():
         pytest.skip(f"{REAL / name} is not there")
     seen = data.describe(data.load(str(REAL / name)))
+    assert isinstance(seen, data.Description)
     assert (seen.name, seen.documents, seen.findings) == (name, documents, ())
     assert (seen.judged_queries, seen.judgements) == (queries, judgements)
 

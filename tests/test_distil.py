@@ -559,6 +559,45 @@ def test_labels_pull_where_they_are_given(tmp_path: Path) -> None:
     assert (found[0.0] == 3).mean() < 0.5
 
 
+def named(model: Model, *classes: str) -> Model:
+    """The model with its logits, which bear these names."""
+    plain = with_logits(model)
+    return dataclasses.replace(plain, spec=msgspec.structs.replace(plain.spec, classes=classes))
+
+
+def test_labels_find_the_models_classes_by_name_whatever_their_order(tmp_path: Path) -> None:
+    """All labels say ``d``, the second name of the samples and the model's first."""
+    teacher, student = classifier(tmp_path / "a", 0), classifier(tmp_path / "b", 0, noise=0.5)
+    names = ("d", "c", "b", "a", "e")
+    given = dataclasses.replace(samples(named(teacher, *names), ITEMS), labels=[1] * len(ITEMS), classes=["e", "d"])
+    step = method("distil.soft_label", alpha=1.0, steps=150, batch_size=16, learning_rate=1e-2)
+    assert (vectors(step.apply(named(student, *names), given), ITEMS).argmax(1) == 0).all()
+    unnamed = dataclasses.replace(given, original=teacher)
+    for model, found, words in (
+        (named(student, *"abcef"), unnamed, "items are labelled 'd', a class that the model does not know by name"),
+        (student, unnamed, "items are labelled 'd', a class that the model does not know by name"),
+        (named(student, *names), dataclasses.replace(given, labels=[2] * len(ITEMS)), "0 to 1 are the samples' class"),
+        (named(student, *"dcbax"), given, "the model has the class 'x', which its teacher does not know"),
+    ):
+        with pytest.raises(UsageError, match=words) as error:
+            step.apply(model, found)
+        assert "\n" not in str(error.value)
+
+
+def test_a_teacher_with_the_same_classes_in_another_order_teaches_the_same(tmp_path: Path) -> None:
+    """Its last layer's columns are turned round, and the names with them; without names the places count."""
+    teacher, student = classifier(tmp_path / "a", 0, softmax=False), classifier(tmp_path / "b", 0, noise=0.5)
+    last = next(name for name, tensor in teacher.tensors.items() if tensor.shape == (16, 5))
+    turned_round = {**teacher.tensors, last: np.ascontiguousarray(np.asarray(teacher.tensors[last])[:, ::-1])}
+    other = dataclasses.replace(teacher, tensors=turned_round)
+    step = method("distil.soft_label", steps=20, batch_size=16, learning_rate=1e-2)
+    found = [step.apply(named(student, *"abcde"), samples(one, ITEMS))
+             for one in (named(teacher, *"abcde"), named(other, *"edcba"), other)]  # fmt: skip
+    logits = [vectors(model, ITEMS) for model in found]
+    assert np.allclose(logits[0], logits[1], atol=1e-4)
+    assert not np.allclose(logits[0], logits[2], atol=1e-1)
+
+
 def test_what_has_no_classes_or_others_is_refused(original: Model, tmp_path: Path) -> None:
     teacher, student = classifier(tmp_path / "a", 0), classifier(tmp_path / "b", 0, noise=0.5)
     given = samples(teacher, ITEMS)

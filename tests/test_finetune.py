@@ -12,11 +12,23 @@ import msgspec
 import numpy as np
 import pytest
 
-from slimseek import artifact, choose, cli, data, evaluate, finetune, pipeline, plugins, tasks, train
+from slimseek import artifact, choose, cli, compress, data, evaluate, finetune, pipeline, plugins, tasks, train
+from slimseek import recipe as recipes
 from slimseek.errors import NoEffect, UsageError
+from slimseek.methods import _blocks as blocks
 from slimseek.prove import Options
 from slimseek.rebuild import rebuild
-from slimseek.schema import Collection, Gates, Model, ModelSpec, QuantizedTensor, Recipe, RecipeStep, Samples
+from slimseek.schema import (
+    Collection,
+    Comparison,
+    Gates,
+    Model,
+    ModelSpec,
+    QuantizedTensor,
+    Recipe,
+    RecipeStep,
+    Samples,
+)
 from slimseek.tasks import Settings
 from slimseek.train import Training
 from small import CORPUS, WORDS, packaged, tiny_bert, tiny_encoder, tiny_model
@@ -59,11 +71,11 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six words each; an animal is in it or not."""
+    """Five words each; an animal is in it or not, an apple never."""
     generator = random.Random(0)
     lines = []
     for number in range(240):
-        words = generator.sample([word for word in WORDS if word not in ("cat", "dog")], 5)
+        words = generator.sample([word for word in WORDS if word not in ("apple", "cat", "dog")], 5)
         if number % 2:
             words[generator.randrange(5)] = generator.choice(("cat", "dog"))
         lines.append(f"{' '.join(words)}\t{'animal' if number % 2 else 'thing'}")
@@ -406,6 +418,63 @@ def test_a_classifier_is_compressed_and_evaluated_by_its_accuracy(
     assert accuracy.value == found.changes[0].after
     assert accuracy.interval is not None
     assert accuracy.interval[0] <= accuracy.value <= accuracy.interval[1]
+
+
+SMALL = (
+    RecipeStep(method="prune.layers", parameters={"keep": 1}),
+    RecipeStep(method="distil.soft_label", parameters={"alpha": 0.5, "steps": 150, "learning_rate": 3e-3}),
+    RecipeStep(method="simplify.vocabulary"),
+    RecipeStep(method="quantize.weights_int", parameters={"bits": 4, "granularity": "group", "group_size": 32,
+                                                          "rounding": "compensated"}),
+    RecipeStep(method="quantize.activations_int", parameters={"mode": "dynamic"}),
+)  # fmt: skip
+
+
+def test_a_small_classifier_is_pruned_taught_cut_and_packed_from_the_command_line(
+    classifier: tuple[Path, finetune.Tuned], labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And names the same classes in both runtimes as in the reference."""
+    (tmp_path / "small.yaml").write_text(
+        recipes.dump(Recipe(steps=SMALL, gates=Gates(metric="accuracy", max_loss=0.5)))
+    )
+    out = tmp_path / "small"
+    cli.app(["compress", str(classifier[0]), "--data", str(labelled), "--recipe", str(tmp_path / "small.yaml"), "--out",
+             str(out), "--threads", "1", "--quiet", "--json"], standalone_mode=False)  # fmt: skip
+    found = msgspec.json.decode(capsys.readouterr().out, type=Comparison)
+    assert [record.step for record in found.records] == [step.method for step in SMALL]
+    assert {gate.gate: gate.status for gate in found.gates if gate.status == "failed"} == {}
+    assert found.changes[0].after > 0.85
+    test = data.search_set(data.load(str(labelled)), data.load(str(labelled)).qrels["test"], "test")
+    texts = list(test.queries.values())
+    small = choose.model(out)
+    assert (small.spec.classes, blocks.depth(small)) == (("animal", "thing"), 1)
+    named = choose.encoder(small, "x", 1).documents(texts).argmax(1)
+    for target in ("onnxruntime", "openvino"):
+        cli.app(["deploy", str(out), "--target", target, "--data", str(labelled), "--out", str(tmp_path / target),
+                 "--threads", "1", "--quiet"], standalone_mode=False)  # fmt: skip
+        assert f"next: slimseek evaluate {tmp_path / target} --data" in capsys.readouterr().out
+        package = choose.choose(tmp_path / target, 1)
+        assert package.documents(texts).argmax(1).tolist() == named.tolist(), target
+        accuracy = evaluate.quality(package, test, ["accuracy"]).get("accuracy")
+        assert accuracy.value == pytest.approx(found.changes[0].after), target
+
+
+def test_labels_correct_what_a_teacher_has_wrong(
+    classifier: tuple[Path, finetune.Tuned], labelled: Path, tmp_path: Path
+) -> None:
+    """The teacher's logits are turned round, so that it names the wrong class; only labels can tell."""
+    right, found = choose.model(classifier[0]), data.load(str(labelled))
+    head = {name: -np.asarray(tensor) for name, tensor in right.tensors.items() if name.startswith("dense.0.")}
+    wrong = dataclasses.replace(right, tensors={**right.tensors, **head})
+    test = data.search_set(found, found.qrels["test"], "test")
+    accuracy = {}
+    for alpha in (0.0, 1.0):
+        taught = {"alpha": alpha, "steps": 150, "learning_rate": 3e-3, "temperature": 1.0}
+        steps = (SMALL[0], RecipeStep(method="distil.soft_label", parameters=taught))
+        model = compress.run(wrong, Recipe(steps=steps), data.samples(found, data.split(found))).model
+        accuracy[alpha] = evaluate.quality(choose.encoder(model, "x", 1), test, ["accuracy"]).get("accuracy").value
+    assert accuracy[0.0] < 0.2
+    assert accuracy[1.0] > 0.85
 
 
 def test_a_classifier_goes_on_with_its_classes_and_is_refused_where_it_has_none(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from slimseek.schema import Collection, Finding, Qrels, Samples, SearchSet, Valu
 
 MOST_DEV_QUERIES = 500
 TEXTS_COUNTED = 2000
+UNKNOWN = -1
+"""The label of an item whose class is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +55,30 @@ class Description(Value, frozen=True):
     judgements: dict[str, int]
     truncated_documents: float | None
     truncated_queries: float | None
+    notice: str
+    findings: tuple[Finding, ...]
+
+
+class LabelledDescription(Value, frozen=True):
+    """What a labelled collection holds.
+
+    Attributes:
+        items: all of them; those of each split are in ``split_items``.
+        split_items: split to number of items.
+        smallest_class: name and number of items of the class that has fewest in the train split; in all, where there
+            is none.
+        largest_class: of the one that has most.
+        truncated_items: share of items longer than the model takes; ``None`` without a model, and for arrays.
+        notice: how development and test items come about.
+    """
+
+    name: str
+    classes: int
+    items: int
+    split_items: dict[str, int]
+    smallest_class: dict[str, int]
+    largest_class: dict[str, int]
+    truncated_items: float | None
     notice: str
     findings: tuple[Finding, ...]
 
@@ -146,6 +173,8 @@ def search_set(
 def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: int = 0) -> Samples:
     """Texts that steps may look at: documents and queries, without test queries or texts that read like one.
 
+    Of a labelled collection these are its train and dev items, each with its class; one that has two is given none.
+
     Args:
         collection: documents and queries.
         splits: for the test queries to leave out.
@@ -159,35 +188,36 @@ def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: i
     hidden = {collection.queries[query] for query in splits.test}
     corpus = {} if collection.labelled else collection.corpus  # names of classes are no texts of the kind
     documents = [text for text in corpus.values() if text and text not in hidden]
-    queries = [
-        text for query, text in collection.queries.items() if text and query not in splits.test and text not in hidden
+    seen = [
+        query for query, text in collection.queries.items() if text and query not in splits.test and text not in hidden
     ]
+    queries = [collection.queries[query] for query in seen]
     if not documents and not queries:
         raise UsageError(
             f"{collection.path} has no text to calibrate by: all are empty, or read like test queries; add documents"
         )
     asked = generator.sample(queries, min(len(queries), count // 2 if documents else count))
     read = generator.sample(documents, min(len(documents), count - len(asked)))
-    return Samples(calibration=[*read, *asked], texts=[*documents, *queries], queries=queries)
+    found = Samples(calibration=[*read, *asked], texts=[*documents, *queries], queries=queries)
+    if not collection.labelled:
+        return found
+    return replace(found, labels=_labels(collection, seen), classes=list(collection.corpus))
 
 
-def describe(collection: Collection, read: Input | None = None) -> Description:
+def describe(collection: Collection, read: Input | None = None) -> Description | LabelledDescription:
     """Counts, splits, findings, and with a model's tokenizer the share of texts it will cut (of at most 2,000 each)."""
-    parts = [collection.corpus, collection.queries]
-    shares: list[float | None] = [None, None]
-    if isinstance(read, TextInput):
-        shares = [
-            read.truncated(texts) / len(texts) for texts in (list(part.values())[:TEXTS_COUNTED] for part in parts)
-        ]
+    notice = split(collection).notice
+    if collection.labelled:
+        return _described(collection, read, notice)
     return Description(
         name=collection.name,
         documents=len(collection.corpus),
         queries=len(collection.queries),
         judged_queries={name: len(judged) for name, judged in collection.qrels.items()},
         judgements={name: sum(len(row) for row in judged.values()) for name, judged in collection.qrels.items()},
-        truncated_documents=shares[0],
-        truncated_queries=shares[1],
-        notice=split(collection).notice,
+        truncated_documents=_truncated(collection.corpus, read),
+        truncated_queries=_truncated(collection.queries, read),
+        notice=notice,
         findings=collection.findings,
     )
 
@@ -198,6 +228,48 @@ def fingerprint(collection: Collection) -> str:
     for part in (collection.corpus, collection.queries, collection.qrels):
         digest.update(msgspec.json.encode(part, order="deterministic") + b"\n")
     return digest.hexdigest()
+
+
+def _described(collection: Collection, read: Input | None, notice: str) -> LabelledDescription:
+    labelled = [collection.qrels["train"]] if "train" in collection.qrels else collection.qrels.values()
+    counts = dict.fromkeys(collection.corpus, 0)
+    for judged in labelled:
+        for row in judged.values():
+            counts[_label(row)] += 1
+    ordered = sorted(counts.items(), key=lambda pair: pair[1])
+    return LabelledDescription(
+        name=collection.name,
+        classes=len(collection.corpus),
+        items=len(collection.queries),
+        split_items={name: len(judged) for name, judged in collection.qrels.items()},
+        smallest_class=dict(ordered[:1]),
+        largest_class=dict(ordered[-1:]),
+        truncated_items=_truncated(collection.queries, read),
+        notice=notice,
+        findings=collection.findings,
+    )
+
+
+def _truncated(texts: Mapping[str, str], read: Input | None) -> float | None:
+    """The share of texts that a model cuts, of the first 2,000; ``None`` where nothing reads texts."""
+    some = list(texts.values())[:TEXTS_COUNTED]
+    return read.truncated(some) / len(some) if isinstance(read, TextInput) else None
+
+
+def _label(judged: Mapping[str, int]) -> str:
+    """The name of an item's class."""
+    return next(name for name, value in judged.items() if value > 0)
+
+
+def _labels(collection: Collection, items: Sequence[str]) -> list[int]:
+    """The number of each item's class, in the order of the collection's; of texts that have two, none."""
+    numbers = {name: number for number, name in enumerate(collection.corpus)}
+    classes = {item: numbers[_label(row)] for judged in collection.qrels.values() for item, row in judged.items()}
+    texts = [collection.queries[item] for item in items]
+    known: dict[str, set[int]] = {}
+    for item, text in zip(items, texts, strict=True):
+        known.setdefault(text, set()).add(classes[item])
+    return [next(iter(known[text])) if len(known[text]) == 1 else UNKNOWN for text in texts]
 
 
 def _by_hash(ids: Qrels) -> list[str]:

@@ -331,6 +331,7 @@ class Samples:
             where it is ``None``.
         queries: the train and dev queries among the texts.
         labels: the class of each text, from 0, in the order of ``texts``; -1 where it is not known, empty for none.
+        classes: names of the classes that the labels number; empty where they are the numbers of the model's outputs.
     """
 
     calibration: Sequence[str]
@@ -338,6 +339,7 @@ class Samples:
     original: Model | None = None
     queries: Sequence[str] = ()
     labels: Sequence[int] = ()
+    classes: Sequence[str] = ()
 
 
 # ---------------------------------------------------------------- measurements

@@ -149,9 +149,11 @@ def package(found: Any, console: Console, out: Path) -> None:
     size = sum(entry.bytes for entry in found.files)
     console.print(f"{out}: {found.target}, {form.size(size)} shipped", markup=False, soft_wrap=True)
     gates(found.gates, console)
-    console.print(
-        f"\nnext: slimseek serve {out}{'' if found.collection else ' --data DATA'}", markup=False, soft_wrap=True
+    data = "" if found.collection else " --data DATA"
+    following = (
+        f"serve {out}{data}" if not found.spec.classes else f"evaluate {out} --data {found.collection or 'DATA'}"
     )
+    console.print(f"\nnext: slimseek {following}", markup=False, soft_wrap=True)
 
 
 def results(found: Any, console: Console) -> None:

@@ -12,7 +12,7 @@ from slimseek.errors import UsageError
 from slimseek.methods._training import trained
 from slimseek.methods.distil._logits import with_logits
 from slimseek.methods.distil._step import DistillationStep
-from slimseek.schema import Array, Model, Samples
+from slimseek.schema import Array, Model, ModelSpec, Samples
 from slimseek.train import examples, fit, vectors_of
 
 Schedule = float | tuple[float, float]
@@ -22,8 +22,9 @@ Schedule = float | tuple[float, float]
 class SoftLabelDistillation(DistillationStep, frozen=True, kw_only=True):
     """Train a classifier: alpha * cross-entropy + (1 - alpha) * T^2 * KL(teacher || student) at the temperature T.
 
-    Labels are those of the samples, where they have some; items without one learn from the teacher alone. The state
-    with the least loss on held-out items, at the last temperature and alpha, is kept.
+    Labels are those of the samples, where they have some; items without one learn from the teacher alone. Classes that
+    have names are matched by them, whatever their order. The state with the least loss on held-out items, at the last
+    temperature and alpha, is kept.
 
     Attributes:
         temperature: above 0; or [start, end] of a line over the training.
@@ -51,30 +52,41 @@ class SoftLabelDistillation(DistillationStep, frozen=True, kw_only=True):
         classes = student.spec.dim
         if classes != taught.spec.dim:
             raise UsageError(f"distil.soft_label: the model has {classes} classes, its teacher {taught.spec.dim}")
-        labels = self._labels(samples, classes)
+        labels, order = self._labels(samples, student.spec), _order(student.spec, taught.spec)
         settings = self._training()
         logits = vectors_of(taught, settings.max_tokens, self.cache)
         soften = plugins.load("losses", "soft_label")(temperature=_ends(self.temperature), alpha=_ends(self.alpha))
 
         def target(items: Sequence[str]) -> dict[str, Array]:
-            return {"teacher": logits(items), "label": np.array([labels.get(item, -1) for item in items], np.int64)}
+            label = np.array([labels.get(item, -1) for item in items], np.int64)
+            return {"teacher": logits(items)[:, order], "label": label}
 
         network = choose.family(student).trainable(student)
         found = examples(model, self._learned_on(model, samples), target, settings)
         self._check_fitted(fit(network, found, soften, settings, label="distillation of classes"))
         return dataclasses.replace(model, tensors=trained(model, network))
 
-    def _labels(self, samples: Samples, classes: int) -> dict[str, int]:
-        """The class of each item that has one."""
+    def _labels(self, samples: Samples, spec: ModelSpec) -> dict[str, int]:
+        """The model's output that stands for the class of each item that has one; none where alpha is 0."""
         if len(samples.labels) not in (0, len(samples.texts)):
             raise UsageError(f"distil.soft_label: {len(samples.labels)} labels for {len(samples.texts)} items")
         known = {text: label for text, label in zip(samples.texts, samples.labels or (), strict=False) if label >= 0}
+        classes, whose = len(samples.classes) or spec.dim, "samples'" if samples.classes else "model's"
         wrong = next((label for label in known.values() if label >= classes), None)
         if wrong is not None:
-            raise UsageError(f"distil.soft_label: a label is {wrong}; 0 to {classes - 1} are the model's classes")
-        if any(_ends(self.alpha)) and not known:
+            raise UsageError(f"distil.soft_label: a label is {wrong}; 0 to {classes - 1} are the {whose} classes")
+        if not any(_ends(self.alpha)):
+            return {}
+        if not known:
             raise UsageError("distil.soft_label: alpha is above 0, and the items have no labels; 0 needs none")
-        return known
+        outputs = _outputs(samples.classes, spec)
+        unknown = next((label for label in known.values() if label not in outputs), None)
+        if unknown is not None:
+            raise UsageError(
+                f"distil.soft_label: items are labelled {samples.classes[unknown]!r}, a class that the model does not "
+                f"know by name; alpha 0 needs no labels"
+            )
+        return {text: outputs[label] for text, label in known.items()}
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """What was trained, by how much data, at which temperature."""
@@ -85,6 +97,29 @@ class SoftLabelDistillation(DistillationStep, frozen=True, kw_only=True):
             f"{changed} of {len(before.tensors)} tensors trained for {self.steps} steps of {self.batch_size} items on "
             f"class logits of {self._whose}, temperature {temperature}, alpha {alpha}",
         )
+
+
+def _outputs(classes: Sequence[str], spec: ModelSpec) -> dict[int, int]:
+    """Label to the model's output of the same name; each label is its output where labels have no names."""
+    if not classes:
+        return {number: number for number in range(spec.dim)}
+    own = {name: number for number, name in enumerate(spec.classes or ())}
+    return {label: own[name] for label, name in enumerate(classes) if name in own}
+
+
+def _order(student: ModelSpec, teacher: ModelSpec) -> list[int]:
+    """The teacher's output for each of the student's, by the classes' names where both have some.
+
+    Raises:
+        UsageError: the teacher knows other classes.
+    """
+    own, other = student.classes or (), teacher.classes or ()
+    if not own or not other:
+        return list(range(student.dim))
+    unknown = next((name for name in own if name not in other), None)
+    if unknown is not None:
+        raise UsageError(f"distil.soft_label: the model has the class {unknown!r}, which its teacher does not know")
+    return [other.index(name) for name in own]
 
 
 def _ends(schedule: Schedule) -> tuple[float, float]:
