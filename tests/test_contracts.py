@@ -233,7 +233,7 @@ def test_a_method_gives_a_new_model_and_leaves_the_old_one_bit_for_bit(name: str
 @pytest.mark.parametrize("name", METHODS)
 def test_a_changed_model_still_encodes(name: str, models: tuple[Model, ...]) -> None:
     """Finite vectors of the right width, close to those before or, where they have fewer elements, as like one another
-    as those before; pruning and a new design may lose more, which training wins back.
+    as those before; pruning, tied blocks and a new design may lose more, which training wins back.
     """
     _, model, changed = applied(name, models)
     vectors = choose.encoder(changed, "changed", 1).documents(TEXTS)
@@ -248,6 +248,8 @@ def test_a_changed_model_still_encodes(name: str, models: tuple[Model, ...]) -> 
         assert np.abs(vectors @ vectors.T - original @ original.T).max() < 0.1
         return
     assert changed.spec.dim == model.spec.dim
+    if name == "simplify.tie":  # the mean of random blocks has nothing of either
+        return
     cosines = (vectors * original).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(original, axis=1)
     assert cosines.min() > (0.5 if name.startswith("prune.") else 0.9), "the defaults are sound"
 

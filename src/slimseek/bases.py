@@ -144,11 +144,14 @@ class Family(ABC):
         """Multiply-accumulates for one item; a text has ``length`` tokens."""
 
     def layer_macs(self, model: Model, length: int) -> dict[str, int]:
-        """The same of each layer, by the name of its weight: every token meets every weight, tables but look up."""
-        return {
-            layer.weight: 0 if layer.kind == "embedding" else length * int(np.prod(model.tensors[layer.weight].shape))
-            for layer in model.layers
-        }
+        """The same of each layer, by the name of its weight: every token meets every weight, as often as a
+        layer has it; tables but look up.
+        """
+        found = {layer.weight: 0 for layer in model.layers}
+        for layer in model.layers:
+            if layer.kind != "embedding":
+                found[layer.weight] += length * int(np.prod(model.tensors[layer.weight].shape))
+        return found
 
 
 class Step(Value, frozen=True):

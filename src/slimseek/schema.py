@@ -220,6 +220,8 @@ class Model:
         smoothing: weight name to float32 factors s, [1, inputs] or, where outputs lie on axis 1, [inputs, 1]. The
             stored tensor is the network's weight times s, and a layer that rounds its input divides it by s before:
             y = (x / s) (s W)^T. Whatever else reads the tensor divides that.
+        tied: name that the network has for a tensor to the name of the one in ``tensors`` that stands in its place:
+            parts that use the same tensor, which is trained, changed and stored once. Layers name the latter.
     """
 
     spec: ModelSpec
@@ -228,6 +230,12 @@ class Model:
     layers: tuple[Layer, ...]
     activations: Mapping[str, ActivationQuant] = field(default_factory=dict)
     smoothing: Mapping[str, Array] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """Every tensor by each of the names that the network has for it."""
+        return {**self.tensors, **{name: self.tensors[own] for name, own in self.tied.items()}}
 
     @property
     def parameters(self) -> int:
