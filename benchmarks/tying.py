@@ -2,7 +2,7 @@
 vectors before a training and after it.
 
     python benchmarks/tying.py
-    python benchmarks/tying.py --steps 30 --held-out 30
+    python benchmarks/tying.py --form 1 --max-tokens 32 --held-out 30
 
 Passages of scifact: the first ones are held out, the others are trained on. The table of docs/methods/simplify.tie.md
 comes from here.
@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/scifact"))
     parser.add_argument("--held-out", type=int, default=100)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--form", type=int, help="the number of one row of the table, from 0; else all")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     passages = list(data.load(str(arguments.data)).corpus.values())
@@ -48,15 +50,16 @@ def main() -> None:
 
     targets = plugins.names("backends")
     print(f"| | artifact | {' | '.join(targets)} | before | after |\n|---|---|{'---|' * len(targets)}---|---|")
-    for name, given in FORMS.items():
+    chosen = list(FORMS.items())
+    for name, given in chosen if arguments.form is None else [chosen[arguments.form]]:
         model = original
         if given:
             model = recipe.build(RecipeStep(method="simplify.tie", parameters=given)).apply(model, samples)
         taken = " | ".join(f"{size / 1e6:.1f} MB" for size in sizes(model, targets))
         before = after = lost(model)
         if given:
-            trained = recipe.build(RecipeStep(method="distil.embedding", parameters={"steps": arguments.steps}))
-            after = lost(trained.apply(model, samples))
+            training = {"steps": arguments.steps, "max_tokens": arguments.max_tokens}
+            after = lost(recipe.build(RecipeStep(method="distil.embedding", parameters=training)).apply(model, samples))
         print(f"| {name} | {taken} | {before} | {after} |", flush=True)
 
 

@@ -107,8 +107,8 @@ def test_the_card_of_a_method_names_each_of_its_parameters(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ...]:
-    """A real model of two layers, the same with integer weights, which some methods need, as a classifier, and as a
-    graph with two more layers that could be one.
+    """A real model of two layers, the same with integer weights, which some methods need, as a classifier, a network of
+    features, and a graph with two more layers that could be one.
 
     One block has an outlier.
     """
@@ -116,7 +116,23 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ...]:
     plain = with_outliers(tiny_model(folder), 0)
     classifier = dataclasses.replace(plain, spec=msgspec.structs.replace(plain.spec, output="class_logits"))
     integer = plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES)
-    return plain, integer, classifier, chained(plain, folder)
+    return plain, integer, classifier, of_features(folder.parent), chained(plain, folder)
+
+
+def of_features(folder: Path) -> Model:
+    """A network whose items are rows of twelve features, half of which hardly count."""
+    torch = plugins.require("torch")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8)).eval()
+    network[0].weight.data[:, ::2] *= 0.05
+    torch.onnx.export(network, (torch.zeros(2, 12),), folder / "features.onnx", dynamo=False, input_names=["row"],
+                      output_names=["embedding"], dynamic_axes={"row": {0: "N"}}, opset_version=17)  # fmt: skip
+    return choose.model(folder / "features.onnx")
+
+
+def items(model: Model) -> list[str]:
+    """Texts, or random rows for a network that takes these."""
+    return TEXTS if model.spec.preprocess is not None else [f"random:{number}" for number in range(len(TEXTS))]
 
 
 def chained(model: Model, folder: Path) -> Model:
@@ -147,7 +163,8 @@ def samples(model: Model) -> Samples:
         if not isinstance(tensor, QuantizedTensor) and tensor.dtype.kind == "f" else tensor
         for name, tensor in model.tensors.items()
     }  # fmt: skip
-    return dataclasses.replace(SAMPLES, original=dataclasses.replace(model, tensors=tensors))
+    texts = items(model)
+    return Samples(calibration=texts, texts=texts, original=dataclasses.replace(model, tensors=tensors))
 
 
 def attempt(step: Step, model: Model) -> Model | UsageError:
@@ -236,10 +253,10 @@ def test_a_changed_model_still_encodes(name: str, models: tuple[Model, ...]) -> 
     as those before; pruning, tied blocks and a new design may lose more, which training wins back.
     """
     _, model, changed = applied(name, models)
-    vectors = choose.encoder(changed, "changed", 1).documents(TEXTS)
+    vectors = choose.encoder(changed, "changed", 1).documents(items(model))
     assert vectors.shape == (len(TEXTS), changed.spec.dim)
     assert np.isfinite(vectors).all()
-    original = choose.encoder(model, "before", 1).documents(TEXTS)
+    original = choose.encoder(model, "before", 1).documents(items(model))
     if name == "simplify.redesign":
         assert changed.spec.dim <= model.spec.dim
         return

@@ -71,6 +71,22 @@ class TextPreprocess(Value, frozen=True):
     token_table: str | None = None
 
 
+class FeaturePreprocess(Value, frozen=True, omit_defaults=True):
+    """How a row of features becomes the narrower one that the network takes: some columns, or a projection.
+
+    Attributes:
+        width: of the items as they are stored.
+        columns: those that are kept, ascending; empty for a projection z = (x - mean) P.
+        mean: float32 [width], little-endian bytes.
+        components: P, float32 [width, components], little-endian bytes.
+    """
+
+    width: int
+    columns: tuple[int, ...] = ()
+    mean: bytes = b""
+    components: bytes = b""
+
+
 class ModelSpec(Value, frozen=True):
     """What a model takes and gives, whatever runs it.
 
@@ -80,6 +96,7 @@ class ModelSpec(Value, frozen=True):
         normalised: whether its vectors have length one.
         preprocess: how a text becomes ids; ``None`` for a model whose items are arrays as it takes them.
         classes: names of the classes whose logits it gives, in order; unset for a model that gives embeddings.
+        features: how rows of features are reduced when they are read; unset for a model that takes items as they are.
     """
 
     family: str
@@ -90,6 +107,7 @@ class ModelSpec(Value, frozen=True):
     normalised: bool
     preprocess: TextPreprocess | None
     classes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    features: FeaturePreprocess | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def token_table(self) -> str | None:
