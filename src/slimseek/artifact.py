@@ -71,6 +71,7 @@ class Artifact(Value, frozen=True):
         activations: rounding of layer inputs.
         smoothing: names of the weights whose smoothing is stored, as NAME#smoothing; unset where there is none.
         sparse: which tensors are stored without their zeros; unset where there is none.
+        tied: name that the network has for a tensor to that of the stored one it uses; unset where there is none.
         recipe: what made it.
         records: what each step did.
         collection: path of the collection it was judged by.
@@ -90,6 +91,7 @@ class Artifact(Value, frozen=True):
     versions: dict[str, str]
     smoothing: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     sparse: dict[str, SparseTensor] | msgspec.UnsetType = msgspec.UNSET
+    tied: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 def is_artifact(path: Path) -> bool:
@@ -143,6 +145,7 @@ def write(
         versions=dict(versions or {}),
         smoothing=tuple(model.smoothing) or msgspec.UNSET,
         sparse=thinned or msgspec.UNSET,
+        tied=dict(model.tied) or msgspec.UNSET,
     )
     folders.write_json(folder / MANIFEST, artifact)
     return artifact
@@ -172,6 +175,11 @@ def read(path: Path) -> tuple[Artifact, Model]:
     for layer in artifact.layers:
         if layer.weight not in tensors:
             raise ArtifactError(f"{path}: the layer {layer.name} has no weight {layer.weight}")
+    tied = artifact.tied or {}
+    for name, own in tied.items():
+        if own not in tensors or name in tensors:
+            why = f"{own} is not stored" if own not in tensors else "it is stored itself"
+            raise ArtifactError(f"{path}: the tensor {name} cannot be tied to {own}: {why}")
     prefix = f"{MODEL_FILES}/"
     files = {
         entry.path.removeprefix(prefix): (path / entry.path).read_bytes()
@@ -185,6 +193,7 @@ def read(path: Path) -> tuple[Artifact, Model]:
         layers=artifact.layers,
         activations=artifact.activations,
         smoothing={name: _smoothing(name, stored, tensors, path) for name in smoothed},
+        tied=tied,
     )
     return artifact, model
 

@@ -127,6 +127,23 @@ class Family(ABC):
         """
         raise UsageError(f"a model of the family {model.spec.family} has no widths that could be chosen")
 
+    def feature_layers(self, model: Model) -> tuple[Layer, ...]:
+        """The linear layers that read the rows of features, which nothing else reads; empty where that is not so."""
+        return ()
+
+    def with_features(
+        self, model: Model, kept: int, tensors: Mapping[str, Tensor], added: Mapping[str, Array]
+    ) -> Model:
+        """The model that takes rows of ``kept`` features.
+
+        Args:
+            model: one with :meth:`feature_layers`.
+            kept: features that are left.
+            tensors: all tensors, those of the first layers for so many inputs.
+            added: by the weight of a first layer, float32 [outputs] that is added to its result.
+        """
+        raise UsageError(f"features of a model of the family {model.spec.family} cannot be reduced")
+
     @abstractmethod
     def save(self, model: Model, folder: Path) -> None:
         """Write the dense model as the usual libraries load it."""
@@ -144,11 +161,14 @@ class Family(ABC):
         """Multiply-accumulates for one item; a text has ``length`` tokens."""
 
     def layer_macs(self, model: Model, length: int) -> dict[str, int]:
-        """The same of each layer, by the name of its weight: every token meets every weight, tables but look up."""
-        return {
-            layer.weight: 0 if layer.kind == "embedding" else length * int(np.prod(model.tensors[layer.weight].shape))
-            for layer in model.layers
-        }
+        """The same of each layer, by the name of its weight: every token meets every weight, as often as a
+        layer has it; tables but look up.
+        """
+        found = {layer.weight: 0 for layer in model.layers}
+        for layer in model.layers:
+            if layer.kind != "embedding":
+                found[layer.weight] += length * int(np.prod(model.tensors[layer.weight].shape))
+        return found
 
 
 class Step(Value, frozen=True):

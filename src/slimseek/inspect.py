@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from slimseek import choose, integers
@@ -53,10 +54,14 @@ def inspect(source: str | Path) -> ModelReport:
     model = choose.model(source)
     total = sum(integers.stored_bytes(tensor) for tensor in model.tensors.values())
     macs = choose.family(model).layer_macs(model, choose.REFERENCE_LENGTH)
-    layers = []
+    layers: list[LayerReport] = []
+    readers = Counter(layer.weight for layer in model.layers)
+    counted: set[str] = set()
     for layer in model.layers:
         tensor = model.tensors[layer.weight]
-        size, count = integers.stored_bytes(tensor), _count(tensor.shape)
+        # What several layers use is stored, and counted, with the first of them.
+        size, count = (0, 0) if layer.weight in counted else (integers.stored_bytes(tensor), _count(tensor.shape))
+        counted.add(layer.weight)
         how = model.activations.get(layer.weight)
         layers.append(
             LayerReport(
@@ -67,7 +72,7 @@ def inspect(source: str | Path) -> ModelReport:
                 parameters=count,
                 bytes=size,
                 share=size / total,
-                macs=macs[layer.weight],
+                macs=macs[layer.weight] // readers[layer.weight],
                 input="float" if how is None else f"uint8 {how.mode}",
             )
         )

@@ -108,8 +108,11 @@ def unsmoothed(model: Model, name: str) -> Array:
 
 
 def dense(model: Model) -> dict[str, Array]:
-    """The values of every tensor by name, as :func:`unsmoothed` gives them; integer buffers as they are."""
-    return {name: unsmoothed(model, name) for name in model.tensors}
+    """The values of every tensor by name, as :func:`unsmoothed` gives them; integer buffers as they are. A tied name
+    has the same array as the tensor that it stands for.
+    """
+    found = {name: unsmoothed(model, name) for name in model.tensors}
+    return found | {name: found[own] for name, own in model.tied.items()}
 
 
 def is_integer(tensor: Tensor) -> TypeGuard[QuantizedTensor]:

@@ -34,7 +34,8 @@ class Provenance(Value, frozen=True):
 def rebuild(source: str | Path, out: str | Path, *, threads: int | None = None, force: bool = False) -> GateResult:
     """Write the dense float32 model: ``SentenceTransformer(out)`` and ``AutoModel.from_pretrained(out)`` load it.
 
-    The float model carries the artifact's dequantized weights. Rounding of activations belongs to the integer
+    The float model carries the artifact's dequantized weights; tensors that blocks use together become a copy for each,
+    which the gate's detail says. Rounding of activations belongs to the integer
     runtimes and is not part of it, so parity is measured against the artifact without that rounding.
 
     Args:
@@ -54,10 +55,12 @@ def rebuild(source: str | Path, out: str | Path, *, threads: int | None = None, 
         artifact = choose.encoder(dataclasses.replace(model, activations={}), "artifact", count)
         items = examples(model.spec)
         least = float(cosines(artifact.documents(items), choose.choose(folder, count).documents(items)).min())
+        copies = f"; {len(model.tied)} tensors that it stores once are copies here" if model.tied else ""
         parity = GateResult(
             gate="parity",
             status="passed" if least >= LEAST_COSINE else "failed",
-            detail=f"{len(items)} items, rebuilt model against the artifact's weights: least cosine {least:.6f}",
+            detail=f"{len(items)} items, rebuilt model against the artifact's weights: least cosine {least:.6f}"
+            f"{copies}",
             value=least,
             limit=LEAST_COSINE,
         )

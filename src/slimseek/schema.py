@@ -71,6 +71,22 @@ class TextPreprocess(Value, frozen=True):
     token_table: str | None = None
 
 
+class FeaturePreprocess(Value, frozen=True, omit_defaults=True):
+    """How a row of features becomes the narrower one that the network takes: some columns, or a projection.
+
+    Attributes:
+        width: of the items as they are stored.
+        columns: those that are kept, ascending; empty for a projection z = (x - mean) P.
+        mean: float32 [width], little-endian bytes.
+        components: P, float32 [width, components], little-endian bytes.
+    """
+
+    width: int
+    columns: tuple[int, ...] = ()
+    mean: bytes = b""
+    components: bytes = b""
+
+
 class ModelSpec(Value, frozen=True):
     """What a model takes and gives, whatever runs it.
 
@@ -80,6 +96,7 @@ class ModelSpec(Value, frozen=True):
         normalised: whether its vectors have length one.
         preprocess: how a text becomes ids; ``None`` for a model whose items are arrays as it takes them.
         classes: names of the classes whose logits it gives, in order; unset for a model that gives embeddings.
+        features: how rows of features are reduced when they are read; unset for a model that takes items as they are.
     """
 
     family: str
@@ -90,6 +107,7 @@ class ModelSpec(Value, frozen=True):
     normalised: bool
     preprocess: TextPreprocess | None
     classes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    features: FeaturePreprocess | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def token_table(self) -> str | None:
@@ -220,6 +238,8 @@ class Model:
         smoothing: weight name to float32 factors s, [1, inputs] or, where outputs lie on axis 1, [inputs, 1]. The
             stored tensor is the network's weight times s, and a layer that rounds its input divides it by s before:
             y = (x / s) (s W)^T. Whatever else reads the tensor divides that.
+        tied: name that the network has for a tensor to the name of the one in ``tensors`` that stands in its place:
+            parts that use the same tensor, which is trained, changed and stored once. Layers name the latter.
     """
 
     spec: ModelSpec
@@ -228,6 +248,12 @@ class Model:
     layers: tuple[Layer, ...]
     activations: Mapping[str, ActivationQuant] = field(default_factory=dict)
     smoothing: Mapping[str, Array] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """Every tensor by each of the names that the network has for it."""
+        return {**self.tensors, **{name: self.tensors[own] for name, own in self.tied.items()}}
 
     @property
     def parameters(self) -> int:

@@ -69,7 +69,7 @@ def vectors(teacher: Model, items: Sequence[str], folder: str = "") -> Array:
 
 
 def fingerprint(model: Model) -> str:
-    """The sha256 of all that a model computes with: its spec, files, tensors, rounding and smoothing."""
+    """The sha256 of all that a model computes with: its spec, files, tensors, rounding, smoothing and ties."""
     digest = hashlib.sha256()
 
     def put(name: str, content: bytes) -> None:
@@ -83,6 +83,8 @@ def fingerprint(model: Model) -> str:
         _put(put, name, model.tensors[name])
     for name in sorted(model.smoothing):
         _put(put, f"smoothing {name}", model.smoothing[name])
+    if model.tied:
+        put("tied", msgspec.json.encode(dict(model.tied), order="deterministic"))
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from slimseek.schema import Array
 
 MICROSOFT = "com.microsoft"
+WORTH_MERGING = 256
+"""Bytes of a constant below which a second one of the same content stays."""
 
 
 class Editor:
@@ -91,6 +94,29 @@ def finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
         del node.metadata_props[:]
         node.doc_string = ""
     return lowered
+
+
+def merge_equal_(graph: onnx.GraphProto) -> None:
+    """Let all nodes that read constants of the same type, shape and bytes read the first of them; others leave."""
+    first: dict[tuple[Any, ...], str] = {}
+    renamed: dict[str, str] = {}
+    for constant in graph.initializer:
+        if constant.ByteSize() < WORTH_MERGING:
+            continue
+        content = numpy_helper.to_array(constant).tobytes()
+        key = (constant.data_type, tuple(constant.dims), hashlib.blake2b(content, digest_size=16).digest())
+        kept = first.setdefault(key, constant.name)
+        if kept != constant.name:
+            renamed[constant.name] = kept
+    if not renamed:
+        return
+    for node in graph.node:
+        for reader in (node, *inner_nodes(node)):
+            for position, name in enumerate(reader.input):
+                reader.input[position] = renamed.get(name, name)
+    kept_ones = [constant for constant in graph.initializer if constant.name not in renamed]
+    del graph.initializer[:]
+    graph.initializer.extend(kept_ones)
 
 
 def _inputs(node: Any) -> Iterator[str]:

@@ -13,6 +13,7 @@ from onnx import helper
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
 from slimseek import plugins
+from slimseek.backends._editor import merge_equal_
 from slimseek.inputs.reader import reader
 from slimseek.inputs.samples import examples
 from slimseek.models._export import IR_VERSION
@@ -70,5 +71,8 @@ def _split_bias_gelu(graph: onnx.GraphProto) -> None:
 
 
 def write(graph: onnx.ModelProto, path: Path) -> None:
-    """One file, with a data file beside it only above the 2 GB that one file can hold."""
+    """One file, with a data file beside it only above the 2 GB that one file can hold; equal constants are stored
+    once.
+    """
+    merge_equal_(graph.graph)
     onnx.save(graph, path, save_as_external_data=graph.ByteSize() > LARGEST_SINGLE_FILE)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from slimseek.errors import UsageError
+from slimseek.inputs.features import reduced
 from slimseek.schema import Array, Batch, ModelSpec, TensorSpec
 
 ROWS_IN_BATCH = 32
@@ -26,14 +28,22 @@ class ArrayInput:
     def __init__(self, spec: ModelSpec) -> None:
         """For inputs with a ``batch`` axis, and for others that all items of a batch share."""
         self._inputs = spec.inputs
+        self._features = spec.features
+        if spec.features:
+            whole = [spec.features.width if isinstance(axis, int) else axis for axis in spec.inputs[0].shape]
+            self._inputs = (msgspec.structs.replace(spec.inputs[0], shape=tuple(whole)),)
 
     def rows(self, items: Sequence[str], prefix: str = "") -> list[Batch]:
-        """The arrays of each item, checked against the model's shapes and brought to its dtypes.
+        """The arrays of each item, checked against the model's shapes and brought to its dtypes; rows of features are
+        reduced as the model asks for it.
 
         Raises:
             UsageError: a file that cannot be read, or does not hold what the model takes.
         """
-        return [self._random(item) if item.startswith(RANDOM) else self._file(item) for item in items]
+        found = [self._random(item) if item.startswith(RANDOM) else self._file(item) for item in items]
+        if self._features:
+            return [{name: reduced(array, self._features) for name, array in row.items()} for row in found]
+        return found
 
     def width(self, row: Batch) -> tuple[tuple[int, ...], ...]:
         """Rows of the same shapes can stand in one batch."""

@@ -10,7 +10,7 @@ import msgspec
 
 from slimseek import plugins
 from slimseek.errors import UsageError
-from slimseek.schema import Layer, Model
+from slimseek.schema import Layer, Model, Tensor
 
 CONFIG = "config.json"
 PER_LAYER = ("layer", "attention_window")
@@ -35,8 +35,9 @@ def kept_only(model: Model, kept: Sequence[int]) -> Model:
         kept: numbers of blocks, ascending.
 
     Raises:
-        UsageError: the blocks cannot be told from the names of tensors, or one cannot take another's place.
+        UsageError: the blocks cannot be told from the names of tensors, are tied, or one cannot take another's place.
     """
+    check_untied(model, "leave blocks out")
     config = _resolved(model)
     blocks = prefix(model, int(config.num_hidden_layers))
     places = {old: new for new, old in enumerate(kept)}
@@ -73,7 +74,7 @@ def prefix(model: Model, whole: int) -> str:
         UsageError: no tensors, or several kinds, are numbered so.
     """
     numbers: dict[str, set[int]] = {}
-    for name in model.tensors:
+    for name in model.named:
         parts = name.split(".")
         place = next((place for place, part in enumerate(parts) if part.isdigit()), None)
         if place is not None and parts[0] == "transformer":
@@ -85,15 +86,36 @@ def prefix(model: Model, whole: int) -> str:
     return found[0]
 
 
-def _check_exchangeable(model: Model, blocks: str, places: Mapping[int, int]) -> None:
-    """Refuse a block in a place where the architecture wants other tensors, such as the first that has no norm."""
-    content: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, tensor in model.tensors.items():
+def contents(model: Model, blocks: str) -> dict[int, dict[str, Tensor]]:
+    """The tensors of each block by what stands behind the block's number in their names.
+
+    Args:
+        model: of the transformer family.
+        blocks: what :func:`prefix` gives.
+    """
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in model.named.items():
         if name.startswith(f"{blocks}."):
             number, _, rest = name.removeprefix(f"{blocks}.").partition(".")
-            content.setdefault(number, {})[rest] = tensor.shape
+            found.setdefault(int(number), {})[rest] = tensor
+    return found
+
+
+def check_untied(model: Model, verb: str) -> None:
+    """Refuse a model whose blocks use the same tensors: what leaves one of them would leave all.
+
+    Raises:
+        UsageError: names the first of the tensors; ``verb`` says what to do before blocks are tied.
+    """
+    for name, own in model.tied.items():
+        raise UsageError(f"{name} is the same tensor as {own} (simplify.tie); {verb} before that")
+
+
+def _check_exchangeable(model: Model, blocks: str, places: Mapping[int, int]) -> None:
+    """Refuse a block in a place where the architecture wants other tensors, such as the first that has no norm."""
+    content = contents(model, blocks)
     for old, new in places.items():
-        mine, wanted = content[str(old)].items(), content[str(new)].items()
+        mine, wanted = ({rest: tensor.shape for rest, tensor in content[place].items()}.items() for place in (old, new))
         if mine != wanted:
             name = min(dict(mine ^ wanted))
             raise UsageError(f"block {old} cannot take the place of block {new}: they differ in {name}; keep {new}")

@@ -19,6 +19,7 @@ from slimseek.inputs.reader import reader
 from slimseek.inputs.samples import examples
 from slimseek.integers import dense, expanded
 from slimseek.models import _graph_factors as graph_factors
+from slimseek.models import _graph_features as graph_features
 from slimseek.models._graph import (
     FILE,
     GRAPH,
@@ -184,13 +185,25 @@ class OnnxFamily(Family):
         """By a product behind the vector, which is brought to length one again where it was."""
         return graph_factors.projected(model, matrix)
 
+    def feature_layers(self, model: Model) -> tuple[Layer, ...]:
+        """The linear layers that read the one input, where nothing else does."""
+        return graph_features.first_layers(model)
+
+    def with_features(
+        self, model: Model, kept: int, tensors: Mapping[str, Tensor], added: Mapping[str, Array]
+    ) -> Model:
+        """The graph for rows of ``kept`` features; the first layers' results get the vectors ``added``, by weight."""
+        return graph_features.narrowed(model, kept, tensors, added)
+
     def save(self, model: Model, folder: Path) -> None:
-        """``model.onnx`` in float32, and the small files beside it."""
+        """``model.onnx`` in float32, which reduces its features itself, and the small files beside it."""
         for name, content in model.files.items():
             if name != GRAPH:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
         graph = self.to_onnx(dataclasses.replace(model, tensors=dense(model), smoothing={}))
+        if model.spec.features:
+            graph_features.put_before_(graph.graph, model.spec.features)
         onnx.save(graph, folder / FILE, save_as_external_data=graph.ByteSize() > LARGEST_SINGLE_FILE)
 
     def macs(self, model: Model, length: int) -> int:

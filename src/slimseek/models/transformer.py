@@ -35,6 +35,7 @@ from slimseek.models._graph import FILE, LARGEST_SINGLE_FILE
 from slimseek.models._pooling import pool
 from slimseek.models._projection import projected
 from slimseek.models._static_files import is_table
+from slimseek.models._ties import tie_
 from slimseek.schema import Array, Batch, Encode, Layer, Model, ModelSpec, Tensor, Widths
 
 transformers.utils.logging.set_verbosity_error()
@@ -202,7 +203,7 @@ class Transformer(Family):
         for name, content in model.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        if not widths.fit(model.tensors, _shapes(_build(model.files, Path("model"), weights=None))):
+        if not widths.fit(model.named, _shapes(_build(model.files, Path("model"), weights=None))):
             graph = self.to_onnx(model)
             onnx.save(graph, folder / FILE, save_as_external_data=graph.ByteSize() > LARGEST_SINGLE_FILE)
             return
@@ -310,14 +311,15 @@ def _transformer(config: Any, weights: dict[str, torch.Tensor] | None, path: Pat
 
 
 def _load(model: Model) -> Any:
-    """The network of a model's data, dequantized and without smoothing."""
+    """The network of a model's data, dequantized and without smoothing; tied names are one parameter."""
     network = _build(model.files, Path("model"), weights=None)
-    two_factors.factor_(network, model.tensors)
-    widths.widen_(network, {name: tensor.shape for name, tensor in model.tensors.items()})
+    two_factors.factor_(network, model.named)
+    widths.widen_(network, {name: tensor.shape for name, tensor in model.named.items()})
     state = {name: torch.from_numpy(array.copy()) for name, array in dense(model).items()}
     missing, unexpected = network.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.startswith(POOLER)]
     assert not [*missing, *unexpected], f"tensors do not fit the network: {missing} {unexpected}"
+    tie_(network, model.tied)
     return network
 
 

@@ -16,6 +16,7 @@ from slimseek import integers
 from slimseek.choose import family
 from slimseek.errors import UsageError
 from slimseek.importance._evidence import NONE, Place
+from slimseek.methods import _blocks as blocks
 from slimseek.methods.prune._removal import removed
 from slimseek.methods.prune._units import UnitGroup, Units, units
 from slimseek.models._graph import Weights
@@ -60,12 +61,13 @@ def structure(model: Model) -> Structure:
     """Look for what may leave a model; the last two answers are kept.
 
     Raises:
-        UsageError: weights are not finite or quantized, inputs are rounded, or the graph cannot be run.
+        UsageError: weights are not finite, quantized or tied, inputs are rounded, or the graph cannot be run.
     """
     integers.check_finite(model, "pruned")
     if model.activations or model.smoothing or any(isinstance(tensor, QuantizedTensor) for tensor in
                                                    model.tensors.values()):  # fmt: skip
         raise UsageError("the model is quantized or smoothed; prune before that")
+    blocks.check_untied(model, "prune")
     graph, weights = family(model).parts(model)
     found = units(graph, dict(weights))
     return Structure(model, graph, dict(weights), found, _own_places(model, graph, found))

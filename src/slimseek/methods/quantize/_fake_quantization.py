@@ -89,16 +89,20 @@ class Grid(nn.Module):
 
 
 def fake_quantize(network: nn.Module, name: str, weight: Array, spec: QuantSpec) -> Callable[[], QuantizedTensor]:
-    """Put the weight that ``state_dict`` calls ``name`` on a trainable grid; returns what reads its integers off."""
+    """Put the weight that ``state_dict`` calls ``name`` on a trainable grid, in every module that has it; returns what
+    reads its integers off.
+    """
     parameter = network.state_dict(keep_vars=True)[name]
-    module, attribute = next(
+    places = [
         (module, attribute)
         for module in network.modules()
         for attribute, own in module.named_parameters(recurse=False)
         if own is parameter
-    )
+    ]
     grid = Grid(weight, spec)
-    parametrize.register_parametrization(module, attribute, grid)
+    for module, attribute in places:
+        parametrize.register_parametrization(module, attribute, grid)
+    module, attribute = places[0]
     trained = module.parametrizations[attribute].original  # type: ignore[union-attr, index]
     return lambda: grid.quantized(trained)
 

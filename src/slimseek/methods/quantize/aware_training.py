@@ -69,7 +69,7 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
             layer.weight: fake.fake_quantize(
                 network, layer.weight, integers.dequantize(model.tensors[layer.weight]), self._spec(layer.axis)
             )
-            for layer in chosen
+            for layer in {layer.weight: layer for layer in chosen}.values()
         }
         # Bfloat16 would round what was rounded to the grid once more.
         settings = msgspec.structs.replace(self._training(), precision="float32")

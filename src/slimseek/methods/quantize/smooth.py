@@ -84,17 +84,17 @@ class Smooth(Step, frozen=True, kw_only=True):
         return (f"{len(new)} layers smoothed, which read {inputs} inputs; factors from {least:.3g} to {greatest:.3g}",)
 
     def _chosen(self, model: Model) -> list[Layer]:
-        layers = [
-            layer for layer in model.layers
-            if layer.kind == "linear" and not any(part in layer.name for part in self.skip)
-        ]  # fmt: skip
-        for layer in layers:
+        layers: dict[str, Layer] = {}
+        for layer in model.layers:
+            if layer.kind == "linear" and not any(part in layer.name for part in self.skip):
+                layers.setdefault(layer.weight, layer)
+        for layer in layers.values():
             tensor = model.tensors[layer.weight]
             if isinstance(tensor, QuantizedTensor):
                 raise UsageError(f"quantize.smooth: the weight {layer.weight} is quantized; smooth before quantizing")
             if not np.isfinite(tensor).all():
                 raise UsageError(f"the tensor {layer.weight} holds NaN or infinite values and cannot be smoothed")
-        return [layer for layer in layers if layer.weight not in model.smoothing]
+        return [layer for layer in layers.values() if layer.weight not in model.smoothing]
 
 
 def _rows(stored: Tensor, layer: Layer) -> Array:

@@ -11,6 +11,7 @@ from slimseek import choose, integers
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.batches import batches, check_inputs
+from slimseek.methods import _blocks as blocks
 from slimseek.methods.quantize._moments import Moments, portions
 from slimseek.methods.simplify._ranks import Spectrum, by_energy, by_parameters, factors, spectrum
 from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples
@@ -102,6 +103,10 @@ class LowRank(Step, frozen=True, kw_only=True):
         """Float layers that the family can factor."""
         if model.activations or model.smoothing:
             raise UsageError("simplify.low_rank: the model is smoothed or rounds its inputs; factor it before that")
+        try:
+            blocks.check_untied(model, "factor")
+        except UsageError as error:
+            raise UsageError(f"simplify.low_rank: {error}") from None
         found = choose.family(model).factorable(model)
         layers = tuple(layer for layer in found if not any(part in layer.name for part in self.skip))
         for layer in layers:

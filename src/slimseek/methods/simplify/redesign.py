@@ -58,6 +58,7 @@ class Redesign(Step, frozen=True, kw_only=True):
         integers.check_finite(model, "redesigned")
         family = choose.family(model)
         try:
+            blocks.check_untied(model, "redesign")
             now = family.widths(model)
             _check_regular(model, family.narrowed_shapes(model, now.hidden, now.inner))
             found = self._shape(model, family, now)
