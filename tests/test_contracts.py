@@ -178,7 +178,7 @@ def attempt(step: Step, model: Model) -> Model | UsageError:
 def applied(name: str, models: tuple[Model, ...]) -> tuple[Step, Model, Model]:
     """The method with its defaults, the first model that it can change, and the changed one."""
     step: Step = plugins.load("methods", name)()
-    for model in models if name not in OF_CLASSES else models[-1:]:
+    for model in models if name not in OF_CLASSES else models[2:3]:  # the classifier
         result = attempt(step, model)
         if isinstance(result, Model):
             return step, model, result
