@@ -178,7 +178,8 @@ def attempt(step: Step, model: Model) -> Model | UsageError:
 def applied(name: str, models: tuple[Model, ...]) -> tuple[Step, Model, Model]:
     """The method with its defaults, the first model that it can change, and the changed one."""
     step: Step = plugins.load("methods", name)()
-    for model in models if name not in OF_CLASSES else models[2:3]:  # the classifier
+    fitting = [one for one in models if (one.spec.output == "class_logits") or name not in OF_CLASSES]
+    for model in fitting:
         result = attempt(step, model)
         if isinstance(result, Model):
             return step, model, result
