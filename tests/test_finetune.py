@@ -482,10 +482,9 @@ def test_a_classifier_goes_on_with_its_classes_and_is_refused_where_it_has_none(
 ) -> None:
     out, _ = classifier
     model = choose.model(out)
-    family = choose.family(model)
-    assert family.classifier(model, ("animal", "thing"), 0) is model
+    assert tasks.classifier(model, ("animal", "thing"), 0) is model
     with pytest.raises(UsageError, match="a classifier of 2 other classes, such as 'animal'"):
-        family.classifier(model, ("a", "b"), 0)
+        tasks.classifier(model, ("a", "b"), 0)
     with pytest.raises(UsageError, match="the model is a classifier, and collection has no labels"):
         pipeline.train(out, judged, tmp_path / "x", Settings(training=QUICK), threads=1)
     with pytest.raises(UsageError, match="is a classifier, and collection, test has no labels to name"):

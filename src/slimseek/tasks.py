@@ -136,11 +136,25 @@ def trainable(found: Collection, splits: Splits) -> Qrels:
 # ---------------------------------------------------------------- classes
 
 
+def classifier(model: Model, classes: Sequence[str], seed: int) -> Model:
+    """The model with a new head for these classes; itself where it has just these.
+
+    Raises:
+        UsageError: it is a classifier of other classes, or of a family that has no such form.
+    """
+    if not model.spec.classes:
+        return choose.family(model).classifier(model, classes, seed)
+    if tuple(classes) != model.spec.classes:
+        raise UsageError(f"the model is a classifier of {len(model.spec.classes)} other classes, such as "
+                         f"{model.spec.classes[0]!r}; give the model that it was made from")  # fmt: skip
+    return model
+
+
 def _classification(model: Model, found: Collection, qrels: Qrels, settings: Settings) -> Task:
     """Items with the number of their class."""
     training = settings.training
     classes = list(found.corpus)
-    headed = choose.family(model).classifier(model, classes, training.seed)
+    headed = classifier(model, classes, training.seed)
     read: Any = reader(_cut(headed.spec, training.max_tokens), headed.files)
     rows = feeding.rows(read, [found.queries[query] for query in qrels], read.query_prefix)
     numbers = {name: number for number, name in enumerate(classes)}

@@ -47,17 +47,7 @@ def file_of(names: Sequence[str]) -> dict[str, bytes]:
 
 
 def added(model: Model, names: Sequence[str], seed: int) -> Model:
-    """The model with a linear layer for these classes in the place of its normalisation; itself where it has just
-    these.
-
-    Raises:
-        UsageError: it is a classifier of other classes.
-    """
-    if model.spec.classes:
-        if tuple(names) != model.spec.classes:
-            raise UsageError(f"the model is a classifier of {len(model.spec.classes)} other classes, such as "
-                             f"{model.spec.classes[0]!r}; give the model that it was made from")  # fmt: skip
-        return model
+    """The model with a linear layer for these classes in the place of its normalisation."""
     graph = _graph(model)
     write = _Writer(graph)
     source = _before_normalisation_(graph.graph)

@@ -63,19 +63,11 @@ def classes(files: Mapping[str, bytes], plan: text_files.Plan) -> tuple[str, ...
 
 
 def added(model: Model, names: Sequence[str], seed: int) -> Model:
-    """The model with a head for these classes; itself where it has just these.
+    """The model with a head for these classes.
 
     The head stands on the pooled vector, or on the last Dense module's where there is one. It is written as
     sentence-transformers has it: a Dense module without activation, no Normalize after it, similarity ``dot``.
-
-    Raises:
-        UsageError: it is a classifier of other classes.
     """
-    if model.spec.classes:
-        if tuple(names) != model.spec.classes:
-            raise UsageError(f"the model is a classifier of {len(model.spec.classes)} other classes, such as "
-                             f"{model.spec.classes[0]!r}; give the model that it was made from")  # fmt: skip
-        return model
     plan = text_files.plan(model.files, Path("model"))
     place = f"{2 + len(plan.dense)}_Dense"
     name = f"dense.{len(plan.dense)}.linear"
