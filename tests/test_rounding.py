@@ -19,7 +19,8 @@ from scipy import stats
 from slimseek import artifact, choose, integers, plugins, recipe
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
-from slimseek.methods.quantize import _compensated, _moments, _ranges, weights_int
+from slimseek.methods import _moments
+from slimseek.methods.quantize import _compensated, _ranges, weights_int
 from slimseek.methods.quantize._compensated import compensate
 from slimseek.methods.quantize._ranges import Histogram
 from slimseek.methods.quantize.activations_int import ActivationsInt

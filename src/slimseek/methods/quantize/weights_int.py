@@ -12,8 +12,8 @@ import numpy as np
 from slimseek import integers
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
+from slimseek.methods._moments import Moments, observe, portions
 from slimseek.methods.quantize._compensated import compensate
-from slimseek.methods.quantize._moments import Moments, observe, portions
 from slimseek.methods.quantize._notes import left_float, worst_layers
 from slimseek.progress import track
 from slimseek.schema import Granularity, Layer, LayerKind, Model, QuantizedTensor, QuantSpec, Samples, Tensor

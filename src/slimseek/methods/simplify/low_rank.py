@@ -10,9 +10,8 @@ import numpy as np
 from slimseek import choose, integers
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
-from slimseek.inputs.batches import batches, check_inputs
 from slimseek.methods import _blocks as blocks
-from slimseek.methods.quantize._moments import Moments, portions
+from slimseek.methods._moments import observe, portions
 from slimseek.methods.simplify._ranks import Spectrum, by_energy, by_parameters, factors, spectrum
 from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples
 
@@ -125,7 +124,7 @@ class LowRank(Step, frozen=True, kw_only=True):
         found: dict[str, Spectrum] = {}
         means: dict[str, Array] = {}
         for part in portions(model, layers):
-            seen = _moments(model, samples, part) if self.weighted else {}
+            seen = observe(model, samples, part) if self.weighted and samples.calibration else {}
             for layer in part:
                 name, centred = layer.weight, isinstance(layer.bias, str)
                 second = seen[name].second(centred) if name in seen else None
@@ -150,26 +149,3 @@ def _matrix(model: Model, layer: Layer) -> Array:
     """Float32 [outputs, inputs], where the inputs of a convolution are its channels times its window."""
     weight = integers.dequantize(model.tensors[layer.weight])
     return weight.T if weight.ndim == 2 and layer.axis == 1 else weight.reshape(len(weight), -1)
-
-
-def _moments(model: Model, samples: Samples, layers: Sequence[Layer]) -> dict[str, Moments]:
-    """Of the input of each layer that meets one place at a time and that texts reach."""
-    widths = {layer.weight: _matrix(model, layer).shape[1] for layer in layers}
-    seen: dict[str, Moments] = {}
-
-    def visit(name: str, values: Array) -> None:
-        rows = values if values.ndim == 2 else np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
-        if name not in widths or not len(rows) or rows.shape[1] != widths[name]:
-            return
-        empty = Moments(count=0, total=np.zeros(widths[name]), squares=np.zeros((widths[name], widths[name])))
-        moments = seen.setdefault(name, empty)
-        with np.errstate(over="ignore", invalid="ignore"):
-            moments.count += len(rows)
-            moments.total += rows.sum(0, dtype=np.float64)
-            moments.squares += rows.T @ rows
-
-    if samples.calibration:
-        choose.family(model).observe(model, batches(model, samples.calibration), visit)
-    for name, moments in seen.items():
-        check_inputs(name, moments.squares)
-    return seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,27 +43,32 @@ class Moments:
 
 
 def observe(model: Model, samples: Samples, layers: Sequence[Layer]) -> dict[str, Moments]:
-    """Moments of the inputs of these linear layers by weight, in one pass; layers that no text reaches are missing.
+    """Moments of the inputs of these layers by weight, in one pass; those that no text reaches, and convolutions that
+    read more than one place at a time, are missing.
 
     Memory is that of the sums, whatever the number of texts.
 
     Raises:
         UsageError: an input is NaN or infinite.
     """
-    wanted = {layer.weight for layer in layers}
+    widths = {
+        layer.weight: math.prod(model.tensors[layer.weight].shape) // model.tensors[layer.weight].shape[layer.axis]
+        for layer in layers
+    }
     seen: dict[str, Moments] = {}
 
     def visit(name: str, values: Array) -> None:
-        if name not in wanted or not len(values):
+        rows = values if values.ndim == 2 else np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
+        if name not in widths or not len(rows) or rows.shape[1] != widths[name]:
             return
         with np.errstate(over="ignore", invalid="ignore"):
-            total, squares = values.sum(0, dtype=np.float64), values.T @ values
+            total, squares = rows.sum(0, dtype=np.float64), rows.T @ rows
             if name in seen:
-                seen[name].count += len(values)
+                seen[name].count += len(rows)
                 seen[name].total += total
                 seen[name].squares += squares
             else:
-                seen[name] = Moments(count=len(values), total=total, squares=squares)
+                seen[name] = Moments(count=len(rows), total=total, squares=squares)
 
     plain = dataclasses.replace(model, activations={})
     choose.family(model).observe(plain, batches(model, samples.calibration), visit)
