@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from slimseek import artifact, choose, deploy, folder, inspect, integers, plugins, rebuild
 from slimseek.errors import ArtifactError, NoEffect, UsageError
+from slimseek.fingerprint import fingerprint
 from slimseek.methods.simplify._clusters import cluster, nearest
 from slimseek.methods.simplify._codebook import share
 from slimseek.schema import Array, Model, QuantizedTensor, QuantSpec, Samples
@@ -334,6 +335,16 @@ def test_shared_weights_are_not_trained_rounded_pruned_or_shared_again(original:
     for method, parameters in (("quantize.activations_int", {}), ("simplify.share", {"bits": 2})):
         with pytest.raises(NoEffect):
             plugins.load("methods", method)(**parameters).apply(model, SAMPLES)
+
+
+def test_a_model_with_another_code_book_is_another_teacher(original: Model) -> None:
+    model = shared(original)
+    name, tensor = next((name, one) for name, one in model.tensors.items() if isinstance(one, QuantizedTensor))
+    assert tensor.codebook is not None
+    other = dataclasses.replace(tensor, codebook=tensor.codebook * np.float32(2))
+    changed = dataclasses.replace(model, tensors=dict(model.tensors) | {name: other})
+    assert fingerprint(changed) != fingerprint(model)
+    assert fingerprint(dataclasses.replace(model)) == fingerprint(model)
 
 
 def test_a_cut_vocabulary_takes_rows_with_their_code_books(original: Model) -> None:

@@ -15,9 +15,9 @@ import pytest
 from slimseek import artifact, choose, compress, deploy, inspect, plugins
 from slimseek.errors import ArtifactError, NoEffect, UsageError
 from slimseek.evaluate import cosines
+from slimseek.fingerprint import fingerprint
 from slimseek.rebuild import rebuild
 from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, Samples
-from slimseek.teacher import fingerprint
 from small import CORPUS, KINDS, bare, many_texts, packaged, tiny_model
 
 BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]

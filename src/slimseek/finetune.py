@@ -14,10 +14,10 @@ import msgspec
 from slimseek import __version__, artifact, choose, data, evaluate, integers, plugins, tasks, timing
 from slimseek import folder as folders
 from slimseek.errors import NoEffect, UsageError
+from slimseek.fingerprint import fingerprint
 from slimseek.methods._training import trained
 from slimseek.progress import say, shown_on
 from slimseek.schema import Array, Batch, Change, Collection, Measurement, Model, QuantizedTensor, SearchSet, Value
-from slimseek.sensitivity import fingerprint
 from slimseek.tasks import Settings
 from slimseek.train import Judge, fit, moved
 

@@ -5,7 +5,6 @@ What was measured is kept in a file after every point, so that a killed run goes
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from slimseek import __version__, choose, data, evaluate, integers, plugins, timing
+from slimseek import __version__, choose, data, evaluate, plugins, timing
 from slimseek import folder as folders
 from slimseek.errors import UsageError
+from slimseek.fingerprint import fingerprint
 from slimseek.inputs.batches import spread
 from slimseek.progress import say, shown_on, track
-from slimseek.schema import Array, Change, Measurement, Model, SearchSet, Value
+from slimseek.schema import Array, Change, Measurement, SearchSet, Value
 
 FILE = "sensitivity.json"
 FORMAT_VERSION = 1
@@ -286,14 +286,3 @@ def _difference(had: Settings, wanted: Settings) -> str:
 
 def _plain(value: Any) -> str:
     return ", ".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
-
-
-def fingerprint(model: Model) -> str:
-    """The sha256 of what a model is: its specification, files and tensors by name."""
-    digest = hashlib.sha256(msgspec.json.encode(model.spec))
-    for name, content in sorted(model.files.items()):
-        digest.update(msgspec.json.encode((name, len(content))) + content)
-    for name, tensor in sorted(integers.dense(model).items()):
-        digest.update(msgspec.json.encode((name, str(tensor.dtype), tensor.shape)))
-        digest.update(np.ascontiguousarray(tensor).tobytes())
-    return digest.hexdigest()

@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from slimseek import choose, plugins
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
+from slimseek.fingerprint import fingerprint
 from slimseek.inputs.arrays import RANDOM
 from slimseek.progress import say, track
-from slimseek.schema import Array, Model, QuantizedTensor, Tensor
+from slimseek.schema import Array, Model
 
 PART = 1024
 """Items that are computed between two files: what a run that is killed loses at most."""
@@ -66,36 +66,6 @@ def vectors(teacher: Model, items: Sequence[str], folder: str = "") -> Array:
         found = _computed(_encoder(teacher), items, whole)
     shutil.rmtree(_parts(whole), ignore_errors=True)
     return found
-
-
-def fingerprint(model: Model) -> str:
-    """The sha256 of all that a model computes with: its spec, files, tensors, rounding, smoothing and ties."""
-    digest = hashlib.sha256()
-
-    def put(name: str, content: bytes) -> None:
-        digest.update(f"{name} {len(content)}\n".encode() + content)
-
-    put("spec", msgspec.json.encode(model.spec))
-    put("activations", msgspec.json.encode(dict(model.activations), order="deterministic"))
-    for name in sorted(model.files):
-        put(name, model.files[name])
-    for name in sorted(model.tensors):
-        _put(put, name, model.tensors[name])
-    for name in sorted(model.smoothing):
-        _put(put, f"smoothing {name}", model.smoothing[name])
-    if model.tied:
-        put("tied", msgspec.json.encode(dict(model.tied), order="deterministic"))
-    return digest.hexdigest()
-
-
-def _put(put: Callable[[str, bytes], None], name: str, tensor: Tensor) -> None:
-    if isinstance(tensor, QuantizedTensor):
-        put(name, msgspec.json.encode(tensor.spec))
-        arrays = [tensor.integers, tensor.scale, *([] if tensor.zero_point is None else [tensor.zero_point])]
-    else:
-        arrays = [tensor]
-    for array in arrays:
-        put(f"{name} {array.dtype.name} {array.shape}", np.ascontiguousarray(array).tobytes())
 
 
 def _key(teacher: Model, items: Sequence[str]) -> str:
