@@ -23,6 +23,8 @@ EXTRAS = {
     "altair": "report",
     "vl_convert": "report",
     "jinja2": "report",
+    "optuna": "budget",
+    "filelock": "budget",
 }
 
 
