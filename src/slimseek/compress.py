@@ -18,7 +18,7 @@ from slimseek.errors import NoEffect, SlimseekError, UsageError
 from slimseek.evaluate import Quality, compare, invariance, quality, quality_gate
 from slimseek.progress import say
 from slimseek.recipe import build
-from slimseek.schema import Change, GateResult, Model, Recipe, Samples, SearchSet, StepRecord
+from slimseek.schema import Change, GateResult, Model, Recipe, RecipeStep, Samples, SearchSet, StepRecord
 
 INVARIANCE_TEXTS = 32
 
@@ -64,7 +64,7 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
     """
     records: list[StepRecord] = []
     steps = [(step, build(step)) for step in recipe.steps]
-    _check_unquantized(model, recipe)
+    check_unquantized(model, recipe)
     if samples.original is None:
         samples = dataclasses.replace(samples, original=model)
     good = model
@@ -94,7 +94,27 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
     return Compressed(model=good, records=tuple(records), failed=waiting)
 
 
-def _check_unquantized(model: Model, recipe: Recipe) -> None:
+def take(model: Model, given: RecipeStep, samples: Samples) -> tuple[Model, StepRecord]:
+    """One step alone, recorded and not judged.
+
+    Args:
+        model: what it changes.
+        given: the step.
+        samples: with the original.
+
+    Raises:
+        UsageError: it refuses the model, or gives weights that are not finite; NoEffect where nothing would change.
+    """
+    step, start = build(given), time.perf_counter()
+    changed = step.apply(model, samples)
+    finite = _finite(changed)
+    if finite.status == "failed":
+        raise UsageError(f"{given.method}: {finite.detail}")
+    seconds = time.perf_counter() - start
+    return changed, _record(given.method, step, model, changed, seconds, None, (finite,))
+
+
+def check_unquantized(model: Model, recipe: Recipe) -> None:
     """Refuse steps that would quantize what others quantized before, which no step can read."""
     method = next((step.method for step in recipe.steps if step.method.startswith("quantize.")), None)
     marks = family(model).quantized_by(model) if method else ()

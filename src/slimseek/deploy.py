@@ -95,6 +95,17 @@ def write(
     model: Model, target: str, folder: Path, *, texts: Sequence[str] = (), threads: int, collection: str = ""
 ) -> Package:
     """Export into an existing empty folder, reopen in a fresh process, compare, write the manifest."""
+    package = export(model, target, folder, collection=collection)
+    reference = choose.encoder(model, "artifact", threads)
+    items = texts or examples(model.spec)
+    parity, gates = _verify(reference, folder, items, threads, rounded=bool(model.activations))
+    package = msgspec.structs.replace(package, parity=parity, gates=gates)
+    folders.write_json(folder / PACKAGE, package)
+    return package
+
+
+def export(model: Model, target: str, folder: Path, *, collection: str = "") -> Package:
+    """A package in an existing empty folder, which nothing has checked yet."""
     backend: Backend = plugins.load("backends", target)()
     say(f"export for {target}")
     backend.export(model, folder)
@@ -112,11 +123,6 @@ def write(
         collection=collection,
         files=folders.entries(folder, leave_out=PACKAGE),
     )
-    folders.write_json(folder / PACKAGE, package)
-    reference = choose.encoder(model, "artifact", threads)
-    items = texts or examples(model.spec)
-    parity, gates = _verify(reference, folder, items, threads, rounded=bool(model.activations))
-    package = msgspec.structs.replace(package, parity=parity, gates=gates)
     folders.write_json(folder / PACKAGE, package)
     return package
 

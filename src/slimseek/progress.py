@@ -54,3 +54,19 @@ def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.advance(task, done)
     say(f"{label}: {total:,} in {time.perf_counter() - start:.1f} s")
+
+
+@contextmanager
+def countdown(label: str, seconds: float) -> Iterator[Callable[[str, float], None]]:
+    """A bar over a time that is allowed; the block calls the yielded function with what is done now, in words, and the
+    seconds that are spent.
+    """
+    console = _console.get()
+    if console is None or not console.is_terminal:
+        yield lambda now, spent: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("of at most"),
+               TextColumn(f"{seconds / 60:.0f} min"), TextColumn("{task.fields[now]}"))  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=seconds, now="")
+        yield lambda now, spent: bar.update(task, completed=min(spent, seconds), now=now)

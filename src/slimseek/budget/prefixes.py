@@ -1,0 +1,99 @@
+"""Models after the first steps of recipes: trials that begin alike share the work, and trainings outlive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from slimseek import artifact, compress, recipe
+from slimseek import folder as folders
+from slimseek.errors import NoEffect
+from slimseek.schema import Model, Recipe, RecipeStep, Samples, StepRecord, Value
+
+KEPT_BYTES = 600_000_000
+RECORDS = "records.json"
+State = tuple[Model, tuple[StepRecord, ...]]
+
+
+class _Records(Value, frozen=True):
+    """What the steps did that led to a kept model."""
+
+    records: tuple[StepRecord, ...]
+
+
+class Prefixes:
+    """Runs recipes on one original, and keeps what their first steps gave.
+
+    In memory the models used last are kept, 600 MB in all; what was trained is kept on disk.
+    """
+
+    def __init__(self, original: Model, samples: Samples, folder: Path, seed: int) -> None:
+        self._samples = samples
+        self._folder = folder
+        self._seed = seed
+        self._original = original
+        self._kept: OrderedDict[str, State] = OrderedDict()
+
+    def run(self, wanted: Recipe) -> State:
+        """The model that a recipe makes, and what each step did; steps that find out that they are not needed are left
+        out.
+
+        Raises:
+            UsageError: a step refuses.
+        """
+        state = self._original, ()
+        for number, step in enumerate(wanted.steps, 1):
+            state = self._after(wanted.steps[:number], step, state)
+        if not state[1]:
+            raise NoEffect(f"{wanted.name}: no step changes anything")
+        return state
+
+    def _after(self, steps: Sequence[RecipeStep], step: RecipeStep, before: State) -> State:
+        key = hashlib.sha256(msgspec.json.encode((steps, self._seed))).hexdigest()
+        known = self._kept.get(key) or self._read(key)
+        if known is None:
+            known = self._taken(step, before, key)
+        self._keep(key, known)
+        return known
+
+    def _taken(self, step: RecipeStep, before: State, key: str) -> State:
+        built = recipe.build(step)
+        places = {"cache": str(self._folder / "teachers"), "checkpoint": str(self._folder / f"{key}.ckpt")}
+        own = {name: value for name, value in places.items() if name in built.__struct_fields__}
+        try:
+            model, record = compress.take(
+                before[0], RecipeStep(method=step.method, parameters=step.parameters | own), self._samples
+            )
+        except NoEffect:
+            if not built.as_needed:
+                raise
+            return before
+        record = msgspec.structs.replace(record, parameters=msgspec.to_builtins(built))
+        found = model, (*before[1], record)
+        if built.trains:
+            self._write(key, found)
+        return found
+
+    def _keep(self, key: str, state: State) -> None:
+        self._kept[key] = state
+        self._kept.move_to_end(key)
+        while (
+            len(self._kept) > 1 and sum(compress.weight_bytes(model) for model, _ in self._kept.values()) > KEPT_BYTES
+        ):
+            self._kept.popitem(last=False)
+
+    def _read(self, key: str) -> State | None:
+        place = self._folder / key
+        if not artifact.is_artifact(place):
+            return None
+        return artifact.read(place)[1], folders.read_json(place / RECORDS, _Records).records
+
+    def _write(self, key: str, state: State) -> None:
+        with folders.writing(self._folder / key) as place:
+            artifact.write(state[0], place)
+            folders.write_json(place / RECORDS, _Records(records=state[1]))
+        (self._folder / f"{key}.ckpt").unlink(missing_ok=True)
