@@ -17,6 +17,8 @@ from slimseek.schema import Comparison, Encode, FileEntry, GateResult, Model, Mo
 from slimseek.timing import default_threads
 
 PACKAGE = "package.json"
+SEARCHED = "artifact"
+"""Where a search under a budget has its artifact, in its folder, which can be named in its place."""
 PACKAGE_VERSION = 1
 REFERENCE_LENGTH = 128
 
@@ -226,7 +228,7 @@ def _path(source: str | Path) -> Path:
         raise UsageError(
             f"there is no model {str(source)!r}: neither a path nor one of the built-in {', '.join(BUILT_IN)}"
         )
-    return path
+    return path / SEARCHED if artifact.is_artifact(path / SEARCHED) else path
 
 
 def _built_in(name: str, built_in: BuiltIn) -> Path:

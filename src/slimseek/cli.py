@@ -7,14 +7,19 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
 
 from slimseek import __version__
-from slimseek.errors import SlimseekError, UsageError
+from slimseek.errors import BudgetUnmet, GateFailed, SlimseekError, UsageError
+
+if TYPE_CHECKING:
+    from slimseek.prove import Options
+    from slimseek.schema import Recipe
 
 app = typer.Typer(
     name="slimseek", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -125,35 +130,67 @@ def evaluate(
 @app.command()
 def compress(
     model: Model, data: Data, out: Out,
-    recipe: Annotated[str, typer.Option("--recipe", help="A shorthand (see slimseek recipe) or a YAML file.")] = "int8",
+    recipe: Annotated[str, typer.Option("--recipe", help="A shorthand (see slimseek recipe) or a YAML file.")] = "",
+    max_size: Annotated[str, typer.Option("--max-size", help="Of the package: 10MB, or 12% of the original's.")] = "",
+    max_latency: Annotated[str, typer.Option("--max-latency", help="Of a query, 95 of 100: 5ms, or 50%.")] = "",
+    max_memory: Annotated[str, typer.Option("--max-memory", help="Of a process that encodes: 200MB, or 50%.")] = "",
+    max_index: Annotated[str, typer.Option("--max-index", help="Of all documents' vectors: 20MB, or 25%.")] = "",
+    max_total: Annotated[str, typer.Option("--max-total", help="Of package and index together.")] = "",
+    max_loss: Annotated[str, typer.Option("--max-loss", help="Largest relative loss, such as 1%.")] = "",
+    time: Annotated[str, typer.Option("--time", help="That a search under a budget may take: 20m.")] = "10m",
+    trials: Annotated[int, typer.Option("--trials", min=0, help="Most trials; 0 for as many as time allows.")] = 0,
     student: Annotated[str, typer.Option("--student", metavar="MODEL", help="Smaller model to begin with.")] = "",
     target: Annotated[str, typer.Option("--target", "--for", help="Runtime that before and after run in.")] = "",
     metric: Annotated[str, typer.Option("--metric", help="Metric of the gate; by default the recipe's.")] = "",
-    max_loss: Annotated[str, typer.Option("--max-loss", help="Largest relative loss, such as 1%.")] = "",
     alternatives: Annotated[bool, typer.Option("--alternatives", help="Also measure other libraries.")] = False,
     threads: Threads = 0, seed: Seed = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Compress a model by a recipe, judge every step, and write an artifact with its report."""
+    """Compress a model by a recipe, or search for the recipe that a budget allows (--max-...), and prove the result."""
     from slimseek import recipe as recipes
-    from slimseek import show
-    from slimseek.errors import GateFailed
-    from slimseek.pipeline import compress as run_recipe
     from slimseek.prove import Options
 
+    options = Options(target=target, threads=threads, alternatives=alternatives, force=force, command=_command())
+    limits = {"size": max_size, "latency": max_latency, "memory": max_memory, "index": max_index, "total": max_total}
     with _Run(json, quiet) as run:
-        steps = recipes.with_options(recipes.load(recipe), metric=metric, max_loss=max_loss, student=student, seed=seed)
-        options = Options(
-            target=target or steps.targets[0],
-            threads=threads,
-            alternatives=alternatives,
-            force=force,
-            command=_command(),
-        )
-        found = run_recipe(model, data, steps, out, options)
-        run.answer(found, lambda console: show.comparison(found, console, out))
+        if any(limits.values()) or (max_loss and not recipe and not student):
+            if recipe or student:
+                raise UsageError("a recipe or a budget: leave out --recipe and --student, or the --max options")
+            _search(run, model, data, out, limits | {"loss": max_loss}, (time, trials, metric, seed), options)
+        else:
+            steps = recipes.with_options(
+                recipes.load(recipe or "int8"), metric=metric, max_loss=max_loss, student=student, seed=seed
+            )
+            _by_recipe(run, model, data, out, steps, options)
+
+
+def _by_recipe(run: _Run, model: str, data: str, out: Path, steps: Recipe, options: Options) -> None:
+    from slimseek import show
+    from slimseek.pipeline import compress as run_recipe
+
+    found = run_recipe(model, data, steps, out, replace(options, target=options.target or steps.targets[0]))
+    run.answer(found, lambda console: show.comparison(found, console, out))
     failed = next((gate for gate in found.gates if gate.status == "failed"), None)
     if failed is not None:
         raise GateFailed(f"the gate {failed.gate} failed: {failed.detail}; the last good model is in {out}")
+
+
+def _search(
+    run: _Run, model: str, data: str, out: Path, limits: dict[str, str], effort: tuple[str, int, str, int],
+    options: Options,
+) -> None:  # fmt: skip
+    from slimseek import show
+    from slimseek.budget.limits import Limits, seconds
+    from slimseek.budget.loop import Effort
+    from slimseek.within import compress_within
+
+    time, trials, metric, seed = effort
+    found = compress_within(
+        model, data, Limits(**limits), out, Effort(seconds=seconds(time), trials=trials),
+        replace(options, target=options.target or "onnxruntime"), metric=metric, seed=seed,
+    )  # fmt: skip
+    run.answer(found, lambda console: show.search(found, console, out))
+    if not found.met:
+        raise BudgetUnmet(f"the budget is not met: {found.unmet}; the nearest model is in {out / 'artifact'}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The loop: plans from rules, then from the sampler; each is tried, kept, and told to the sampler, until time is over."""
+"""The loop: plans from rules, then from the sampler; each is tried, kept and told to the sampler until time is over."""
 
 from __future__ import annotations
 

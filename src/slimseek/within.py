@@ -1,0 +1,166 @@
+"""A budget in, a proven model out: the search over recipes, the proof on the test queries, and what is written of it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import msgspec
+
+from slimseek import __version__, artifact, choose, data, deploy, integers, plugins, recipe, report, timing
+from slimseek import evaluate as measuring
+from slimseek import folder as folders
+from slimseek.budget import front, loop, store
+from slimseek.budget.bench import WHOLE_QUERIES, Bench, bench
+from slimseek.budget.limits import Limits
+from slimseek.budget.loop import Effort
+from slimseek.budget.proposals import Proposals
+from slimseek.compress import Compressed
+from slimseek.errors import UsageError
+from slimseek.fingerprint import fingerprint
+from slimseek.progress import say
+from slimseek.prove import Options, prove
+from slimseek.report import search as page
+from slimseek.schema import Collection, Comparison, Gates, Model
+from slimseek.trial import Budget, Found, Trial
+
+RESULT, PAGE, FRONT = "search.json", "search.html", "front"
+LIBRARIES = ("optuna", "filelock", "jinja2", "altair", "vl_convert")
+DISK_NEEDED = 4
+"""Packages, students and the teacher's vectors take at most so many times the original's bytes."""
+
+
+def compress_within(
+    source: str | Path, collection: str | Path, limits: Limits, out: str | Path, effort: Effort | None = None,
+    options: Options | None = None, *, metric: str = "", seed: int = 0,
+) -> Found:  # fmt: skip
+    """The best model that a budget allows: recipes are tried on development queries, the best is proven on the test's.
+
+    Each trial is kept as it ends, so that a run that was killed goes on, and one with other limits or more time begins
+    with what is known. ``out`` holds the trials, ``artifact``, ``search.json``, ``search.html`` and in ``front`` the
+    recipe of each point of the front.
+
+    Args:
+        source: the MODEL, of floats.
+        collection: to judge by.
+        limits: what is asked.
+        out: the folder of the search.
+        effort: how long.
+        options: how to measure; its ``force`` begins anew where another model or collection was searched.
+        metric: whose loss counts; by default nDCG@10, or accuracy where items are labelled.
+        seed: of every random choice.
+
+    Returns:
+        All that was found. Where the budget was not met, the nearest model is what was written, and ``unmet`` says by
+        how much.
+
+    Raises:
+        UsageError: anything wrong with the arguments, a budget that no model can meet, or too little room on the disk.
+    """
+    effort, options, start = effort or Effort(), options or Options(), time.perf_counter()
+    for library in LIBRARIES:
+        plugins.require(library)
+    deploy.check_target(options.target)
+    threads, out = options.threads or timing.default_threads(), Path(out)
+    original, found = choose.model(source), data.load(str(collection))
+    _check(original, out)
+    metric = metric or (measuring.ACCURACY if found.labelled else Gates().metric)
+    measuring.metric(metric)
+    say(data.split(found).notice)
+    run = _run(original, found, metric, options, threads, seed)
+    with store.opened(out, run, force=options.force) as opened:
+        measured = bench(original, found, opened, target=options.target, metric=metric, threads=threads, seed=seed,
+                         memory=bool(limits.memory))  # fmt: skip
+        budget = limits.absolute(measured.baseline.figures, metric=metric, target=options.target)
+        proposals = Proposals(original, measured, budget, seed)
+        _check_reachable(budget, *proposals.smallest)
+        spent = time.perf_counter() - start
+        left = msgspec.structs.replace(effort, seconds=max(0.0, effort.seconds - spent))
+        trials = loop.run(measured, budget, opened, left, proposals)
+        number, _ = front.choose(trials, budget)
+        comparison = _written(source, original, found, trials[number], measured, budget, out, options)
+        result = _found(choose.name_of(source), found, budget, trials, comparison, options)
+        _write_recipes(result, out / FRONT)
+        folders.write_atomically(out / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=1))
+        page.write(result, out / PAGE)
+    return result
+
+
+def _check(original: Model, out: Path) -> None:
+    """Refuse what cannot be compressed, and a disk that is too full for it."""
+    integers.check_finite(original, "compressed")
+    marks = choose.family(original).quantized_by(original)
+    if marks:
+        raise UsageError(f"the model is quantized already ({', '.join(marks)}); give the float model it was made from")
+    place = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    needed = DISK_NEEDED * sum(integers.stored_bytes(tensor) for tensor in original.tensors.values())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UsageError(f"{place} has {free / 1e6:,.0f} MB free, and a search of this model may take "
+                         f"{needed / 1e6:,.0f} MB; make room, or choose another --out")  # fmt: skip
+
+
+def _check_reachable(budget: Budget, smallest: int, plan: str) -> None:
+    """Refuse a size that nothing reaches, before the first trial."""
+    if budget.size is not None and budget.size < smallest:
+        raise UsageError(f"--max-size is {budget.size / 1e6:.2f} MB; the smallest that can be reached is about "
+                         f"{smallest / 1e6:.2f} MB ({plan})")  # fmt: skip
+
+
+def _run(
+    original: Model, collection: Collection, metric: str, options: Options, threads: int, seed: int
+) -> store.Run:  # fmt: skip
+    return store.Run(
+        format_version=store.FORMAT_VERSION, made_with=__version__, model_sha256=fingerprint(original),
+        collection_sha256=data.fingerprint(collection), metric=metric, target=options.target, keep_index=False,
+        cpu=timing.environment(threads).cpu, threads=threads, seed=seed,
+    )  # fmt: skip
+
+
+def _written(
+    source: str | Path, original: Model, collection: Collection, trial: Trial, measured: Bench, budget: Budget,
+    out: Path, options: Options,
+) -> Comparison:  # fmt: skip
+    """The chosen model as an artifact with its proof on the test queries."""
+    model, records = measured.prefixes.run(trial.plan.recipe) if trial.number else (original, ())
+    gates = Gates(metric=budget.metric, max_loss=Gates().max_loss if budget.max_loss is None else budget.max_loss)
+    steps = msgspec.structs.replace(trial.plan.recipe, gates=gates, targets=(options.target,), name=trial.plan.name)
+    test = data.search_set(collection, data.split(collection).test, "test")
+    made = Compressed(model=model, records=records, failed=None)
+    say(f"proof of trial {trial.number} on the test queries: {trial.plan.name}")
+    comparison = prove(choose.name_of(source), original, made, test, steps, measured.threads, options)
+    place = out / choose.SEARCHED
+    with folders.writing(place, force=place.exists()) as folder:
+        artifact.write(model, folder, recipe=steps, comparison=comparison, collection=collection.path,
+                       versions=timing.versions(timing.LIBRARIES))  # fmt: skip
+        report.write(comparison, folder / "report.html")
+    return comparison
+
+
+def _found(
+    source: str, collection: Collection, budget: Budget, trials: list[Trial], comparison: Comparison, options: Options
+) -> Found:  # fmt: skip
+    number, met = front.choose(trials, budget)
+    unmet = front.unmet(trials[number], budget)
+    failed = next((gate for gate in comparison.gates if gate.status == "failed" and gate.gate != "smaller"), None)
+    if met and failed is not None:
+        met, unmet = False, f"on the test queries the gate {failed.gate} failed: {failed.detail}"
+    return Found(
+        source=source, collection=collection.name, budget=budget, trials=tuple(trials), front=front.front(trials),
+        chosen=number, met=met, unmet=unmet, test=comparison, command=options.command,
+        environment=comparison.original.environment, seconds=sum(trial.seconds for trial in trials),
+        notes=(
+            f"Trials were measured on at most {WHOLE_QUERIES} development queries, in {options.target}; the test "
+            f"queries were asked once, by the trial that was chosen.",
+        ),
+    )  # fmt: skip
+
+
+def _write_recipes(found: Found, folder: Path) -> None:
+    """The recipe of each point of the front, to be run again by ``--recipe``."""
+    with folders.writing(folder, force=True) as place:
+        for number in found.front:
+            steps = found.trials[number].plan.recipe
+            if steps.steps:
+                (place / f"{number:04d}.yaml").write_text(recipe.dump(steps), "utf-8")
