@@ -6,8 +6,8 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec

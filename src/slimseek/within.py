@@ -1,4 +1,4 @@
-"""A budget in, a proven model out: the search over recipes, the proof on the test queries, and what is written of it."""
+"""A budget in, a proven model out: the search over recipes, the proof on test queries, and what is written of it."""
 
 from __future__ import annotations
 
