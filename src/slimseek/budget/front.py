@@ -233,7 +233,7 @@ def _loss(trial: Trial, most: float) -> Limit:
         return Limit(name="loss", said=f"loss not measured, of at most {_percent(most)}", excess=math.inf)
     proven = -change.lower_bound
     loss = f"loss {_percent(-change.relative)}" if change.relative < 0 else "no loss measured"
-    said = f"{loss}, proven to be at most {_percent_up(max(proven, 0.0), 2)} with n = {change.n:,}, of at most "
+    said = f"{loss}, proven to be at most {_percent_up(max(proven, 0.0) - 1e-9, 2)} with n = {change.n:,}, of at most "
     flag = f"{_FLAGS['loss']} {_percent_up(max(proven, 0.0), 1).replace(' ', '')}" if proven <= LARGEST_LOSS else ""
     return Limit(
         name="loss", said=said + _percent(most), excess=(proven - most) / max(most, SMALLEST_LOSS), flag=flag,
@@ -249,7 +249,7 @@ def _queries(change: Change, most: float) -> int | None:
     needed = change.n * ((change.relative - change.lower_bound) / margin) ** 2
     if needed > 1e9:
         return None
-    step = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    step: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
     return math.ceil(needed / step) * step
 
 
