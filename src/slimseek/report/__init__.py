@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,7 @@ def _filters() -> dict[str, Any]:
     return {name: getattr(_format, name) for name in shared} | {
         "bounds": _format.bounds,
         "signed_interval": _format.signed_interval,
-        "unbroken": _unbroken,
+        "unbroken": _format.unbroken,
         "query": lambda text: _shortened(text, _LONGEST_QUERY),
         "title_of": lambda text: _shortened(text, _LONGEST_TITLE),
         "moves": _moves,
@@ -172,12 +171,6 @@ def _environments(comparison: Comparison) -> list[Report]:
     """The reports whose machine or versions differ from those before them, each machine once."""
     reports = (comparison.compressed, comparison.original, *comparison.alternatives)
     return [r for i, r in enumerate(reports) if r.environment not in [before.environment for before in reports[:i]]]
-
-
-def _unbroken(text: str) -> str:
-    """Keep a number with its unit, and both sides of an arrow, on one line."""
-    text = re.sub(r"(?<=[\d.]) (?=(%|[kMG]?B|m?s|µs|min|h|times|[MG])\b|%)", "\N{NO-BREAK SPACE}", text)
-    return re.sub(r" (=|→) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
 
 
 def _shortened(text: str, length: int) -> str:

@@ -34,7 +34,7 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
     drawn = {
         "quality-size": _scatter(comparison, "size", "Quality against size"),
         "quality-latency": _scatter(comparison, "latency_p50", "Quality against latency"),
-        "steps": _steps(comparison),
+        "steps": steps(comparison.records),
         "parts": _parts(comparison),
         "queries": _queries(comparison),
         "metrics": _metrics(comparison),
@@ -45,9 +45,10 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
 # ---------------------------------------------------------------- what each step saved and cost
 
 
-def _steps(comparison: Comparison) -> Figure | None:
-    """Bytes from the original through each step to the result, and beside them the share of quality that is left."""
-    records = comparison.records
+def steps(records: Sequence[StepRecord]) -> Figure | None:
+    """Bytes from the original through each step to the result, and beside them the share of quality that is left;
+    ``None`` where there are no steps.
+    """
     if not records:
         return None
     with_quality = any(_sound(record.quality) for record in records)
@@ -62,7 +63,7 @@ def _steps(comparison: Comparison) -> Figure | None:
     _row(drawing, len(records) + 1, ("result", _format.size(last)), right, bold=True)
     drawing.bar(0, last * scale, 44 * (len(records) + 1) + 19, 15, fill=COMPRESSED)
     if with_quality:
-        _quality_beside(drawing, comparison, left=284.0)
+        _quality_beside(drawing, records, left=284.0)
     title = "Bytes saved by each step" + (", and quality after it" if with_quality else "")
     said = [f"{r.step} {_saved(r)}{_and_kept(r.quality)}" for r in records]
     description = "; ".join([f"original {_format.size(first)}", *said, f"result {_format.size(last)}"])
@@ -106,9 +107,9 @@ def _sound(change: Change | None) -> bool:
     return change is not None and all(map(math.isfinite, (change.relative, *change.interval)))
 
 
-def _quality_beside(drawing: _Drawing, comparison: Comparison, left: float) -> None:
+def _quality_beside(drawing: _Drawing, records: Sequence[StepRecord], left: float) -> None:
     """The share of the original's quality after each step, with its interval, on one scale for all steps."""
-    measured = [(row, r.quality) for row, r in enumerate(comparison.records, 1) if r.quality and _sound(r.quality)]
+    measured = [(row, r.quality) for row, r in enumerate(records, 1) if r.quality and _sound(r.quality)]
     x = _share_scale([change for _, change in measured], left, drawing.width - 6)
     label = f"{_format.metric_label(measured[0][1].metric)} kept"
     drawing.text(left - 6, -16, _cut(label, 18), colour=SOFT)

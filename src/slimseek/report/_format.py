@@ -6,6 +6,7 @@ Sizes are decimal (1 MB = 10^6 bytes); a figure that is absent or not finite is 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -170,6 +171,12 @@ def signed_interval(ends: tuple[float, float]) -> str:
 def arrow(before: str, after: str) -> str:
     """Before and after, the unit said once where it is the same: "90.9 → 9.6 MB"."""
     return _once(before, after, " → ")
+
+
+def unbroken(text: str) -> str:
+    """A text in which a number keeps to its unit, and an arrow to both sides, on one line."""
+    text = re.sub(r"(?<=[\d.]) (?=(%|[kMG]?B|m?s|µs|min|h|times|[MG])\b|%)", "\N{NO-BREAK SPACE}", text)
+    return re.sub(r" (=|→) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
 
 
 def _once(first: str, second: str, between: str) -> str:

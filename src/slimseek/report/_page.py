@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import resources
 from typing import Any
 
 from slimseek import plugins
+
+
+def source(name: str) -> str:
+    """The text of a file of the folder, as it is."""
+    return (resources.files("slimseek") / "report" / name).read_text("utf-8")
 
 
 def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Any:

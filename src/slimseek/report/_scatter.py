@@ -158,13 +158,19 @@ Place = tuple[float, float, str, Box]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Placed:
-    """A point in the picture; ``ends`` are those of its whisker, or nothing."""
+class _Spot:
+    """A place in the picture; ``ends`` are those of its whisker, or nothing."""
 
-    point: _Point
     x: float
     y: float
     ends: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Placed(_Spot):
+    """A point in the picture."""
+
+    point: _Point
 
 
 def _label_points(drawing: _Drawing, placed: Sequence[_Placed]) -> tuple[tuple[str, str], ...]:
@@ -185,14 +191,14 @@ def _label_points(drawing: _Drawing, placed: Sequence[_Placed]) -> tuple[tuple[s
     return tuple(key)
 
 
-def _free(drawing: _Drawing, at: _Placed, width: float, taken: Sequence[Box]) -> Place | None:
+def _free(drawing: _Drawing, at: _Spot, width: float, taken: Sequence[Box]) -> Place | None:
     for place in _places(at, width):
         if _inside(place[3], drawing) and not any(_overlap(place[3], box) for box in taken):
             return place
     return None
 
 
-def _places(at: _Placed, width: float) -> list[Place]:
+def _places(at: _Spot, width: float) -> list[Place]:
     """Right, left, higher and lower on both sides, and then above and below the whisker's ends."""
     ends = at.ends or (at.y,)
     beside = [(at.x + side * 10, at.y + up, side) for up in (0, -13, 13, -24, 24) for side in (1, -1)]

@@ -1,0 +1,194 @@
+"""Trials as people read them: a row of figures each, the same on the page and in the terminal."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from slimseek import recipe as recipes
+from slimseek.budget import attribution, front
+from slimseek.report import _format
+from slimseek.trial import Found, Trial
+
+Role = Literal["original", "chosen", "front", "beaten", "ended"]
+
+SAID = {"original": "original", "chosen": "chosen", "front": "on the front", "beaten": "beaten", "ended": "ended early"}
+COSTS = {
+    "size": ("Size", _format.size), "latency_p95": ("Latency p95", _format.milliseconds),
+    "index_size": ("Index", _format.size), "memory": ("Peak memory", _format.size),
+}  # fmt: skip
+"""Label and way of writing of each cost that trials are compared by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A trial in a table and as a point.
+
+    Attributes:
+        trial: whose it is.
+        name: in words.
+        role: ``chosen`` and ``original`` go before ``front``; ``ended``: not measured to the end.
+        said: the same in words, with the reason where it ended early.
+        kinds: methods of its steps, and how the index keeps vectors where that is not float32; each once.
+        costs: figures of the costs shown, in the order of :func:`costs`.
+        known: the same as numbers, and the share of quality ``kept``; what was not measured is left out.
+        kept: share of quality that is left, with its interval as the small print.
+        recipe: YAML that makes it again; ``""`` for one without steps.
+        file: name for the recipe's file.
+        command: that runs the recipe.
+        saved: what each step saved and cost, in words.
+    """
+
+    trial: Trial
+    name: str
+    role: Role
+    said: str
+    kinds: tuple[str, ...]
+    costs: tuple[str, ...]
+    known: dict[str, float]
+    kept: _format.Cell
+    recipe: str
+    file: str
+    command: str
+    saved: tuple[str, ...]
+
+
+def costs(found: Found) -> tuple[str, ...]:
+    """Names of the costs to show: those that were measured, an index size only where trials differ in it."""
+    values = {name: [value(trial, name) for trial in found.trials] for name in COSTS}
+    known = {name: {value for value in given if math.isfinite(value)} for name, given in values.items()}
+    return tuple(name for name, given in known.items() if len(given) > (1 if name == "index_size" else 0))
+
+
+def value(trial: Trial, cost: str) -> float:
+    """A cost as a number; NaN where it was not measured."""
+    figure = getattr(trial.figures, cost)
+    return math.nan if figure is None else float(figure)
+
+
+def rows(found: Found) -> tuple[Row, ...]:
+    """Every trial, the smallest first; those whose size is not known come last."""
+    shown = costs(found)
+    ordered = sorted(found.trials, key=lambda trial: (trial.figures.size or math.inf, trial.number))
+    return tuple(_row(found, trial, shown) for trial in ordered)
+
+
+def name_of(found: Found, trial: Trial) -> str:
+    """What a trial is called: the original's own name, or what its plan does."""
+    return found.source if trial.number == 0 else trial.plan.name or f"trial {trial.number}"
+
+
+def thinned(shown: Sequence[Row], most: int = 10) -> tuple[Row, ...]:
+    """At most so many rows of the front: the original, the chosen one, both ends, and of the rest evenly."""
+    marked = [row for row in shown if row.role in ("original", "chosen")]
+    others = [row for row in shown if row.role == "front"]
+    free = max(0, most - len(marked))
+    if len(others) > free:
+        places = [round(i * (len(others) - 1) / max(1, free - 1)) for i in range(free)]
+        others = [others[place] for place in places]
+    picked = {row.trial.number for row in [*marked, *others]}
+    return tuple(row for row in shown if row.trial.number in picked)
+
+
+def kept(trial: Trial) -> _format.Cell:
+    """The share of quality that is left, with its interval, and n where it is not of all development queries."""
+    if trial.number == 0:
+        return _format.Cell(text="100 %")
+    change = trial.change
+    if change is None or not math.isfinite(change.relative):
+        return _format.Cell(text=_format.DASH)
+    detail = _format.kept_interval(change) if all(map(math.isfinite, change.interval)) else ""
+    if trial.reached != "whole":
+        detail = f"{detail}, n = {change.n:,}" if detail else f"n = {change.n:,}"
+    return _format.Cell(text=_format.percent(1 + change.relative), detail=detail)
+
+
+def _row(found: Found, trial: Trial, shown: Sequence[str]) -> Row:
+    role = _role(found, trial)
+    methods = [step.method for step in trial.plan.recipe.steps]
+    index = [] if trial.plan.precision == "f32" else [f"index {trial.plan.precision}"]
+    figures = [_cost(trial, name) for name in shown]
+    file = f"trial-{trial.number}.yaml"
+    numbers = {name: value(trial, name) for name in shown} | {"kept": 1 + front.quality(trial)}
+    has_steps = bool(methods)
+    return Row(
+        trial=trial, name=name_of(found, trial), role=role, said=_said(found, trial, role),
+        kinds=tuple(dict.fromkeys([*methods, *index])), costs=tuple(figures), kept=kept(trial),
+        known={name: number for name, number in numbers.items() if math.isfinite(number)},
+        recipe=recipes.dump(trial.plan.recipe) if has_steps else "", file=file,
+        command=_command(found, trial, file) if has_steps else "", saved=_saved(found, trial),
+    )  # fmt: skip
+
+
+def _role(found: Found, trial: Trial) -> Role:
+    if trial.number == found.chosen:
+        return "chosen"
+    if trial.number == 0:
+        return "original"
+    if trial.number in found.front:
+        return "front"
+    return "beaten" if front.measured(trial) else "ended"
+
+
+def _said(found: Found, trial: Trial, role: Role) -> str:
+    if role == "ended" and trial.ended:
+        return trial.ended
+    more = ", the original" if trial.number == 0 and role == "chosen" else ""
+    return SAID[role] + more
+
+
+def _cost(trial: Trial, name: str) -> str:
+    figure = value(trial, name)
+    if not math.isfinite(figure):
+        return _format.DASH
+    predicted = " predicted" if name == "size" and trial.reached == "size" else ""
+    return COSTS[name][1](figure) + predicted
+
+
+def _command(found: Found, trial: Trial, file: str) -> str:
+    """The commands that make a trial again: the model, and the index where it keeps vectors otherwise."""
+    model, data = _given(found)
+    out = file.removesuffix(".yaml")
+    command = shlex.join(["slimseek", "compress", model, "--data", data, "--recipe", file, "--out", out])
+    if trial.plan.precision == "f32":
+        return command
+    index = ["slimseek", "index", out, "--data", data, "--precision", trial.plan.precision, "--out", f"{out}-index"]
+    return f"{command}\n{shlex.join(index)}"
+
+
+def _given(found: Found) -> tuple[str, str]:
+    """Model and collection as the command of the search names them, else by their names."""
+    try:
+        words = shlex.split(found.command)
+    except ValueError:
+        words = []
+    model = words[2] if len(words) > 2 and not words[2].startswith("-") else found.source
+    data = words[words.index("--data") + 1] if "--data" in words[:-1] else found.collection
+    return model, data
+
+
+def _saved(found: Found, trial: Trial) -> tuple[str, ...]:
+    if not trial.records:
+        return ()
+    original = next((other for other in found.trials if other.number == 0), trial)
+    return tuple(saved_in_words(row) for row in attribution.attribution(trial, original, found.trials))
+
+
+def saved_in_words(row: attribution.Saved) -> str:
+    """A step with what it saved and cost: "prune.layers: −21.9 MB, −3.10 ms, quality −0.4 %"."""
+    said = [] if row.step == attribution.REST and not row.bytes else [difference(-row.bytes, _format.size)]
+    if row.milliseconds is not None:
+        said.append(difference(-row.milliseconds, _format.milliseconds))
+    if row.quality is not None:
+        said.append(f"quality {_format.percent(row.quality, signed=True)}")
+    return f"{row.step}: {', '.join(said)}"
+
+
+def difference(number: float, show: object) -> str:
+    """A difference with its sign."""
+    assert callable(show)
+    text = str(show(number))
+    return f"+{text}" if number > 0 else text

@@ -1,0 +1,168 @@
+"""The page of a search under a budget: what was found in one sentence, the front, every trial, what each step saved.
+
+The page is whole without scripts; a small script of its own adds what a pointer or a finger shows, and filters.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from slimseek import plugins
+from slimseek.budget import attribution, front
+from slimseek.folder import write_atomically
+from slimseek.report import _format, _trials
+from slimseek.report._page import source, template
+from slimseek.schema import Comparison
+from slimseek.trial import Budget, Found, Trial
+
+FOUND = "search.json"
+PAGE = "search.html"
+SCRIPT = "search.js.j2"
+MOST_EFFECTS = 12
+
+
+def asked(budget: Budget) -> str:
+    """The budget in words: "at most 8.0 MB, 5.00 ms (p95) and a loss of nDCG@10 of 1 %"."""
+    sizes = {"": budget.size, " of memory": budget.memory, " of index": budget.index_size,
+             " of package and index": budget.total}  # fmt: skip
+    said = [f"{_format.size(most)}{of}" for of, most in sizes.items() if most is not None]
+    if budget.latency_p95 is not None:
+        said.append(f"{_format.milliseconds(budget.latency_p95)} (p95)")
+    if budget.max_loss is not None:
+        loss = _format.percent(budget.max_loss, trim=True)
+        said.append(f"a loss of {_format.metric_label(budget.metric)} of {loss}")
+    listed = " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
+    return f"at most {listed}" if listed else "no limit"
+
+
+def verdict(found: Found) -> str:
+    """What was asked and what was found, in two sentences; a third where the budget is not kept."""
+    trial = chosen(found)
+    head = f"{found.source}, asked for {asked(found.budget)}: {'met' if found.met else 'not met'}. "
+    said = "; ".join(part for part in (_size(found, trial), _speed(found, trial), _quality(found, trial)) if part)
+    name = _trials.name_of(found, trial) if trial.number else "the original as it is"
+    start = "" if found.met else "Nearest: "
+    end = "" if found.met or not found.unmet else f". {found.unmet[:1].upper()}{found.unmet[1:]}"
+    return f"{head}{start}{name}{': ' if said else ''}{said}{end}"
+
+
+def chosen(found: Found) -> Trial:
+    """The trial that was written."""
+    return next(trial for trial in found.trials if trial.number == found.chosen)
+
+
+def original(found: Found) -> Trial:
+    """The trial of the original: the first."""
+    return found.trials[0]
+
+
+def render(found: Found) -> str:
+    """The page as HTML: nothing is loaded from outside, and no script runs but the page's own.
+
+    Args:
+        found: the search; what it lacks is left out of the page.
+
+    Returns:
+        The whole document.
+
+    Raises:
+        MissingExtra: jinja2, altair or vl-convert is not installed.
+    """
+    page_of = template("search.html.j2", _filters())
+    charts, drawn = (plugins.require(f"slimseek.report.{name}") for name in ("_charts", "_front"))
+    rows, trial, script = _trials.rows(found), chosen(found), source(SCRIPT)
+    effects = attribution.effects(found.trials)
+    page: str = page_of.render(
+        f=found, verdict=verdict(found), limits=front.limits(trial, found.budget), chosen=trial,
+        chosen_name=_trials.name_of(found, trial), plots=drawn.plots(found, rows), rows=rows,
+        on_front=[row for row in rows if row.trial.number in found.front or row.role in ("chosen", "original")],
+        off_front=[row for row in rows if row.role in ("beaten", "ended")],
+        names=_trials.costs(found), costs=[_trials.COSTS[cost][0] for cost in _trials.costs(found)],
+        kinds=sorted({kind for row in rows for kind in row.kinds}), metric=_format.metric_label(found.budget.metric),
+        steps=charts.steps(trial.records), saved=attribution.attribution(trial, original(found), found.trials),
+        effects={kind: [effect for effect in effects if effect.kind == kind] for kind in ("choice", "step", "order")},
+        most=MOST_EFFECTS, test_rows=_format.rows(found.test) if found.test else [], test=_on_test(found.test),
+        script=script, digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )  # fmt: skip
+    return page
+
+
+def write(found: Found, path: Path) -> None:
+    """Write the page to ``path``, whole or not at all.
+
+    Args:
+        found: the search.
+        path: the file to make or replace.
+
+    Raises:
+        MissingExtra: jinja2, altair or vl-convert is not installed.
+        UsageError: the file cannot be written.
+    """
+    write_atomically(path, render(found).encode("utf-8", errors="replace"))
+
+
+# ---------------------------------------------------------------- clauses
+
+
+def _size(found: Found, trial: Trial) -> str:
+    before, after = original(found).figures.size, trial.figures.size
+    if before is None or after is None or trial.number == 0:
+        return "" if after is None else _format.size(after)
+    return f"{_format.arrow(_format.size(before), _format.size(after))}, {_format.in_words('size', before / after)}"
+
+
+def _speed(found: Found, trial: Trial) -> str:
+    before, after = original(found).figures.latency_p95, trial.figures.latency_p95
+    if not before or not after or trial.number == 0:
+        return ""
+    return _format.in_words("latency", before / after)
+
+
+def _quality(found: Found, trial: Trial) -> str:
+    label, change = _format.metric_label(found.budget.metric), trial.change
+    cell = _trials.kept(trial)
+    if trial.number == 0 or change is None:
+        return ""
+    between = f", interval {cell.detail}" if cell.detail else ""
+    return f"{label} {cell.text} kept{between}, n = {change.n:,} development queries"
+
+
+def _on_test(test: Comparison | None) -> str:
+    change = _format.main_change(test) if test else None
+    if change is None:
+        return ""
+    label = _format.metric_label(change.metric)
+    return f"{label} {_format.kept(change)}, interval {_format.kept_interval(change)}, n = {change.n:,}"
+
+
+def _filters() -> dict[str, Any]:
+    shared = ("size", "seconds", "count", "percent", "milliseconds")
+    return {name: getattr(_format, name) for name in shared} | {
+        "unbroken": _format.unbroken,
+        "difference": lambda number, how: _trials.difference(number, getattr(_format, how)),
+        "spread": _spread,
+        "base64": lambda text: base64.b64encode(text.encode("utf-8", errors="replace")).decode(),
+        "ends": lambda dot: f"M{dot.x} {dot.ends[0]}V{dot.ends[1]}" if dot.ends else "",
+        "pairs": _pairs,
+    }
+
+
+def _spread(found: attribution.Spread | None, how: str) -> _format.Cell:
+    """The mean of some differences, and in small print their ends where there is more than one value."""
+    if found is None:
+        return _format.Cell(text=_format.DASH)
+    signed = {
+        "size": lambda number: _trials.difference(number, _format.size),
+        "milliseconds": lambda number: _trials.difference(number, _format.milliseconds),
+        "percent": lambda share: _format.percent(share, signed=True),
+    }[how]
+    detail = f"{signed(found.low)} to {signed(found.high)}" if found.low != found.high else ""
+    return _format.Cell(text=signed(found.mean), detail=detail)
+
+
+def _pairs(found: attribution.Effect, most: int = 3) -> str:
+    shown = ", ".join(f"{one} and {two}" for one, two in found.pairs[:most])
+    return shown + (f", and {len(found.pairs) - most} more" if len(found.pairs) > most else "")
