@@ -10,7 +10,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -18,11 +18,13 @@ import numpy as np
 
 from slimseek import choose, data, deploy, evaluate, timing
 from slimseek import folder as folders
+from slimseek.budget import joint
 from slimseek.budget.prefixes import Prefixes
 from slimseek.budget.store import Store
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, SlimseekError
-from slimseek.schema import Collection, Measurement, Model, Precision, Recipe, SearchSet, Value
+from slimseek.evaluate import Quality
+from slimseek.schema import Array, Collection, Measurement, Model, Recipe, SearchSet, StepRecord, Value
 from slimseek.trial import Budget, Figures, Plan, Reached, Trial
 
 PART_QUERIES, PART_DOCUMENTS = 100, 150
@@ -49,11 +51,22 @@ class Baseline(Value, frozen=True):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class _Measured:
+    """What a recipe's package gave on all queries, for plans that differ in the precision of the index alone."""
+
+    records: tuple[StepRecord, ...]
+    figures: Figures
+    dim: int
+    found: Quality
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Bench:
     """What all trials of a search are measured with.
 
     Attributes:
         sets: the development queries: ``part`` of them, and the ``whole``.
+        kept: vectors that the original gave the documents of each, where the index is kept; else none.
         baseline: the original there.
         encoder: the original's package, for times in turns.
         prefixes: runs recipes.
@@ -63,9 +76,11 @@ class Bench:
         metric: that decides.
         threads: of the runtime.
         seed: of the trials.
+        measured: what packages gave, by the steps of their recipes.
     """
 
     sets: Mapping[Reached, SearchSet]
+    kept: Mapping[Reached, Array]
     baseline: Baseline
     encoder: Encoder
     prefixes: Prefixes
@@ -75,6 +90,7 @@ class Bench:
     metric: str
     threads: int
     seed: int
+    measured: dict[bytes, _Measured] = field(default_factory=dict)
 
     @property
     def seconds_of_proof(self) -> float:
@@ -99,11 +115,15 @@ class Bench:
         """
         start = time.perf_counter()
         trial = Trial(number=number, plan=plan, reached="size", figures=Figures(), seed=self.seed)
+        known = self.measured.get(msgspec.json.encode(plan.recipe.steps))
         try:
-            model, records = self.prefixes.run(plan.recipe)
-            with tempfile.TemporaryDirectory() as place:
+            if known is not None:
+                trial = self._at_precision(trial, known, budget)
+            else:
+                model, records = self.prefixes.run(plan.recipe)
                 trial = msgspec.structs.replace(trial, records=records)
-                trial = self._measured(trial, model, Path(place), promising, budget)
+                with tempfile.TemporaryDirectory() as place:
+                    trial = self._measured(trial, model, Path(place), promising, budget)
         except SlimseekError as error:  # a step that refuses, vectors that are not finite: the plan, not the search
             trial = msgspec.structs.replace(trial, ended=str(error))
         return msgspec.structs.replace(trial, seconds=time.perf_counter() - start)
@@ -113,15 +133,38 @@ class Bench:
     ) -> Trial:
         deploy.export(model, self.target, place)
         package = choose.choose(place, self.threads)
-        figures = Figures(size=sum(package.shipped.values()),
-                          index_size=index_size(self.documents, model.spec.dim, trial.plan.precision))  # fmt: skip
-        trial = self._scored(msgspec.structs.replace(trial, figures=figures), package, "part", budget)
-        trial = msgspec.structs.replace(trial, figures=self._timed(figures, package, place, budget))
+        figures = self._sized(Figures(size=sum(package.shipped.values())), trial.plan, model.spec.dim)
+        part = self._quality(package, "part", trial.plan)
+        trial = self._scored(msgspec.structs.replace(trial, figures=figures), "part", part, budget)
+        figures = self._timed(figures, package, place, budget)
+        trial = msgspec.structs.replace(trial, figures=figures)
         why = promising(trial)
-        return msgspec.structs.replace(trial, ended=why) if why else self._scored(trial, package, "whole", budget)
+        if why:
+            return msgspec.structs.replace(trial, ended=why)
+        whole = self._quality(package, "whole", trial.plan)
+        self.measured[msgspec.json.encode(trial.plan.recipe.steps)] = _Measured(
+            records=trial.records, figures=figures, dim=model.spec.dim, found=whole
+        )
+        return self._scored(trial, "whole", whole, budget)
 
-    def _scored(self, trial: Trial, package: Encoder, reached: Reached, budget: Budget) -> Trial:
-        score = evaluate.quality(package, self.sets[reached], [self.metric]).get(self.metric)
+    def _at_precision(self, trial: Trial, known: _Measured, budget: Budget) -> Trial:
+        """The same package with another precision of the index: nothing is encoded anew."""
+        figures = self._sized(known.figures, trial.plan, known.dim)
+        trial = msgspec.structs.replace(trial, records=known.records, figures=figures)
+        vectors = known.found.documents, known.found.queries
+        found = evaluate.ranked(*vectors, self.sets["whole"], [self.metric], trial.plan.precision)
+        return self._scored(trial, "whole", found, budget)
+
+    def _sized(self, figures: Figures, plan: Plan, dim: int) -> Figures:
+        size = joint.vector_bytes(self.documents, dim, plan.precision)
+        return msgspec.structs.replace(figures, index_size=size)
+
+    def _quality(self, package: Encoder, reached: Reached, plan: Plan) -> Quality:
+        kept = self.kept.get(reached)
+        return evaluate.quality(package, self.sets[reached], [self.metric], precision=plan.precision, documents=kept)
+
+    def _scored(self, trial: Trial, reached: Reached, found: Quality, budget: Budget) -> Trial:
+        score = found.get(self.metric)
         change = evaluate.compare(self.baseline.scores[reached], score, budget.max_loss)
         return msgspec.structs.replace(trial, reached=reached, change=change, per_query=score.per_query or ())
 
@@ -138,7 +181,7 @@ class Bench:
 
 def bench(
     original: Model, collection: Collection, store: Store, *, target: str, metric: str, threads: int, seed: int,
-    memory: bool = False,
+    memory: bool = False, keep_index: bool = False,
 ) -> Bench:  # fmt: skip
     """Measure the original once, or read what an earlier run measured.
 
@@ -151,6 +194,7 @@ def bench(
         threads: of the runtime.
         seed: of every random choice.
         memory: whether memory is limited, and has to be measured.
+        keep_index: whether queries alone are encoded anew, and judged by what the original finds.
     """
     splits = data.split(collection)
     samples = dataclasses.replace(data.samples(collection, splits, seed=seed), original=original)
@@ -159,23 +203,30 @@ def bench(
         for reached, queries, documents in (("part", PART_QUERIES, PART_DOCUMENTS),
                                             ("whole", WHOLE_QUERIES, WHOLE_DOCUMENTS))
     }  # fmt: skip
-    encoder = choose.choose(_package(original, store, target), threads)
+    encoder, kept = choose.choose(_package(original, store, target), threads), {}
     baseline = _known(store, memory)
-    if baseline is None:
+    documents = 0 if collection.labelled else len(collection.corpus)
+    if baseline is None or keep_index:
         start = time.perf_counter()
-        scores = {str(name): evaluate.quality(encoder, found, [metric]).get(metric) for name, found in sets.items()}
-        items = sum(len(found.corpus) + len(found.queries) for found in sets.values())
-        pace = (time.perf_counter() - start) / items
+        found = {reached: evaluate.quality(encoder, asked, [metric]) for reached, asked in sets.items()}
+        pace = (time.perf_counter() - start) / sum(len(asked.items) + len(asked.queries) for asked in sets.values())
+        if keep_index:
+            kept = {reached: quality.documents for reached, quality in found.items()}
+            sets = {reached: evaluate.neighbours(asked, found[reached]) for reached, asked in sets.items()}
+        scores: dict[str, Measurement] = {
+            reached: evaluate.ranked(quality.documents, quality.queries, sets[reached], [metric]).get(metric)
+            for reached, quality in found.items()
+        }
+    if baseline is None:
         median, high = latencies({"original": encoder}, sets["whole"])["original"]
         used = timing.fresh_start(str(store.cache / ORIGINAL), threads).peak_memory_bytes if memory else None
         figures = Figures(size=sum(encoder.shipped.values()), latency_p50=median, latency_p95=high, memory=used,
-                          index_size=index_size(len(collection.corpus), original.spec.dim, "f32"))  # fmt: skip
+                          index_size=joint.vector_bytes(documents, original.spec.dim, "f32"))  # fmt: skip
         baseline = Baseline(scores=scores, figures=figures, seconds_per_item=pace)
         folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(baseline))
-    return Bench(sets=sets, baseline=baseline, encoder=encoder, documents=len(collection.corpus),
-                 tested=len(collection.corpus) + len(splits.test), target=target,
-                 prefixes=Prefixes(original, samples, store.cache, seed), metric=metric, threads=threads,
-                 seed=seed)  # fmt: skip
+    return Bench(sets=sets, kept=kept, baseline=baseline, encoder=encoder, documents=documents, target=target,
+                 tested=len(collection.items) + len(splits.test), metric=metric, threads=threads, seed=seed,
+                 prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
 
 
 def latencies(encoders: Mapping[str, Encoder], asked: SearchSet) -> dict[str, tuple[float, float]]:
@@ -189,11 +240,6 @@ def latencies(encoders: Mapping[str, Encoder], asked: SearchSet) -> dict[str, tu
         name: (float(np.median(seconds)) * 1000, float(np.percentile(seconds, 95)) * 1000)
         for name, seconds in found.items()
     }
-
-
-def index_size(documents: int, dim: int, precision: Precision) -> int:
-    """Bytes of the vectors of so many documents."""
-    raise NotImplementedError
 
 
 def _package(original: Model, store: Store, target: str) -> Path:

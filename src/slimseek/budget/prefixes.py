@@ -45,7 +45,7 @@ class Prefixes:
         Raises:
             UsageError: a step refuses.
         """
-        state = self._original, ()
+        state: State = self._original, ()
         for number, step in enumerate(wanted.steps, 1):
             state = self._after(wanted.steps[:number], step, state)
         if not state[1]:
