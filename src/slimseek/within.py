@@ -15,7 +15,7 @@ from slimseek.budget import front, loop, store
 from slimseek.budget.bench import WHOLE_QUERIES, Bench, bench
 from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
-from slimseek.budget.proposals import Proposals
+from slimseek.budget.proposer import Proposer
 from slimseek.compress import Compressed
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
@@ -73,11 +73,10 @@ def compress_within(
         measured = bench(original, found, opened, target=options.target, metric=metric, threads=threads, seed=seed,
                          memory=bool(limits.memory))  # fmt: skip
         budget = limits.absolute(measured.baseline.figures, metric=metric, target=options.target)
-        proposals = Proposals(original, measured, budget, seed)
-        _check_reachable(budget, *proposals.smallest)
-        spent = time.perf_counter() - start
-        left = msgspec.structs.replace(effort, seconds=max(0.0, effort.seconds - spent))
-        trials = loop.run(measured, budget, opened, left, proposals)
+        proposer = Proposer(original, measured, budget, effort.seconds, seed)
+        _check_reachable(budget, *proposer.smallest)
+        left = msgspec.structs.replace(effort, seconds=max(0.0, effort.seconds - (time.perf_counter() - start)))
+        trials = loop.run(measured, budget, opened, left, proposer)
         number, _ = front.choose(trials, budget)
         comparison = _written(source, original, found, trials[number], measured, budget, out, options)
         result = _found(choose.name_of(source), found, budget, trials, comparison, options)

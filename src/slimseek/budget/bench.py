@@ -18,7 +18,7 @@ import numpy as np
 
 from slimseek import choose, data, deploy, evaluate, timing
 from slimseek import folder as folders
-from slimseek.budget import joint
+from slimseek.budget import joint, sizes
 from slimseek.budget.prefixes import Prefixes
 from slimseek.budget.store import Store
 from slimseek.encoder import Encoder
@@ -77,6 +77,7 @@ class Bench:
         threads: of the runtime.
         seed: of the trials.
         measured: what packages gave, by the steps of their recipes.
+        known: what their bytes tell of others that are not built yet.
     """
 
     sets: Mapping[Reached, SearchSet]
@@ -91,6 +92,7 @@ class Bench:
     threads: int
     seed: int
     measured: dict[bytes, _Measured] = field(default_factory=dict)
+    known: list[sizes.Known] = field(default_factory=list)
 
     @property
     def seconds_of_proof(self) -> float:
@@ -120,7 +122,7 @@ class Bench:
             if known is not None:
                 trial = self._at_precision(trial, known, budget)
             else:
-                model, records = self.prefixes.run(plan.recipe)
+                model, records = self.prefixes.run(plan.recipe) if plan.recipe.steps else (self.prefixes.original, ())
                 trial = msgspec.structs.replace(trial, records=records)
                 with tempfile.TemporaryDirectory() as place:
                     trial = self._measured(trial, model, Path(place), promising, budget)
@@ -133,7 +135,9 @@ class Bench:
     ) -> Trial:
         deploy.export(model, self.target, place)
         package = choose.choose(place, self.threads)
-        figures = self._sized(Figures(size=sum(package.shipped.values())), trial.plan, model.spec.dim)
+        size = sum(package.shipped.values())
+        self.known.append(sizes.learned(model, self.target, size))
+        figures = self._sized(Figures(size=size), trial.plan, model.spec.dim)
         part = self._quality(package, "part", trial.plan)
         trial = self._scored(msgspec.structs.replace(trial, figures=figures), "part", part, budget)
         figures = self._timed(figures, package, place, budget)
@@ -224,7 +228,9 @@ def bench(
                           index_size=joint.vector_bytes(documents, original.spec.dim, "f32"))  # fmt: skip
         baseline = Baseline(scores=scores, figures=figures, seconds_per_item=pace)
         folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(baseline))
-    return Bench(sets=sets, kept=kept, baseline=baseline, encoder=encoder, documents=documents, target=target,
+    assert baseline.figures.size is not None
+    known = [sizes.learned(original, target, baseline.figures.size)]
+    return Bench(sets=sets, kept=kept, known=known, baseline=baseline, encoder=encoder, documents=documents, target=target,
                  tested=len(collection.items) + len(splits.test), metric=metric, threads=threads, seed=seed,
                  prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
 

@@ -32,10 +32,10 @@ class Prefixes:
     """
 
     def __init__(self, original: Model, samples: Samples, folder: Path, seed: int) -> None:
-        self._samples = samples
+        self.samples = samples
         self._folder = folder
         self._seed = seed
-        self._original = original
+        self.original = original
         self._kept: OrderedDict[str, State] = OrderedDict()
 
     def run(self, wanted: Recipe) -> State:
@@ -45,7 +45,7 @@ class Prefixes:
         Raises:
             UsageError: a step refuses.
         """
-        state: State = self._original, ()
+        state: State = self.original, ()
         for number, step in enumerate(wanted.steps, 1):
             state = self._after(wanted.steps[:number], step, state)
         if not state[1]:
@@ -66,7 +66,7 @@ class Prefixes:
         own = {name: value for name, value in places.items() if name in built.__struct_fields__}
         try:
             model, record = compress.take(
-                before[0], RecipeStep(method=step.method, parameters=step.parameters | own), self._samples
+                before[0], RecipeStep(method=step.method, parameters=step.parameters | own), self.samples
             )
         except NoEffect:
             if not built.as_needed:

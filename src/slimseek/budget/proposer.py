@@ -1,0 +1,90 @@
+"""Who says what to try next: rules first, pairs of a model and an index where both share a budget, then the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+
+from slimseek.budget import joint, sizes
+from slimseek.budget.bench import Bench
+from slimseek.budget.plans import key, plan
+from slimseek.budget.proposals import Sampler, first_guesses
+from slimseek.budget.space import Space, space
+from slimseek.errors import UsageError
+from slimseek.schema import Model
+from slimseek.trial import Budget, Plan, Trial
+
+
+class Proposer:
+    """Proposes plans for one model and budget; what it proposes hangs on the trials and the seed alone.
+
+    Args:
+        original: the model.
+        bench: what trials are measured with.
+        budget: what is asked.
+        seconds: how long the search may take, which bounds the trainings that are tried.
+        seed: of the sampler.
+    """
+
+    def __init__(self, original: Model, bench: Bench, budget: Budget, seconds: float, seed: int) -> None:
+        self._original, self._bench, self._budget, self._seed = original, bench, budget, seed
+        samples = bench.prefixes.samples
+        self._space: Space = space(original, budget, samples, documents=bench.documents, seconds=seconds)
+        self.smallest = sizes.smallest(original, samples, budget.target, bench.known)
+        self._size_of: Callable[[Plan], int | None] = self._sizes()
+
+    def propose(self, trials: Sequence[Trial], count: int, seconds: float) -> list[Plan]:
+        """At most so many plans that none of the trials tried."""
+        tried = {key(trial.plan) for trial in trials}
+        found: dict[bytes, Plan] = {}
+        for one in (*self._pairs(trials), *first_guesses(self._space, self._budget, self._size_of)):
+            if key(one) not in tried and len(found) < count:
+                found.setdefault(key(one), one)
+        sampler = Sampler(self._space, self._budget, self._seed, self._size_of, trials)
+        for one in found.values():
+            sampler.wait(one)
+        while len(found) < count:
+            asked = sampler.ask()
+            if asked is None:
+                break
+            found[key(asked)] = asked
+        return list(found.values())
+
+    def _pairs(self, trials: Sequence[Trial]) -> Iterator[Plan]:
+        """Where package and index share a limit: what each precision costs the original, then the pairs of a measured
+        model with a precision that may win.
+        """
+        if self._budget.total is None or "precision" not in self._space.values:
+            return
+        precisions = self._space.values["precision"]
+        yield from (plan(self._space, {"precision": precision}) for precision in precisions if precision != "f32")
+        costs = [
+            joint.IndexOption(precision=trial.plan.precision, loss=-trial.change.relative)
+            for trial in trials
+            if not trial.plan.recipe.steps and trial.change is not None
+        ]
+        choices = {trial.number: trial.plan.choices for trial in trials}
+        models = joint.model_options(trials, self._bench.documents)
+        limit = self._budget.max_loss
+        for pair in joint.worth_measuring(models, costs, self._bench.documents, self._budget.total, max_loss=limit):
+            if pair.precision != "f32":
+                yield plan(self._space, choices[pair.trial] | {"precision": pair.precision})
+
+    def _sizes(self) -> Callable[[Plan], int | None]:
+        @cache
+        def size(name: bytes) -> int | None:
+            wanted = known[name].recipe
+            try:
+                outline = sizes.outlined(self._original, wanted, self._bench.prefixes.samples)
+            except UsageError:
+                return None
+            return sizes.predicted(outline, self._budget.target, self._bench.known)
+
+        known: dict[bytes, Plan] = {}
+
+        def size_of(one: Plan) -> int | None:
+            name = key(one)
+            known[name] = one
+            return size(name)
+
+        return size_of
