@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class Bench:
         threads: of the runtime.
         seed: of the trials.
         measured: what packages gave, by the steps of their recipes.
-        known: what their bytes tell of others that are not built yet.
+        known: what the bytes of the original's package tell of others that are not built yet.
     """
 
     sets: Mapping[Reached, SearchSet]
@@ -91,8 +91,8 @@ class Bench:
     metric: str
     threads: int
     seed: int
+    known: Sequence[sizes.Known]
     measured: dict[bytes, _Measured] = field(default_factory=dict)
-    known: list[sizes.Known] = field(default_factory=list)
 
     @property
     def seconds_of_proof(self) -> float:
@@ -136,7 +136,6 @@ class Bench:
         deploy.export(model, self.target, place)
         package = choose.choose(place, self.threads)
         size = sum(package.shipped.values())
-        self.known.append(sizes.learned(model, self.target, size))
         figures = self._sized(Figures(size=size), trial.plan, model.spec.dim)
         part = self._quality(package, "part", trial.plan)
         trial = self._scored(msgspec.structs.replace(trial, figures=figures), "part", part, budget)
@@ -230,9 +229,9 @@ def bench(
         folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(baseline))
     assert baseline.figures.size is not None
     known = [sizes.learned(original, target, baseline.figures.size)]
-    return Bench(sets=sets, kept=kept, known=known, baseline=baseline, encoder=encoder, documents=documents, target=target,
-                 tested=len(collection.items) + len(splits.test), metric=metric, threads=threads, seed=seed,
-                 prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
+    return Bench(sets=sets, kept=kept, known=known, baseline=baseline, encoder=encoder, documents=documents,
+                 target=target, tested=len(collection.items) + len(splits.test), metric=metric, threads=threads,
+                 seed=seed, prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
 
 
 def latencies(encoders: Mapping[str, Encoder], asked: SearchSet) -> dict[str, tuple[float, float]]:
