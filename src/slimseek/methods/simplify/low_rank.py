@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from slimseek import choose, integers
+from slimseek import choose, hollow, integers
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods import _blocks as blocks
@@ -27,6 +28,9 @@ class LowRank(Step, frozen=True, kw_only=True):
     factors would have no fewer weights stays as it is. Convolutions become one with their window and fewer channels
     and one of a single point; those of more than one point are taken by their weights alone.
 
+    Its outline gives every layer the same share of its weights, for ``parameters``; what ``energy`` saves is not known
+    beforehand, so that the model stays as it is.
+
     Attributes:
         energy: share of the mean square of each layer's output that is kept, above 0 and below 1; ``None``: 0.98,
             unless ``parameters`` is given.
@@ -36,6 +40,8 @@ class LowRank(Step, frozen=True, kw_only=True):
         weighted: by the inputs on calibration texts; ``False`` is the plain decomposition of the weights.
         skip: layers whose name contains one of these stay as they are.
     """
+
+    bounds: ClassVar[bool] = True
 
     energy: float | None = None
     parameters: float | None = None
@@ -77,6 +83,22 @@ class LowRank(Step, frozen=True, kw_only=True):
                 moved = weight @ means[name] - second @ (first @ means[name])
                 tensors[layer.bias] = (integers.dequantize(bias) + moved).astype(bias.dtype)
         return choose.family(model).factored(dataclasses.replace(model, tensors=tensors), found)
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """Ranks by the shapes of layers alone, rounded up."""
+        layers = self._chosen(model)
+        if self.parameters is None:
+            return model
+        found = {}
+        for layer in layers:
+            outputs, inputs = _matrix(model, layer).shape
+            rank = -(-self.parameters * outputs * inputs // (outputs + inputs))
+            rank = int(-(-rank // self.multiple_of) * self.multiple_of)
+            if rank * (outputs + inputs) < outputs * inputs:
+                found[layer.weight] = np.ones((outputs, rank), np.float32), np.ones((rank, inputs), np.float32)
+        if not found:
+            raise NoEffect(f"simplify.low_rank: no product of two is smaller and keeps {self._asked}")
+        return hollow.model(choose.family(model).factored(model, found), model)
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """How many layers, their ranks, and weights before and after."""
