@@ -13,7 +13,7 @@ from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods import _blocks as blocks
 from slimseek.methods._moments import observe, portions
-from slimseek.methods.simplify._ranks import Spectrum, by_energy, by_parameters, factors, spectrum
+from slimseek.methods.simplify._ranks import Spectrum, by_energy, by_parameters, even, factors, spectrum
 from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples
 
 ENERGY = 0.98
@@ -85,17 +85,15 @@ class LowRank(Step, frozen=True, kw_only=True):
         return choose.family(model).factored(dataclasses.replace(model, tensors=tensors), found)
 
     def outline(self, model: Model, samples: Samples) -> Model:
-        """Ranks by the shapes of layers alone, rounded up."""
+        """Ranks by the shapes of layers alone."""
         layers = self._chosen(model)
         if self.parameters is None:
             return model
-        found = {}
-        for layer in layers:
-            outputs, inputs = _matrix(model, layer).shape
-            rank = -(-self.parameters * outputs * inputs // (outputs + inputs))
-            rank = int(-(-rank // self.multiple_of) * self.multiple_of)
-            if rank * (outputs + inputs) < outputs * inputs:
-                found[layer.weight] = np.ones((outputs, rank), np.float32), np.ones((rank, inputs), np.float32)
+        shapes = {layer.weight: _matrix(model, layer).shape for layer in layers}
+        found = {
+            name: (np.ones((shapes[name][0], rank), np.float32), np.ones((rank, shapes[name][1]), np.float32))
+            for name, rank in even(shapes, self.parameters, self.multiple_of).items()
+        }
         if not found:
             raise NoEffect(f"simplify.low_rank: no product of two is smaller and keeps {self._asked}")
         return hollow.model(choose.family(model).factored(model, found), model)
