@@ -18,7 +18,7 @@ import pytrec_eval
 import torch
 
 import slimseek
-from slimseek import choose, compress, plugins
+from slimseek import choose, compress, hollow, plugins
 from slimseek.bases import Backend, Dataset, Family, Index, Metric, Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.importance._evidence import Importance
@@ -311,6 +311,46 @@ def test_nan_in_what_a_method_changes_is_refused_and_the_tensor_named(
         assert failed is not None
         assert (failed.gate, failed.status) == ("finite", "failed")
         assert tensor in failed.detail
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_outline_has_the_bytes_of_the_changed_model(name: str, models: tuple[Model, ...]) -> None:
+    """Exactly, or at least these where the method says that its size hangs on values."""
+    step, model, changed = applied(name, models)
+    outline = step.outline(model, samples(model))
+    found, expected = compress.weight_bytes(outline), compress.weight_bytes(changed)
+    assert found >= expected if type(step).bounds else found == expected
+    assert outline.spec.dim == changed.spec.dim
+    assert set(outline.activations) >= set(changed.activations), "calibration may not reach every layer"
+    if type(step).bounds:
+        return
+    assert shapes(outline) == shapes(changed)
+    assert (outline.layers, dict(outline.files)) == (changed.layers, dict(changed.files))
+
+
+def shapes(model: Model) -> dict[str, Any]:
+    """All of the tensors but their values."""
+    return {
+        name: (tensor.spec, tensor.shape, tensor.scale.shape, tensor.scale.dtype)
+        if isinstance(tensor, QuantizedTensor) else (tensor.shape, tensor.dtype)
+        for name, tensor in model.tensors.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_outline_can_be_outlined_and_reads_no_values(name: str, models: tuple[Model, ...]) -> None:
+    """Of a hollow model it is the same, and a further step can be outlined on it."""
+    step, model, _ = applied(name, models)
+    tensors = {place: hollow.tensor(tensor) for place, tensor in model.tensors.items()}
+    emptied = dataclasses.replace(model, tensors=tensors)
+    outline = step.outline(emptied, samples(model))
+    assert compress.weight_bytes(outline) == compress.weight_bytes(step.outline(model, samples(model)))
+    again = plugins.load("methods", "quantize.float")(format="bf16")
+    try:
+        assert compress.weight_bytes(again.outline(outline, SAMPLES)) <= compress.weight_bytes(outline)
+    except NoEffect:
+        assert all(isinstance(tensor, QuantizedTensor) or tensor.dtype != np.float32
+                   for tensor in outline.tensors.values())  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -148,6 +148,10 @@ class Family(ABC):
     def save(self, model: Model, folder: Path) -> None:
         """Write the dense model as the usual libraries load it."""
 
+    def unused(self, model: Model) -> frozenset[str]:
+        """Names of the tensors that the vector does not need, which no package holds."""
+        return frozenset()
+
     def quantized_by(self, model: Model) -> tuple[str, ...]:
         """What shows that others quantized the model before it came here; empty where nothing does."""
         return ()
@@ -176,9 +180,12 @@ class Step(Value, frozen=True):
 
     Attributes:
         trains: whether it wins back what earlier steps lost, so that their loss of quality is judged after it.
+        bounds: whether its size hangs on values, so that :meth:`outline` gives at least the stored bytes, not exactly
+            these.
     """
 
     trains: ClassVar[bool] = False
+    bounds: ClassVar[bool] = False
 
     @property
     def as_needed(self) -> bool:
@@ -188,6 +195,15 @@ class Step(Value, frozen=True):
     @abstractmethod
     def apply(self, model: Model, samples: Samples) -> Model:
         """The changed model, always a new one. Raises NoEffect when nothing would change."""
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """What :meth:`apply` would give, in names, shapes, dtypes, bits and files alone: tensors that it would change
+        hold nothing worth reading (see :mod:`slimseek.hollow`), and those of the model given may be such too.
+
+        The model itself where no size changes. What shapes do not tell is taken as the largest that it can be; the
+        class then says so by ``bounds``. Raises what ``apply`` would, as far as shapes tell it.
+        """
+        return model
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """What a reader of the report should know of this step."""
@@ -204,6 +220,10 @@ class Backend(ABC):
     @abstractmethod
     def versions(self) -> dict[str, str]:
         """Libraries and versions that this package was written and tested with."""
+
+    @abstractmethod
+    def lowered(self, graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
+        """The float graph with the model's integers in it, as this runtime takes them: most of what ``export`` does."""
 
     @abstractmethod
     def export(self, model: Model, folder: Path) -> None:

@@ -13,7 +13,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-from slimseek import sparse
+from slimseek import hollow, sparse
 from slimseek.errors import UsageError
 from slimseek.schema import Array, Float8, Model, QuantizedTensor, QuantSpec, Tensor, is_float
 
@@ -54,6 +54,27 @@ def quantize(values: Array, spec: QuantSpec, scaling: Scaling = "max") -> Quanti
     integers = to_integers(blocks, scale, zero_point, spec)
     return QuantizedTensor(
         spec=spec, integers=_unblocks(integers, values.shape, spec), scale=scale, zero_point=zero_point
+    )
+
+
+def outline(shape: tuple[int, ...], spec: QuantSpec) -> QuantizedTensor:
+    """A tensor of this spec that takes no memory and holds nothing worth reading. Scales of groups are float16, as they
+    are unless one of them is too small or too large for that; code books are float32.
+
+    Raises:
+        UsageError: no tensor of this shape can be stored so.
+    """
+    kind = FLOAT8[spec.float8] if spec.float8 else np.int8 if spec.symmetric and not spec.entries else np.uint8
+    integers = hollow.array(shape, kind)
+    if spec.entries:
+        codebook = hollow.array(codebook_shape(shape, spec), np.float32)
+        return QuantizedTensor(spec=spec, integers=integers, scale=np.ones((1, 1), np.float32), codebook=codebook)
+    scales = scale_shape(shape, spec)
+    return QuantizedTensor(
+        spec=spec,
+        integers=integers,
+        scale=hollow.array(scales, np.float16 if spec.granularity == "group" else np.float32),
+        zero_point=None if spec.symmetric else hollow.array(scales, np.uint8),
     )
 
 
@@ -272,6 +293,8 @@ def sparse_places(tensor: Tensor) -> Array | None:
     """Bool [n]: the places that do not stand for 0.0 (those whose integer is not 0, where there is a code book), where
     storing them alone pays; ``None`` where it does not.
     """
+    if hollow.is_hollow(tensor.integers if isinstance(tensor, QuantizedTensor) else tensor):
+        return None
     if isinstance(tensor, QuantizedTensor):
         empty = integers_of_zero(tensor.shape, tensor.spec, tensor.zero_point)
         places, bits = sparse.occupied(tensor.integers.view(np.uint8) ^ empty), tensor.spec.bits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
@@ -11,6 +12,9 @@ from slimseek.bases import Backend
 from slimseek.plugins import require
 from slimseek.schema import Array, Batch, Encode, Model, QuantizedTensor
 from slimseek.timing import versions
+
+if TYPE_CHECKING:
+    import onnx
 
 FILE = "model.onnx"
 SMALLEST_BLOCK = 16
@@ -27,12 +31,15 @@ class OnnxRuntime(Backend):
         """The runtime."""
         return versions(("onnxruntime",))
 
+    def lowered(self, graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
+        """With contrib operators for linear layers and tables."""
+        saturates = any(how.mode == "static" for how in model.activations.values()) and _saturates()
+        lower = require("slimseek.backends._lowering").lower
+        return lower(graph, model, _linear, _table, unsigned=saturates)  # type: ignore[no-any-return]
+
     def export(self, model: Model, folder: Path) -> None:
         """Fuse the float graph, put the integers in, write one file."""
-        lowering = require("slimseek.backends._lowering")
-        graph = require("slimseek.backends._fusion").fused(model)
-        saturates = any(how.mode == "static" for how in model.activations.values()) and _saturates()
-        lowered = lowering.lower(graph, model, _linear, _table, unsigned=saturates)
+        lowered = self.lowered(require("slimseek.backends._fusion").fused(model), model)
         joined = require("slimseek.backends._attention").join_projections(lowered)
         small = require("slimseek.backends._sparse").thinned(joined)
         require("slimseek.backends._fusion").write(small, folder / FILE)

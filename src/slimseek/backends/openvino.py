@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,6 +13,9 @@ from slimseek.folder import write_json
 from slimseek.plugins import load, require
 from slimseek.schema import Array, Batch, Encode, Model
 from slimseek.timing import versions
+
+if TYPE_CHECKING:
+    import onnx
 
 FILE = "model.onnx"
 SETTINGS = "openvino.json"
@@ -32,13 +36,15 @@ class OpenVino(Backend):
         """The runtime."""
         return versions(("openvino",))
 
+    def lowered(self, graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
+        """With standard operators alone."""
+        lower, table = require("slimseek.backends._lowering").lower, require("slimseek.backends._expansion").gather_rows
+        return lower(graph, model, _linear, table)  # type: ignore[no-any-return]
+
     def export(self, model: Model, folder: Path) -> None:
         """Put the integers into the plain float graph, write it and the settings."""
-        lowering = require("slimseek.backends._lowering")
         family = load("models", model.spec.family)()
-        graph = lowering.lower(
-            family.to_onnx(model), model, _linear, require("slimseek.backends._expansion").gather_rows
-        )
+        graph = self.lowered(family.to_onnx(model), model)
         small = require("slimseek.backends._sparse").thinned(graph)
         require("slimseek.backends._fusion").write(small, folder / FILE)
         modes = {activation.mode for activation in model.activations.values()}

@@ -170,6 +170,10 @@ class Transformer(Family):
         """
         return widths.resized(model, tensors, lambda files: _shapes(_build(files, Path("model"), weights=None)))
 
+    def unused(self, model: Model) -> frozenset[str]:
+        """The pooler's."""
+        return frozenset(name for name in model.tensors if name.startswith(POOLER))
+
     def factorable(self, model: Model) -> tuple[Layer, ...]:
         """Linear layers that the vector needs."""
         found = two_factors.whole(model.layers)

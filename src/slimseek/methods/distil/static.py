@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from slimseek import choose, integers, plugins
+from slimseek import choose, hollow, integers, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.methods._training import trained
@@ -17,7 +17,7 @@ from slimseek.methods.distil._rotation import ridge, rotation, turned
 from slimseek.methods.distil._step import DistillationStep
 from slimseek.methods.distil._tokens import shares, token_vectors
 from slimseek.models._static_files import TABLE, static_model
-from slimseek.models._text_files import pad_id
+from slimseek.models._text_files import largest_id, pad_id
 from slimseek.progress import say
 from slimseek.schema import Array, Model, Samples
 from slimseek.train import HELD_OUT, Training, examples, fit, vectors_of
@@ -56,12 +56,8 @@ class StaticDistillation(DistillationStep, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Make the table and train it."""
-        if model.spec.family == "static":
-            raise NoEffect("distil.static: the model is a table of token vectors already")
-        teacher = self._teacher(samples) or model
+        teacher = self._teacher_of(model, samples)
         for one, done in ((model, "replaced"), (teacher, "learned from")):
-            if one.spec.preprocess is None:
-                raise UsageError(f"distil.static: a model of the family {one.spec.family} takes no texts")
             integers.check_finite(one, done)
         settings = self._training()
         items = self._chosen(self._learned_on(model, samples), settings)
@@ -88,6 +84,22 @@ class StaticDistillation(DistillationStep, frozen=True, kw_only=True):
             f"a table of {rows:,} tokens x {dim} in the place of {before.parameters:,} weights, trained for "
             f"{self.steps} steps of {self.batch_size} texts on vectors of {self._whose}",
         )
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """A table with a row for each id of the tokenizer."""
+        teacher, tokenizer = self._teacher_of(model, samples), model.files[TOKENIZER]
+        shape = largest_id(tokenizer) + 1, min(self.dim, teacher.spec.dim)
+        return static_model(hollow.array(shape, np.float32), tokenizer, {})
+
+    def _teacher_of(self, model: Model, samples: Samples) -> Model:
+        """Whom to learn from; refuses a model that is a table already, and those that take no texts."""
+        if model.spec.family == "static":
+            raise NoEffect("distil.static: the model is a table of token vectors already")
+        teacher = self._teacher(samples) or model
+        for one in (model, teacher):
+            if one.spec.preprocess is None:
+                raise UsageError(f"distil.static: a model of the family {one.spec.family} takes no texts")
+        return teacher
 
     def _chosen(self, items: Sequence[str], settings: Training) -> list[str]:
         """Each item once, no more of them than the training can use."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
 
-from slimseek import plugins
+from slimseek import hollow, plugins
 from slimseek.bases import Step
 from slimseek.choose import encoder
 from slimseek.errors import NoEffect, UsageError
@@ -37,6 +37,10 @@ NAMED = 8
 class StructuredPruning(Step, frozen=True, kw_only=True):
     """Base of the steps that remove units.
 
+    The outline leaves out as many units of each layer, whichever they are: with ``of: units`` and one share for every
+    layer that is exact. Else it is an estimate; of ``latency`` and ``backward`` nothing is told without measuring, so
+    that the model stays as it is.
+
     Attributes:
         amount: share to remove of what ``of`` names, 0 to below 1.
         of: ``units``: that share of the units that may go, what is left rounded up; ``parameters``, ``macs``: of the
@@ -52,6 +56,8 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         seed: of random choices.
         skip: layers with a tensor whose name contains one of these stay whole.
     """
+
+    bounds: ClassVar[bool] = True
 
     amount: float = 0.5
     of: Literal["units", "parameters", "macs", "latency"] = "units"
@@ -106,6 +112,23 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         if changed is model:
             raise NoEffect(f"{name}: no unit can go with amount {self.amount:g} and the widths that must stay")
         return changed
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """As many units leave, those that come first; nothing is run, so that no layer is rolled back."""
+        if not self.amount:
+            raise NoEffect(f"{self._name()}: amount is 0")
+        if self.of == "latency" or self.strategy == "backward":
+            return model
+        changed, left = model, 1.0
+        for number in range(1, self.rounds + 1):
+            goal = (1 - self.amount) ** (number / self.rounds)
+            whole, groups = self._opened(changed)
+            cost, scores = COSTS[self.of](whole, groups), np.zeros(len(whole.found.parameters))
+            chosen = self._chosen(STRATEGIES["per_layer"](groups, scores, self._limits), cost, goal / left)
+            changed, left = without(whole, chosen), left * cost(chosen)
+        if changed is model:
+            raise NoEffect(f"{self._name()}: no unit can go with amount {self.amount:g} and the widths that must stay")
+        return hollow.model(changed, model)
 
     def layers(self, model: Model, samples: Samples) -> tuple[SingleLayer, ...]:
         """The layers that this step would take units of, each to be shrunk while all others stay whole.

@@ -30,11 +30,16 @@ class LayerPruning(Step, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Drop the other blocks' tensors, renumber the rest, and rewrite the configuration."""
-        if model.spec.family != "transformer":
-            raise UsageError(
-                f"prune.layers: blocks are known of the family transformer; this model is of {model.spec.family}"
-            )
+        _check_family(model)
         integers.check_finite(model, "pruned")
+        return self._kept_only(model)
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """Tensors but leave."""
+        _check_family(model)
+        return self._kept_only(model)
+
+    def _kept_only(self, model: Model) -> Model:
         depth = blocks.depth(model)
         kept = self._kept(depth)
         if len(kept) == depth:
@@ -62,3 +67,10 @@ class LayerPruning(Step, frozen=True, kw_only=True):
         if not 1 <= count <= depth:
             raise UsageError(f"prune.layers: keep is {count}; 1 to {depth} blocks can be kept")
         return blocks.evenly(depth, count)
+
+
+def _check_family(model: Model) -> None:
+    if model.spec.family != "transformer":
+        raise UsageError(
+            f"prune.layers: blocks are known of the family transformer; this model is of {model.spec.family}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class NMPruning(Step, frozen=True, kw_only=True):
     of the kernel apart. Where ``m`` does not divide the inputs, the last, shorter group keeps at most ``n``. Of
     equally important weights those that come first stay.
 
+    Its outline is the model as it is: how many bytes zeros save hangs on the values of later steps too.
+
     Attributes:
         n: how many stay, 1 to m - 1.
         m: of how many; 2 of 4 is what NVIDIA's sparse tensor cores take.
@@ -35,6 +38,8 @@ class NMPruning(Step, frozen=True, kw_only=True):
         layers: kinds of layers to prune.
         skip: layers whose name contains one of these stay as they are.
     """
+
+    bounds: ClassVar[bool] = True
 
     n: int = 2
     m: int = 4

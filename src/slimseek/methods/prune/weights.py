@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class WeightPruning(Step, frozen=True, kw_only=True):
     A share of the weights, of each layer or of all together, or all below a magnitude. Of equally important weights
     those that come first go first. A later step that trains or rounds leaves the zeros as they are.
 
+    Its outline is the model as it is: how many bytes zeros save hangs on the values of later steps too.
+
     Attributes:
         ratio: share to zero, 0 to below 1, weights that are zero already included; ``None``: a half, unless there is
             a threshold.
@@ -34,6 +36,8 @@ class WeightPruning(Step, frozen=True, kw_only=True):
         layers: kinds of layers to prune.
         skip: layers whose name contains one of these stay as they are.
     """
+
+    bounds: ClassVar[bool] = True
 
     ratio: float | None = None
     threshold: float | None = None

@@ -41,6 +41,22 @@ class ActivationsInt(Step, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Calibrate, or mark, the layers."""
+        weights = self._chosen(model)
+        if self.mode == "dynamic":
+            found = {name: ActivationQuant(mode="dynamic") for name in weights}
+        else:
+            found = self._calibrate(model, samples, set(weights))
+        if found == dict(model.activations):
+            raise NoEffect("quantize.activations_int: the inputs are rounded in just this way already")
+        return dataclasses.replace(model, activations=found)
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """Every layer's input is rounded, static ones in a range not worth reading."""
+        how = ActivationQuant(mode=self.mode, scale=1.0 if self.mode == "static" else 0.0)
+        return dataclasses.replace(model, activations=dict.fromkeys(self._chosen(model), how))
+
+    def _chosen(self, model: Model) -> list[str]:
+        """The weights whose inputs are to be rounded."""
         weights = [
             layer.weight
             for layer in model.layers
@@ -53,13 +69,7 @@ class ActivationsInt(Step, frozen=True, kw_only=True):
                 f"quantize.activations_int: no {' or '.join(KINDS[self.mode])} layer has integer weights; quantize "
                 f"weights first"
             )
-        if self.mode == "dynamic":
-            found = {name: ActivationQuant(mode="dynamic") for name in weights}
-        else:
-            found = self._calibrate(model, samples, set(weights))
-        if found == dict(model.activations):
-            raise NoEffect("quantize.activations_int: the inputs are rounded in just this way already")
-        return dataclasses.replace(model, activations=found)
+        return weights
 
     def _calibrate(self, model: Model, samples: Samples, weights: set[str]) -> dict[str, ActivationQuant]:
         if not samples.calibration:

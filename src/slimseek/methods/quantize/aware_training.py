@@ -9,7 +9,8 @@ import msgspec
 from slimseek import choose, integers, plugins, train
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods._training import TrainingStep, trained
-from slimseek.schema import Granularity, LayerKind, Model, QuantizedTensor, QuantSpec, Samples
+from slimseek.methods.quantize._outline import rounded
+from slimseek.schema import Granularity, Layer, LayerKind, Model, QuantizedTensor, QuantSpec, Samples
 
 STEP_RATE = 0.1
 
@@ -48,17 +49,7 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Train, and store the integers."""
-        if model.smoothing:
-            raise UsageError("quantize.aware_training: the model is smoothed; train before smoothing")
-        chosen = [
-            layer for layer in model.layers
-            if layer.kind in self.layers and not any(part in layer.name for part in self.skip)
-            and not isinstance(model.tensors[layer.weight], QuantizedTensor)
-        ]  # fmt: skip
-        if not chosen:
-            raise NoEffect(
-                f"quantize.aware_training: none of {len(model.layers)} layers is a float layer of {self.layers}"
-            )
+        chosen = self._chosen(model)
         integers.check_finite(model, "trained")
         network = choose.family(model).trainable(model)
         fake = plugins.require("slimseek.methods.quantize._fake_quantization")
@@ -69,7 +60,7 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
             layer.weight: fake.fake_quantize(
                 network, layer.weight, integers.dequantize(model.tensors[layer.weight]), self._spec(layer.axis)
             )
-            for layer in {layer.weight: layer for layer in chosen}.values()
+            for layer in chosen.values()
         }
         # Bfloat16 would round what was rounded to the grid once more.
         settings = msgspec.structs.replace(self._training(), precision="float32")
@@ -80,6 +71,25 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
         tensors = trained(model, network)
         tensors |= {weight: integers_of() for weight, integers_of in quantized.items()}
         return dataclasses.replace(model, tensors=tensors)
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """As that of ``quantize.weights_int``."""
+        return rounded(model, {name: self._spec(layer.axis) for name, layer in self._chosen(model).items()})
+
+    def _chosen(self, model: Model) -> dict[str, Layer]:
+        """The float layers to quantize by the name of their weight."""
+        if model.smoothing:
+            raise UsageError("quantize.aware_training: the model is smoothed; train before smoothing")
+        chosen = {
+            layer.weight: layer for layer in model.layers
+            if layer.kind in self.layers and not any(part in layer.name for part in self.skip)
+            and not isinstance(model.tensors[layer.weight], QuantizedTensor)
+        }  # fmt: skip
+        if not chosen:
+            raise NoEffect(
+                f"quantize.aware_training: none of {len(model.layers)} layers is a float layer of {self.layers}"
+            )
+        return chosen
 
     def _spec(self, axis: int) -> QuantSpec:
         return QuantSpec(

@@ -6,9 +6,10 @@ import dataclasses
 from typing import Literal
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
-from slimseek import integers
+from slimseek import hollow, integers
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods.quantize._notes import left_float
@@ -53,6 +54,18 @@ class Float(Step, frozen=True, kw_only=True):
             raise NoEffect(f"quantize.float: the model has no wider float tensor that {self.format} can hold")
         return dataclasses.replace(model, tensors=tensors)
 
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """As if the format could hold every tensor: nearly all that are trained it can."""
+        meant = self._meant(model)
+        if not meant:
+            raise NoEffect(f"quantize.float: the model has no wider float tensor that {self.format} can hold")
+        empty = {
+            name: hollow.array(tensor.shape, HALVES[self.format]) if self.format in HALVES
+            else integers.outline(tensor.shape, self._spec(axis))
+            for name, (tensor, axis) in meant.items()
+        }  # fmt: skip
+        return dataclasses.replace(model, tensors=dict(model.tensors) | empty)
+
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """How many tensors stayed as they were, why, their names; and large ones of no layer."""
         meant = self._meant(before)
@@ -75,13 +88,16 @@ class Float(Step, frozen=True, kw_only=True):
         return {name: (array, axes[name]) for name, array in arrays.items() if name in axes and is_float(array)}
 
     def _narrow(self, tensor: Array, axis: int) -> Tensor:
-        match self.format:
-            case "e4m3" | "e5m2":
-                spec = QuantSpec(bits=8, granularity=self.granularity, axis=axis, float8=self.format)
-                return integers.quantize(tensor, spec)
+        if self.format not in HALVES:
+            return integers.quantize(tensor, self._spec(axis))
         with np.errstate(over="ignore", under="ignore"):
             half: Array = tensor.astype(HALVES[self.format])
         return half
+
+    def _spec(self, axis: int) -> QuantSpec:
+        """Of eight-bit floats."""
+        float8 = msgspec.UNSET if self.format in HALVES else self.format
+        return QuantSpec(bits=8, granularity=self.granularity, axis=axis, float8=float8)
 
 
 def _fault(tensor: Array, narrow: Tensor) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,6 +17,7 @@ from slimseek.importance._inputs import mean_squares
 from slimseek.inputs.batches import spread
 from slimseek.inputs.reader import reader
 from slimseek.methods.quantize._allocation import allocate
+from slimseek.methods.quantize._outline import rounded
 from slimseek.progress import track
 from slimseek.recipe import byte_size
 from slimseek.schema import Array, Granularity, Layer, Model, QuantizedTensor, QuantSpec, Samples, Tensor, is_float
@@ -36,6 +37,8 @@ class Mixed(Step, frozen=True, kw_only=True):
     ``vectors``: it is the mean of 1 - cosine between the model's vectors of calibration items and those with this
     layer alone quantized: one run of the model for each layer and number of bits.
 
+    Its outline gives bits by size alone, until no smaller choice of bits takes more bytes than are allowed.
+
     Attributes:
         size: most bytes of all weights as they are stored: ``10MB``, or a share of their float32 bytes such as 0.12.
         bits: what a layer may get, each 2 to 8.
@@ -44,6 +47,8 @@ class Mixed(Step, frozen=True, kw_only=True):
         symmetric: signed integers without a zero point.
         measure: ``sqnr``, or ``vectors``, which is slower.
     """
+
+    bounds: ClassVar[bool] = True
 
     size: float | str = 0.15
     bits: tuple[int, ...] = (3, 4, 6, 8)
@@ -62,24 +67,13 @@ class Mixed(Step, frozen=True, kw_only=True):
     def apply(self, model: Model, samples: Samples) -> Model:
         """Measure every float layer at all bits, choose, and quantize; weights quantized before stay as they are."""
         tensors = dict(model.tensors)
-        layers = {layer.weight: layer for layer in model.layers
-                  if not isinstance(tensors[layer.weight], QuantizedTensor)}  # fmt: skip
-        taken = sum(integers.stored_bytes(tensor) for tensor in tensors.values())
-        most = byte_size(self.size, sum(_float_bytes(tensor) for tensor in tensors.values()))
-        if not layers or taken <= most:
-            why = f"the weights take {taken:,} bytes, within {most:,}" if layers else "no layer has float weights"
-            raise NoEffect(f"quantize.mixed: {why}")
+        layers, taken, most = self._asked(model)
         for name in layers:
             if not np.isfinite(integers.dequantize(tensors[name])).all():
                 raise UsageError(f"the tensor {name} holds NaN or infinite values and cannot be quantized")
         sizes, errors = self._measured(model, samples, list(layers.values()))
         rest = taken - sum(integers.stored_bytes(tensors[name]) for name in layers)
-        smallest = rest + int(sizes.min(1).sum())
-        if smallest > most:
-            raise UsageError(
-                f"quantize.mixed: size {self.size} is {most:,} bytes, and with {min(self.bits)} bits for every layer "
-                f"the weights still take {smallest:,}; allow at least that, fewer bits, or larger groups"
-            )
+        self._check_reachable(rest + int(sizes.min(1).sum()), most)
         chosen = allocate(sizes, errors, most - rest)
         for name, choice in zip(layers, chosen, strict=True):
             tensors[name] = self._quantized(model, layers[name], self.bits[choice])
@@ -89,6 +83,17 @@ class Mixed(Step, frozen=True, kw_only=True):
             f"{self.measure}: a summed sensitivity of {error:.3g} predicted, in {most:,} bytes allowed"
         )
         return changed
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """At least the bytes of any choice that the size allows."""
+        layers, taken, most = self._asked(model)
+        left = most - taken + sum(integers.stored_bytes(model.tensors[name]) for name in layers)
+        specs = [{name: self._spec(layer, bits) for name, layer in layers.items()} for bits in sorted(set(self.bits))]
+        sizes = [{name: integers.stored_bytes(integers.outline(model.tensors[name].shape, spec))
+                  for name, spec in one.items()} for one in specs]  # fmt: skip
+        self._check_reachable(most - left + sum(sizes[0].values()), most)
+        chosen = _filled(sizes, left)
+        return rounded(model, {name: specs[choice][name] for name, choice in chosen.items()})
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Layers by bits, and the predicted error."""
@@ -100,6 +105,24 @@ class Mixed(Step, frozen=True, kw_only=True):
         counts = ", ".join(f"{bits} bits for {given.count(bits)}" for bits in sorted(set(given)))
         predicted = (_predicted[after],) if after in _predicted else ()
         return (f"layers: {counts}", *predicted)
+
+    def _asked(self, model: Model) -> tuple[dict[str, Layer], int, int]:
+        """The float layers by their weight, the bytes of all tensors now, and those that are allowed."""
+        layers = {layer.weight: layer for layer in model.layers
+                  if not isinstance(model.tensors[layer.weight], QuantizedTensor)}  # fmt: skip
+        taken = sum(integers.stored_bytes(tensor) for tensor in model.tensors.values())
+        most = byte_size(self.size, sum(_float_bytes(tensor) for tensor in model.tensors.values()))
+        if not layers or taken <= most:
+            why = f"the weights take {taken:,} bytes, within {most:,}" if layers else "no layer has float weights"
+            raise NoEffect(f"quantize.mixed: {why}")
+        return layers, taken, most
+
+    def _check_reachable(self, smallest: int, most: int) -> None:
+        if smallest > most:
+            raise UsageError(
+                f"quantize.mixed: size {self.size} is {most:,} bytes, and with {min(self.bits)} bits for every layer "
+                f"the weights still take {smallest:,}; allow at least that, fewer bits, or larger groups"
+            )
 
     def _measured(self, model: Model, samples: Samples, layers: Sequence[Layer]) -> tuple[Array, Array]:
         """Bytes int64 [layers, bits] and sensitivity float64 [layers, bits]."""
@@ -117,11 +140,37 @@ class Mixed(Step, frozen=True, kw_only=True):
         return sizes, errors
 
     def _quantized(self, model: Model, layer: Layer, bits: int) -> QuantizedTensor:
+        return integers.quantize(integers.dequantize(model.tensors[layer.weight]), self._spec(layer, bits), "mse")
+
+    def _spec(self, layer: Layer, bits: int) -> QuantSpec:
         group_size = self.group_size if self.granularity == "group" else None
-        spec = QuantSpec(
+        return QuantSpec(
             bits=bits, granularity=self.granularity, group_size=group_size, symmetric=self.symmetric, axis=layer.axis
         )
-        return integers.quantize(integers.dequantize(model.tensors[layer.weight]), spec, "mse")
+
+
+def _filled(sizes: Sequence[Mapping[str, int]], most: int) -> dict[str, int]:
+    """A choice of bits for each layer that takes ``most`` bytes or little more, or the greatest: the largest layers
+    first, one step after the other as long as it fits, and in the end the smallest step that does not.
+
+    Args:
+        sizes: bytes by layer, one mapping for each number of bits, ascending.
+        most: what is allowed; the first choice of all layers fits.
+    """
+    chosen = dict.fromkeys(sizes[0], 0)
+    taken = sum(sizes[0].values())
+    missed: list[tuple[int, str]] = []
+    for name in sorted(chosen, key=lambda name: -sizes[0][name]):
+        while chosen[name] + 1 < len(sizes):
+            step = sizes[chosen[name] + 1][name] - sizes[chosen[name]][name]
+            if taken + step > most:
+                missed.append((step, name))
+                break
+            chosen[name] += 1
+            taken += step
+    if missed:
+        chosen[min(missed)[1]] += 1
+    return chosen
 
 
 def _output_noise(model: Model, samples: Samples) -> Callable[[Layer, QuantizedTensor], float]:

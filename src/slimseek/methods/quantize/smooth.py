@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
-from slimseek import choose, integers
+from slimseek import choose, hollow, integers
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.batches import batches, check_inputs
@@ -24,12 +25,16 @@ class Smooth(Step, frozen=True, kw_only=True):
     so that multiplying and dividing by them loses nothing; an input that is always zero on calibration texts has the
     factor 1.
 
+    Its outline has factors for every linear layer, also where none would be needed.
+
     Attributes:
         alpha: 0 to 1: how much of the difficulty moves from the inputs to the weights. ``None`` takes for each input
             the value with the least expected error of eight-bit products, and leaves an input alone where the error
             without factors is below 0.2 % of the products' power or would not be halved.
         skip: layers whose name contains one of these stay as they are.
     """
+
+    bounds: ClassVar[bool] = True
 
     alpha: float | None = None
     skip: tuple[str, ...] = ()
@@ -46,8 +51,9 @@ class Smooth(Step, frozen=True, kw_only=True):
     def apply(self, model: Model, samples: Samples) -> Model:
         """Find the factors of every linear layer with float weights, and multiply these; smoothed layers stay."""
         layers = self._chosen(model)
-        if not layers:
-            raise NoEffect("quantize.smooth: the model has no linear layer that is not smoothed")
+        for layer in layers:
+            if not integers.is_finite(model.tensors[layer.weight]):
+                raise UsageError(f"the tensor {layer.weight} holds NaN or infinite values and cannot be smoothed")
         seen = _inputs(model, samples, {layer.weight for layer in layers})
         # What reads one input has seen the same maxima to the last bit; layers that merely look so may share as well.
         shared: dict[bytes, list[Layer]] = {}
@@ -71,6 +77,16 @@ class Smooth(Step, frozen=True, kw_only=True):
             raise NoEffect("quantize.smooth: no layer that is not smoothed needs factors")
         return dataclasses.replace(model, tensors=tensors, smoothing=smoothing)
 
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """With factors that are not worth reading."""
+        tensors, smoothing = dict(model.tensors), dict(model.smoothing)
+        for layer in self._chosen(model):
+            tensor = tensors[layer.weight]
+            shape = tuple(1 if axis == layer.axis else size for axis, size in enumerate(tensor.shape))
+            smoothing[layer.weight] = hollow.array(shape, np.float32)
+            tensors[layer.weight] = hollow.tensor(tensor)
+        return dataclasses.replace(model, tensors=tensors, smoothing=smoothing)
+
     def _factors(self, inputs: Inputs, rows: Array) -> Array | None:
         if self.alpha is None:
             return best_factors(inputs, rows)
@@ -92,9 +108,10 @@ class Smooth(Step, frozen=True, kw_only=True):
             tensor = model.tensors[layer.weight]
             if isinstance(tensor, QuantizedTensor):
                 raise UsageError(f"quantize.smooth: the weight {layer.weight} is quantized; smooth before quantizing")
-            if not np.isfinite(tensor).all():
-                raise UsageError(f"the tensor {layer.weight} holds NaN or infinite values and cannot be smoothed")
-        return [layer for layer in layers.values() if layer.weight not in model.smoothing]
+        found = [layer for layer in layers.values() if layer.weight not in model.smoothing]
+        if not found:
+            raise NoEffect("quantize.smooth: the model has no linear layer that is not smoothed")
+        return found
 
 
 def _rows(stored: Tensor, layer: Layer) -> Array:

@@ -15,6 +15,7 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.methods._moments import Moments, observe, portions
 from slimseek.methods.quantize._compensated import compensate
 from slimseek.methods.quantize._notes import left_float, worst_layers
+from slimseek.methods.quantize._outline import rounded
 from slimseek.progress import track
 from slimseek.schema import Granularity, Layer, LayerKind, Model, QuantizedTensor, QuantSpec, Samples, Tensor
 
@@ -65,18 +66,10 @@ class WeightsInt(Step, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Quantize the float weights of the chosen layers; weights quantized before stay as they are."""
-        chosen: dict[str, Layer] = {}
-        for layer in model.layers:
-            tensor = model.tensors[layer.weight]
-            named = layer.kind in self.layers and not any(part in layer.name for part in self.skip)
-            if not named or isinstance(tensor, QuantizedTensor):
-                continue
-            if not np.isfinite(tensor).all():
-                raise UsageError(f"the tensor {layer.weight} holds NaN or infinite values and cannot be quantized")
-            chosen.setdefault(layer.weight, layer)
-        if not chosen:
-            none = f"quantize.weights_int: none of {len(model.layers)} layers is a float layer of {self.layers}"
-            raise NoEffect("; ".join([none, *left_float(model)]))
+        chosen = self._chosen(model)
+        for name in chosen:
+            if not integers.is_finite(model.tensors[name]):
+                raise UsageError(f"the tensor {name} holds NaN or infinite values and cannot be quantized")
         by_inputs = [
             layer
             for layer in chosen.values()
@@ -86,9 +79,25 @@ class WeightsInt(Step, frozen=True, kw_only=True):
         changed = dataclasses.replace(model, tensors=dict(model.tensors) | nearest)
         return self._calibrated(changed, by_inputs, samples, len(nearest)) if by_inputs else changed
 
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """Every scale of a group as float16, which one of them may be too small for."""
+        return rounded(model, {name: self._spec(layer) for name, layer in self._chosen(model).items()})
+
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """What was compensated and corrected, and what could not be; the worst layers, and large tensors left float."""
         return (*_said.get(after, ()), *worst_layers(before, after), *left_float(after))
+
+    def _chosen(self, model: Model) -> dict[str, Layer]:
+        """The float layers to quantize by the name of their weight."""
+        chosen: dict[str, Layer] = {}
+        for layer in model.layers:
+            named = layer.kind in self.layers and not any(part in layer.name for part in self.skip)
+            if named and not isinstance(model.tensors[layer.weight], QuantizedTensor):
+                chosen.setdefault(layer.weight, layer)
+        if not chosen:
+            none = f"quantize.weights_int: none of {len(model.layers)} layers is a float layer of {self.layers}"
+            raise NoEffect("; ".join([none, *left_float(model)]))
+        return chosen
 
     def _calibrated(self, model: Model, layers: Sequence[Layer], samples: Samples, others: int) -> Model:
         """The model with these linear layers rounded by their inputs on calibration texts."""

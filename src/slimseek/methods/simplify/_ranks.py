@@ -107,6 +107,36 @@ def by_parameters(spectra: Mapping[str, Spectrum], share: float, multiple_of: in
     return chosen if left <= share * whole else None
 
 
+def even(shapes: Mapping[str, tuple[int, ...]], share: float, multiple_of: int) -> dict[str, int]:
+    """Ranks with about the same share of every layer's weights, and in all at least this share: they are rounded down,
+    then raised in turn. Layers that stay whole are missing.
+
+    Args:
+        shapes: [outputs, inputs] by name.
+        share: of the weights of all of them, 0 to 1.
+        multiple_of: what ranks are multiples of.
+    """
+    found: dict[str, int] = {}
+    left = 0
+    for name, (outputs, inputs) in shapes.items():
+        rank = int(share * outputs * inputs / (outputs + inputs)) // multiple_of * multiple_of
+        if rank:
+            found[name] = rank
+        left += rank * (outputs + inputs) if rank else outputs * inputs
+    wanted = share * sum(outputs * inputs for outputs, inputs in shapes.values())
+    for name in list(found):
+        outputs, inputs = shapes[name]
+        if left >= wanted:
+            break
+        more = (found[name] + multiple_of) * (outputs + inputs)
+        if more < outputs * inputs:
+            left += multiple_of * (outputs + inputs)
+            found[name] += multiple_of
+        else:
+            left += outputs * inputs - found.pop(name) * (outputs + inputs)
+    return found
+
+
 def _steps(name: str, found: Spectrum, multiple_of: int) -> Iterator[tuple[float, str, int, int]]:
     """(loss for each weight saved, name, rank, weights saved), from the whole layer down along the hull."""
     points = [(found.inputs * found.outputs, 0.0, 0)]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
 
-from slimseek import choose, integers
+from slimseek import choose, hollow, integers
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.arrays import ArrayInput
 from slimseek.inputs.batches import spread
 from slimseek.inputs.features import STORED
-from slimseek.schema import Array, FeaturePreprocess, Layer, Model, QuantizedTensor, Samples, Tensor
+from slimseek.schema import Array, FeaturePreprocess, Layer, Model, QuantizedTensor, Samples
 
 
 class Features(Step, frozen=True, kw_only=True):
@@ -25,11 +25,15 @@ class Features(Step, frozen=True, kw_only=True):
     most over the items. What a column that leaves gives on average goes into the first layers' results, where items
     are at hand. ``pca`` projects x - E[x] on the directions with the most variance, P, and has P^T W in the place of W.
 
+    Its outline adds something to the results of every first layer, also where there would be nothing to add.
+
     Attributes:
         method: ``weights``, ``variance`` or ``pca``.
         keep: how many features are left: a share above 0 and up to 1.0, rounded up, or a whole number of them.
         items: at most so many items are looked at, evenly over all.
     """
+
+    bounds: ClassVar[bool] = True
 
     method: Literal["weights", "variance", "pca"] = "weights"
     keep: int | float = 0.5
@@ -45,21 +49,9 @@ class Features(Step, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Choose columns or directions, and narrow the first layers."""
-        if model.spec.features:
-            raise NoEffect("simplify.features: the features are reduced already")
-        family = choose.family(model)
-        layers = family.feature_layers(model)
-        if not layers:
-            raise NoEffect("simplify.features: the first operation is no linear layer on one row of features")
-        _check_float(model, layers)
+        layers, width, kept = self._asked(model)
         integers.check_finite(model, "given fewer features")
         weights = {layer.weight: _inputs_first(model, layer) for layer in layers}
-        width = len(next(iter(weights.values())))
-        kept = int(np.ceil(self.keep * width)) if isinstance(self.keep, float) else self.keep
-        if kept > width:
-            raise UsageError(f"simplify.features: keep is {kept}, and there are {width} features")
-        if kept == width and self.method != "pca":
-            raise NoEffect(f"simplify.features: keep is all of the {width} features")
         rows = _rows(model, spread(samples.texts or samples.calibration, self.items))
         if rows is None and self.method != "weights":
             raise UsageError(f"simplify.features: there are no items to find the {self.method} of")
@@ -69,17 +61,32 @@ class Features(Step, frozen=True, kw_only=True):
             features, before, constant = _directions(rows, mean, kept)
         else:
             features, before, constant = self._columns(weights, rows, mean, kept)
-        tensors, added = dict(model.tensors), {}
-        for layer in layers:
-            weight = weights[layer.weight]
-            stored: Tensor = model.tensors[layer.weight]
-            assert not isinstance(stored, QuantizedTensor)
-            new = before.T @ weight
-            tensors[layer.weight] = np.ascontiguousarray(new if layer.axis == 1 else new.T).astype(stored.dtype)
-            added[layer.weight] = (constant @ weight).astype(np.float32)
-        changed = family.with_features(model, kept, tensors, {name: value for name, value in added.items()
-                                                              if value.any()})  # fmt: skip
-        return dataclasses.replace(changed, spec=msgspec.structs.replace(changed.spec, features=features))
+        return _narrowed(model, layers, features, before, constant)
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """The last columns are kept, whose numbers are the longest to write."""
+        layers, width, kept = self._asked(model)
+        features = FeaturePreprocess(width=width, columns=tuple(range(width - kept, width)))
+        if self.method == "pca":
+            numbers = np.zeros((width, kept), STORED)
+            features = FeaturePreprocess(width=width, mean=numbers[:, 0].tobytes(), components=numbers.tobytes())
+        return hollow.model(_narrowed(model, layers, features, np.ones((width, kept)), np.ones(width)), model)
+
+    def _asked(self, model: Model) -> tuple[tuple[Layer, ...], int, int]:
+        """The layers that read the features, how many of these there are, and how many are kept."""
+        if model.spec.features:
+            raise NoEffect("simplify.features: the features are reduced already")
+        layers = choose.family(model).feature_layers(model)
+        if not layers:
+            raise NoEffect("simplify.features: the first operation is no linear layer on one row of features")
+        _check_float(model, layers)
+        width = model.tensors[layers[0].weight].shape[1 - layers[0].axis]
+        kept = int(np.ceil(self.keep * width)) if isinstance(self.keep, float) else self.keep
+        if kept > width:
+            raise UsageError(f"simplify.features: keep is {kept}, and there are {width} features")
+        if kept == width and self.method != "pca":
+            raise NoEffect(f"simplify.features: keep is all of the {width} features")
+        return layers, width, kept
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Features before and after, and weights."""
@@ -102,6 +109,23 @@ class Features(Step, frozen=True, kw_only=True):
         constant[columns] = 0
         features = FeaturePreprocess(width=len(mean), columns=tuple(int(column) for column in columns))
         return features, np.eye(len(mean))[:, columns], constant
+
+
+def _narrowed(
+    model: Model, layers: Sequence[Layer], features: FeaturePreprocess, before: Array, constant: Array
+) -> Model:
+    """The model for rows x P + constant, with P float64 [width, kept] and the constant float64 [width]."""
+    tensors, added = dict(model.tensors), {}
+    for layer in layers:
+        weight, stored = _inputs_first(model, layer), model.tensors[layer.weight]
+        assert not isinstance(stored, QuantizedTensor)
+        new = before.T @ weight
+        tensors[layer.weight] = np.ascontiguousarray(new if layer.axis == 1 else new.T).astype(stored.dtype)
+        moved = (constant @ weight).astype(np.float32)
+        if moved.any():
+            added[layer.weight] = moved
+    changed = choose.family(model).with_features(model, before.shape[1], tensors, added)
+    return dataclasses.replace(changed, spec=msgspec.structs.replace(changed.spec, features=features))
 
 
 def _directions(rows: Array, mean: Array, kept: int) -> tuple[FeaturePreprocess, Array, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -31,7 +32,11 @@ class Fuse(Step, frozen=True, kw_only=True):
     too (s only where nothing is padded); (x W + b) f + s, which is what a batch norm does, becomes x (W diag(f)) +
     (b f + s); dropouts leave. Batch norms behind convolutions, identities and arithmetic on constants were folded when
     the file was opened. The result is run and compared with the network before; axes stay free.
+
+    Its outline is the model as it is, which has at least as many weights.
     """
+
+    bounds: ClassVar[bool] = True
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """The smaller graph."""

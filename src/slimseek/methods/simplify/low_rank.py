@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from slimseek import choose, integers
+from slimseek import choose, hollow, integers
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods import _blocks as blocks
 from slimseek.methods._moments import observe, portions
-from slimseek.methods.simplify._ranks import Spectrum, by_energy, by_parameters, factors, spectrum
+from slimseek.methods.simplify._ranks import Spectrum, by_energy, by_parameters, even, factors, spectrum
 from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples
 
 ENERGY = 0.98
@@ -27,6 +28,9 @@ class LowRank(Step, frozen=True, kw_only=True):
     factors would have no fewer weights stays as it is. Convolutions become one with their window and fewer channels
     and one of a single point; those of more than one point are taken by their weights alone.
 
+    Its outline gives every layer the same share of its weights, for ``parameters``; what ``energy`` saves is not known
+    beforehand, so that the model stays as it is.
+
     Attributes:
         energy: share of the mean square of each layer's output that is kept, above 0 and below 1; ``None``: 0.98,
             unless ``parameters`` is given.
@@ -36,6 +40,8 @@ class LowRank(Step, frozen=True, kw_only=True):
         weighted: by the inputs on calibration texts; ``False`` is the plain decomposition of the weights.
         skip: layers whose name contains one of these stay as they are.
     """
+
+    bounds: ClassVar[bool] = True
 
     energy: float | None = None
     parameters: float | None = None
@@ -77,6 +83,20 @@ class LowRank(Step, frozen=True, kw_only=True):
                 moved = weight @ means[name] - second @ (first @ means[name])
                 tensors[layer.bias] = (integers.dequantize(bias) + moved).astype(bias.dtype)
         return choose.family(model).factored(dataclasses.replace(model, tensors=tensors), found)
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """Ranks by the shapes of layers alone."""
+        layers = self._chosen(model)
+        if self.parameters is None:
+            return model
+        shapes = {layer.weight: _matrix(model, layer).shape for layer in layers}
+        found = {
+            name: (np.ones((shapes[name][0], rank), np.float32), np.ones((rank, shapes[name][1]), np.float32))
+            for name, rank in even(shapes, self.parameters, self.multiple_of).items()
+        }
+        if not found:
+            raise NoEffect(f"simplify.low_rank: no product of two is smaller and keeps {self._asked}")
+        return hollow.model(choose.family(model).factored(model, found), model)
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """How many layers, their ranks, and weights before and after."""

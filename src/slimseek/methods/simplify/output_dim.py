@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from slimseek import choose
+from slimseek import choose, hollow
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.batches import spread
@@ -44,6 +44,22 @@ class OutputDim(Step, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Find the map and put it behind the model."""
+        dim = self._width(model)
+        if self.method == "cut":
+            matrix, said = np.eye(dim, model.spec.dim, dtype=np.float32), "the first ones"
+        else:
+            matrix, said = self._directions(model, samples, dim)
+        changed = choose.family(model).projected(model, matrix)
+        _said[changed] = said
+        return changed
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """With a map of ones."""
+        matrix = np.ones((self._width(model), model.spec.dim), np.float32)
+        return hollow.model(choose.family(model).projected(model, matrix), model)
+
+    def _width(self, model: Model) -> int:
+        """How many elements are left."""
         width = model.spec.dim
         dim = max(2, (width + 1) // 2) if self.dim is None else self.dim
         if model.spec.output != "embedding":
@@ -52,13 +68,7 @@ class OutputDim(Step, frozen=True, kw_only=True):
             raise UsageError(f"simplify.output_dim: dim is {dim}, and the model's vectors have {width} elements")
         if dim == width:
             raise NoEffect(f"simplify.output_dim: the vectors have {dim} elements already")
-        if self.method == "cut":
-            matrix, said = np.eye(dim, width, dtype=np.float32), "the first ones"
-        else:
-            matrix, said = self._directions(model, samples, dim)
-        changed = choose.family(model).projected(model, matrix)
-        _said[changed] = said
-        return changed
+        return dim
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Elements before and after, and what share of the energy they hold."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from slimseek import choose, integers, recipe
+from slimseek import choose, hollow, integers, recipe
 from slimseek.bases import Family, Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods import _blocks as blocks
@@ -72,6 +72,10 @@ class Redesign(Step, frozen=True, kw_only=True):
             raise
         except UsageError as error:
             raise UsageError(f"simplify.redesign: {str(error).removeprefix('simplify.redesign: ')}") from None
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """The same, whichever channels weigh most."""
+        return hollow.model(self.apply(model, samples), model)
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Shapes and bytes."""

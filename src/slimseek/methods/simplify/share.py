@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.importance._inputs import mean_squares
 from slimseek.methods.simplify._codebook import share
 from slimseek.progress import track
-from slimseek.schema import Array, Layer, LayerKind, Model, QuantizedTensor, Samples
+from slimseek.schema import Array, Layer, LayerKind, Model, QuantizedTensor, QuantSpec, Samples
 
 KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "convolution", "recurrent")
 LEAST_WEIGHT = 1e-3
@@ -29,6 +29,8 @@ class Share(Step, frozen=True, kw_only=True):
     on calibration texts where those are seen, else 1. A layer that has no more values than the code book keeps them
     exactly. In a pruned layer 0 is an entry of its own, so that the zeros stay.
 
+    Its outline has 2^bits different values in every layer that becomes smaller so, as float32.
+
     Attributes:
         bits: 1 to 8; a place takes so many bits on disk.
         granularity: one code book for the ``tensor``, or one for each ``channel`` (an output channel, a row of a
@@ -37,6 +39,8 @@ class Share(Step, frozen=True, kw_only=True):
         layers: kinds of layers.
         skip: layers whose name contains one of these stay as they are.
     """
+
+    bounds: ClassVar[bool] = True
 
     bits: int = 4
     granularity: Literal["tensor", "channel"] = "tensor"
@@ -51,8 +55,7 @@ class Share(Step, frozen=True, kw_only=True):
     def apply(self, model: Model, samples: Samples) -> Model:
         """Cluster the float weights of the chosen layers; those that would not become smaller stay as they are."""
         chosen = self._chosen(model)
-        if not chosen:
-            raise NoEffect(f"simplify.share: none of {len(model.layers)} layers is a float layer of {self.layers}")
+        _check_finite(model, chosen)
         meets = mean_squares(model, samples.calibration, chosen) if self.weighted and samples.calibration else {}
         tensors = dict(model.tensors)
         with track("simplify.share: layers", len(chosen)) as advance:
@@ -63,6 +66,16 @@ class Share(Step, frozen=True, kw_only=True):
                 advance(1)
         if all(tensors[name] is model.tensors[name] for name in chosen):
             raise NoEffect("simplify.share: no layer would become smaller; take fewer bits, or granularity tensor")
+        return dataclasses.replace(model, tensors=tensors)
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """Full code books."""
+        tensors = dict(model.tensors)
+        for name, layer in self._chosen(model).items():
+            spec = QuantSpec(bits=self.bits, granularity=self.granularity, axis=layer.axis, entries=2**self.bits)
+            shared = integers.outline(tensors[name].shape, spec)
+            if integers.stored_bytes(shared) < integers.stored_bytes(tensors[name]):
+                tensors[name] = shared
         return dataclasses.replace(model, tensors=tensors)
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
@@ -88,9 +101,9 @@ class Share(Step, frozen=True, kw_only=True):
             named = layer.kind in self.layers and not any(part in layer.name for part in self.skip)
             if not named or isinstance(tensor, QuantizedTensor) or not tensor.size:
                 continue
-            if not np.isfinite(tensor).all():
-                raise UsageError(f"the tensor {layer.weight} holds NaN or infinite values and cannot be clustered")
             found.setdefault(layer.weight, layer)
+        if not found:
+            raise NoEffect(f"simplify.share: none of {len(model.layers)} layers is a float layer of {self.layers}")
         return found
 
     def _shared(self, model: Model, layer: Layer, meets: Mapping[str, Array]) -> QuantizedTensor:
@@ -103,3 +116,9 @@ class Share(Step, frozen=True, kw_only=True):
             shape = [-1 if axis == inputs else 1 for axis in range(tensor.ndim)]
             weights = weights * np.maximum(squares, LEAST_WEIGHT * squares.mean()).reshape(shape).astype(np.float32)
         return share(tensor, weights, self.bits, self.granularity, layer.axis)
+
+
+def _check_finite(model: Model, names: Iterable[str]) -> None:
+    for name in names:
+        if not integers.is_finite(model.tensors[name]):
+            raise UsageError(f"the tensor {name} holds NaN or infinite values and cannot be clustered")

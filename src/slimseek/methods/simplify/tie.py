@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from slimseek import integers
+from slimseek import hollow, integers
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods import _blocks as blocks
@@ -65,6 +65,10 @@ class Tie(Step, frozen=True, kw_only=True):
                 raise NoEffect("simplify.tie: these blocks use the same tensors already")
             raise UsageError("simplify.tie: other blocks of the model are tied already; name all groups in one step")
         return self._tied(model, start, groups, tied)
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """The same: tensors but leave, and means are cheap."""
+        return hollow.model(self.apply(model, samples), model)
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Which blocks are one, and how many weights that leaves."""

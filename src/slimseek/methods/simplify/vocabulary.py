@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
 
 import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
+from slimseek import hollow
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.text import TOKENIZER
@@ -57,6 +60,14 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
         spec = msgspec.structs.replace(model.spec, preprocess=preprocess)
         return dataclasses.replace(model, spec=spec, files=files, tensors=tensors)
 
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """The same, with a hollow table."""
+        table = model.spec.token_table
+        if table is None:
+            return self.apply(model, samples)  # which says why it cannot
+        emptied = dataclasses.replace(model, tensors=dict(model.tensors) | {table: hollow.tensor(model.tensors[table])})
+        return hollow.model(self.apply(emptied, samples), model)
+
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Tokens kept."""
         table = before.spec.token_table
@@ -66,13 +77,20 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
 
     def _kept(self, model: Model, samples: Samples, vocabulary: Vocabulary, pad_id: int) -> np.ndarray:
         """Ids to keep, ascending."""
-        tokenizer = Tokenizer.from_buffer(model.files[TOKENIZER])
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        counts: Counter[int] = Counter()
-        for start in range(0, len(samples.texts), 1024):
-            for row in tokenizer.encode_batch(list(samples.texts[start : start + 1024])):
-                counts.update(row.ids)
+        counts = _counts(model.files[TOKENIZER], tuple(samples.texts))
         kept = {token for token, count in counts.items() if count >= self.min_count}
         kept |= vocabulary.always | set(range(self.keep_first)) | {pad_id}
         return np.array(sorted(vocabulary.closed(kept)), np.int64)
+
+
+@lru_cache(maxsize=4)
+def _counts(tokenizer: bytes, texts: tuple[str, ...]) -> Mapping[int, int]:
+    """How often the texts use each token; the last few answers are kept, since many plans cut the same vocabulary."""
+    reader = Tokenizer.from_buffer(tokenizer)
+    reader.no_padding()
+    reader.no_truncation()
+    counts: Counter[int] = Counter()
+    for start in range(0, len(texts), 1024):
+        for row in reader.encode_batch(list(texts[start : start + 1024])):
+            counts.update(row.ids)
+    return counts
