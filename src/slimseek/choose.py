@@ -15,11 +15,14 @@ from slimseek.inputs.reader import reader
 from slimseek.inputs.text import TOKENIZER
 from slimseek.schema import Comparison, Encode, FileEntry, GateResult, Model, ModelSpec, Value
 from slimseek.timing import default_threads
+from slimseek.trial import Found
 
 PACKAGE = "package.json"
 SEARCHED = "artifact"
 """Where a search under a budget has its artifact, in its folder, which can be named in its place."""
 PACKAGE_VERSION = 1
+SEARCH = "search.json"
+"""What a search under a budget writes into its folder."""
 REFERENCE_LENGTH = 128
 
 
@@ -191,6 +194,16 @@ def size_of(source: str | Path) -> tuple[int, int]:
         return package.parameters, package.macs
     opened = model(source)
     return opened.parameters, family(opened).macs(opened, REFERENCE_LENGTH)
+
+
+def search_of(source: str | Path) -> Found | None:
+    """What a search under a budget left in a folder; ``None`` where there is none.
+
+    Raises:
+        ArtifactError: its file cannot be read.
+    """
+    file = _path(source) / SEARCH
+    return folders.read_json(file, Found) if file.is_file() else None
 
 
 def report_of(source: str | Path) -> Comparison:

@@ -330,11 +330,19 @@ def serve(
 @app.command()
 def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], out: Annotated[Path, typer.Option("--out")],
            json: Json = False) -> None:  # fmt: skip
-    """Write the HTML report of an artifact."""
+    """Write the HTML report of an artifact, or the page of a search under a budget."""
     from slimseek import report as reports
-    from slimseek.choose import report_of
+    from slimseek.choose import report_of, search_of
+    from slimseek.report import search as pages
 
     with _Run(json, quiet=True) as run:
+        found = search_of(artifact)
+        if found is not None:
+            pages.write(found, out)
+            run.answer(
+                found, lambda console: console.print(f"{pages.verdict(found)}\n{out}", markup=False, soft_wrap=True)
+            )
+            return
         comparison = report_of(artifact)
         reports.write(comparison, out)
         run.answer(

@@ -8,13 +8,17 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from slimseek import report, timing
 from slimseek.report import _format as form
+from slimseek.report import _trials as trials
+from slimseek.report import search as page
 from slimseek.report import sensitivity as alone
 from slimseek.schema import Comparison, GateResult
 from slimseek.sensitivity import Point, Sensitivity
+from slimseek.trial import Found
 
 MOST_LAYERS = 20
 SYMBOLS = {"passed": "ok", "failed": "FAILED", "undecided": "open"}
@@ -82,6 +86,30 @@ def tuning(found: Any, console: Console, out: Path) -> None:
     table.add_row("seconds", "", f"{found.seconds:,.0f}", "")
     console.print(table)
     console.print(f"\nnext: slimseek evaluate {out} --data DATA", markup=False, soft_wrap=True)
+
+
+def search(found: Found, console: Console, out: Path) -> None:
+    """The front of a search under a budget, thinned to ten rows with the chosen one marked; what to type next."""
+    table = Table(title=f"{found.source}: {found.collection}, {len(found.trials)} trials", title_justify="left")
+    table.add_column("")
+    table.add_column("trial", overflow="fold")
+    costs = [trials.COSTS[name][0] for name in trials.costs(found)]
+    for column in (*costs, f"{form.metric_label(found.budget.metric)} kept"):
+        table.add_column(column, justify="right")
+    rows = trials.rows(found)
+    shown = trials.thinned(rows)
+    for row in shown:
+        mark = "->" if row.role == "chosen" else ""
+        style = "bold" if row.role == "chosen" else None
+        table.add_row(mark, escape(f"{row.trial.number} {row.name}"), *row.costs, _cell(row.kept), style=style)
+    console.print(table)
+    left = sum(row.role == "front" for row in rows) - sum(row.role == "front" for row in shown)
+    if left:
+        console.print(f"  {left} more are on the front", markup=False, soft_wrap=True)
+    console.print(f"\n{page.verdict(found)}", markup=False, soft_wrap=True)
+    console.print(f"\nevery trial and its recipe: {out / page.PAGE}", markup=False, soft_wrap=True)
+    following = f"slimseek deploy {out} --target {found.budget.target} --out {out}-served"
+    console.print(f"next: {following}", markup=False, soft_wrap=True)
 
 
 def sensitivity(found: Sensitivity, console: Console, out: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -187,8 +187,6 @@ def saved_in_words(row: attribution.Saved) -> str:
     return f"{row.step}: {', '.join(said)}"
 
 
-def difference(number: float, show: object) -> str:
+def difference(number: float, show: Callable[[float], str]) -> str:
     """A difference with its sign."""
-    assert callable(show)
-    text = str(show(number))
-    return f"+{text}" if number > 0 else text
+    return f"+{show(number)}" if number > 0 else show(number)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from slimseek.report._page import source, template
 from slimseek.schema import Comparison
 from slimseek.trial import Budget, Found, Trial
 
-FOUND = "search.json"
 PAGE = "search.html"
 SCRIPT = "search.js.j2"
 MOST_EFFECTS = 12
@@ -40,13 +40,23 @@ def asked(budget: Budget) -> str:
 
 def verdict(found: Found) -> str:
     """What was asked and what was found, in two sentences; a third where the budget is not kept."""
+    why = unmet(found)
+    return f"{headline(found)}. {why}" if why else headline(found)
+
+
+def unmet(found: Found) -> str:
+    """What is not kept and what would do, as a sentence; ``""`` where the budget is met."""
+    return "" if found.met or not found.unmet else found.unmet[:1].upper() + found.unmet[1:]
+
+
+def headline(found: Found) -> str:
+    """What was asked and what was found, without the reason where the budget is not kept."""
     trial = chosen(found)
     head = f"{found.source}, asked for {asked(found.budget)}: {'met' if found.met else 'not met'}. "
     said = "; ".join(part for part in (_size(found, trial), _speed(found, trial), _quality(found, trial)) if part)
     name = _trials.name_of(found, trial) if trial.number else "the original as it is"
     start = "" if found.met else "Nearest: "
-    end = "" if found.met or not found.unmet else f". {found.unmet[:1].upper()}{found.unmet[1:]}"
-    return f"{head}{start}{name}{': ' if said else ''}{said}{end}"
+    return f"{head}{start}{name}{': ' if said else ''}{said}"
 
 
 def chosen(found: Found) -> Trial:
@@ -76,7 +86,7 @@ def render(found: Found) -> str:
     rows, trial, script = _trials.rows(found), chosen(found), source(SCRIPT)
     effects = attribution.effects(found.trials)
     page: str = page_of.render(
-        f=found, verdict=verdict(found), limits=front.limits(trial, found.budget), chosen=trial,
+        f=found, headline=headline(found), unmet=unmet(found), limits=front.limits(trial, found.budget), chosen=trial,
         chosen_name=_trials.name_of(found, trial), plots=drawn.plots(found, rows), rows=rows,
         on_front=[row for row in rows if row.trial.number in found.front or row.role in ("chosen", "original")],
         off_front=[row for row in rows if row.role in ("beaten", "ended")],
@@ -142,7 +152,7 @@ def _filters() -> dict[str, Any]:
     shared = ("size", "seconds", "count", "percent", "milliseconds")
     return {name: getattr(_format, name) for name in shared} | {
         "unbroken": _format.unbroken,
-        "difference": lambda number, how: _trials.difference(number, getattr(_format, how)),
+        "difference": lambda number, how: _signed(how)(number),
         "spread": _spread,
         "base64": lambda text: base64.b64encode(text.encode("utf-8", errors="replace")).decode(),
         "ends": lambda dot: f"M{dot.x} {dot.ends[0]}V{dot.ends[1]}" if dot.ends else "",
@@ -150,16 +160,18 @@ def _filters() -> dict[str, Any]:
     }
 
 
+def _signed(how: str) -> Callable[[float], str]:
+    """A way of writing, by its name in :mod:`slimseek.report._format`, with the sign of a difference."""
+    show = getattr(_format, how)
+    return lambda number: str(show(number, signed=True)) if how == "percent" else _trials.difference(number, show)
+
+
 def _spread(found: attribution.Spread | None, how: str) -> _format.Cell:
     """The mean of some differences, and in small print their ends where there is more than one value."""
     if found is None:
         return _format.Cell(text=_format.DASH)
-    signed = {
-        "size": lambda number: _trials.difference(number, _format.size),
-        "milliseconds": lambda number: _trials.difference(number, _format.milliseconds),
-        "percent": lambda share: _format.percent(share, signed=True),
-    }[how]
-    detail = f"{signed(found.low)} to {signed(found.high)}" if found.low != found.high else ""
+    signed = _signed(how)
+    detail = _format.interval(found.low, found.high, signed) if found.low != found.high else ""
     return _format.Cell(text=signed(found.mean), detail=detail)
 
 
