@@ -1,0 +1,150 @@
+"""A search under a budget, whole: what it writes, that a kill costs one trial, and what it says of a budget not met."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from slimseek import artifact, choose, compress, recipe, within
+from slimseek.budget.limits import Limits
+from slimseek.budget.loop import Effort
+from slimseek.errors import UsageError
+from slimseek.prove import Options
+from slimseek.trial import Found, Trial
+from small import tiny_bert, tiny_collection
+
+OPTIONS = Options(threads=1)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("home")
+    tiny_bert(path / "model")
+    tiny_collection(path / "collection")
+    return path
+
+
+def search(home: Path, out: str, trials: int, limits: Limits | None = None, **more: object) -> Found:
+    return within.compress_within(
+        home / "model", home / "collection", limits or Limits(size="60%", loss="50%"), home / out,
+        Effort(seconds=600, trials=trials), OPTIONS, **more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(home: Path) -> Found:
+    return search(home, "out", 6)
+
+
+def test_the_result_keeps_its_budget_and_is_the_artifact(home: Path, found: Found) -> None:
+    chosen = next(trial for trial in found.trials if trial.number == found.chosen)
+    original = found.trials[0]
+    assert original.figures.size is not None
+    assert chosen.figures.size is not None
+    assert found.budget.size == int(0.6 * original.figures.size)
+    assert found.met, found.unmet
+    assert chosen.figures.size <= found.budget.size
+    manifest, model = artifact.read(home / "out" / "artifact")
+    assert manifest.recipe is not None
+    assert manifest.recipe.steps == chosen.plan.recipe.steps
+    assert compress.weight_bytes(model) == chosen.records[-1].bytes_after
+    assert found.test is not None
+    assert found.test.compressed.get("size").value == pytest.approx(chosen.figures.size, rel=0.05)
+    assert msgspec.json.decode((home / "out" / "search.json").read_bytes(), type=Found) == found
+    assert "<svg" in (home / "out" / "search.html").read_text("utf-8")
+
+
+def test_a_folder_of_a_search_stands_for_its_artifact(home: Path, found: Found) -> None:
+    inside, outside = (choose.model(path) for path in (home / "out" / "artifact", home / "out"))
+    assert choose.size_of(home / "out") == (inside.parameters, choose.family(inside).macs(inside, 128))
+    assert outside.spec == inside.spec
+
+
+def test_no_test_query_is_among_the_development_queries_and_no_plan_is_tried_twice(found: Found) -> None:
+    plans = [msgspec.json.encode((trial.plan.recipe.steps, trial.plan.precision)) for trial in found.trials]
+    assert len(set(plans)) == len(plans) == 7
+    assert [trial.number for trial in found.trials] == list(range(7))
+
+
+def test_recipes_of_the_front_give_the_same_bytes_again(home: Path, found: Found) -> None:
+    files = sorted((home / "out" / "front").glob("*.yaml"))
+    assert [int(file.stem) for file in files] == sorted(number for number in found.front if number)
+    for file in files[:2]:
+        steps = recipe.load(file)
+        trial = found.trials[int(file.stem)]
+        assert steps.steps == trial.plan.recipe.steps
+        assert [step.method for step in steps.steps] == [record.step for record in trial.records] or any(
+            recipe.build(step).as_needed for step in steps.steps
+        )
+
+
+def test_more_trials_go_on_where_the_first_ended(home: Path, found: Found) -> None:
+    """And propose what one run of as many trials proposes."""
+    search(home, "apart", 3)
+    more = search(home, "apart", 6)
+    assert [trial.plan for trial in more.trials] == [trial.plan for trial in found.trials]
+    qualities = [[trial.per_query for trial in result.trials] for result in (more, found)]
+    assert qualities[0] == qualities[1]
+
+
+def test_another_budget_begins_with_what_is_known(home: Path, found: Found) -> None:
+    tighter = search(home, "out", 6, Limits(size="45%", loss="60%"))
+    assert [trial.number for trial in tighter.trials] == list(range(7))
+    assert [trial.seconds for trial in tighter.trials] == [trial.seconds for trial in found.trials]
+
+
+def test_an_unmet_budget_writes_the_nearest_and_says_what_would_do(home: Path) -> None:
+    unmet = search(home, "unmet", 2, Limits(latency="0.001ms"))
+    assert not unmet.met
+    assert "latency p95" in unmet.unmet
+    assert "--max-latency" in unmet.unmet
+    assert artifact.is_artifact(home / "unmet" / "artifact")
+
+
+def test_a_size_that_nothing_reaches_is_refused_before_the_first_trial(home: Path) -> None:
+    with pytest.raises(UsageError, match=r"--max-size is 0\.00 MB; the smallest that can be reached is about"):
+        search(home, "absurd", 2, Limits(size="500B"))
+    assert [path.name for path in (home / "absurd" / "trials").glob("*")] == []
+    assert not (home / "absurd" / "artifact").exists()
+
+
+COMMAND = "from slimseek.cli import main; main()"
+
+
+def _run(home: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", COMMAND, "compress", "model", "--data", "collection", "--max-size", "60%",
+               "--max-loss", "50%", "--out", "killed", "--threads", "1", "--trials", "5", *more]  # fmt: skip
+    return subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_search_that_is_killed_at_random_moments_goes_on(home: Path, found: Found) -> None:
+    """No trial that ended is lost or tried again, no file is half-written, and the end is that of one run."""
+    place, random_ = home / "killed" / "trials", random.Random(7)
+    ended: dict[str, bytes] = {}
+    for _ in range(4):
+        process = _run(home)
+        until = time.monotonic() + random_.uniform(4, 12)
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        now = {path.name: path.read_bytes() for path in place.glob("[0-9]*.json")} if place.is_dir() else {}
+        assert ended.items() <= now.items()
+        for content in now.values():
+            msgspec.json.decode(content, type=Trial)
+        ended = now
+    done = _run(home, "--json")
+    printed, said = done.communicate()
+    assert done.returncode == 0, said
+    result = msgspec.convert(json.loads(printed), Found)
+    assert [trial.plan for trial in result.trials] == [trial.plan for trial in found.trials[:6]]
+    assert [trial.per_query for trial in result.trials] == [trial.per_query for trial in found.trials[:6]]
+    leftover = [path.name for path in (home / "killed").rglob(".*") if path.is_file()]
+    assert leftover == []
