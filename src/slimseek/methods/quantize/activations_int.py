@@ -53,7 +53,11 @@ class ActivationsInt(Step, frozen=True, kw_only=True):
     def outline(self, model: Model, samples: Samples) -> Model:
         """Every layer's input is rounded, static ones in a range not worth reading."""
         how = ActivationQuant(mode=self.mode, scale=1.0 if self.mode == "static" else 0.0)
-        return dataclasses.replace(model, activations=dict.fromkeys(self._chosen(model), how))
+        weights = self._chosen(model)
+        if self.mode == "static":
+            kernels = {layer.weight for layer in model.layers if layer.kind == "convolution"}
+            weights += [f"{name}{OUTPUT_RANGE}" for name in weights if name in kernels]
+        return dataclasses.replace(model, activations=dict.fromkeys(weights, how))
 
     def _chosen(self, model: Model) -> list[str]:
         """The weights whose inputs are to be rounded."""

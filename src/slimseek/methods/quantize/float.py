@@ -96,7 +96,7 @@ class Float(Step, frozen=True, kw_only=True):
 
     def _spec(self, axis: int) -> QuantSpec:
         """Of eight-bit floats."""
-        float8 = msgspec.UNSET if self.format in HALVES else self.format
+        float8 = self.format if self.format in ("e4m3", "e5m2") else msgspec.UNSET
         return QuantSpec(bits=8, granularity=self.granularity, axis=axis, float8=float8)
 
 
