@@ -46,6 +46,7 @@ def trial(number: int, size: int | None = 10_000_000, latency: float | None = 5.
 # ---------------------------------------------------------------- the front
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 4), min_size=1, max_size=25))
 def test_the_front_is_what_nothing_beats(points: list[tuple[int, int, int, int]]) -> None:
     trials = [trial(i + 1, a, float(b), -c / 100, index=d) for i, (a, b, c, d) in enumerate(points)]
@@ -168,6 +169,7 @@ def test_the_gate_is_the_bound_and_not_the_mean() -> None:
     assert [limit.name for limit in fronts.missed(over, BUDGET)] == ["loss"]
 
 
+@settings(deadline=None)
 @given(st.integers(1_000, 10**12), st.floats(0.001, 10_000), st.floats(-0.998, -1e-6))
 def test_the_budget_that_would_do_is_kept_when_it_is_read(size: int, latency: float, bound: float) -> None:
     found = trial(1, size, latency, 0.0, bound=bound, memory=size, index=size)
