@@ -1,0 +1,236 @@
+"""What a search under a budget may choose for a model.
+
+Left out is what never won where it was measured (docs/quantization.md, docs/distillation.md, the cards of methods):
+rounding to nearest, where compensated rounding takes the same bytes; fp8 and bf16, which take those of int8 and fp16;
+aware training, which keeps no more than compensated rounding; low rank, which takes a tenth of the bytes and costs
+MiniLM 2 % of its quality; heads, code books and single zeros, which save little or no time; a table in the network's
+place, which is another kind of model. Blocks are evenly spread, since the first and the last ones were worse.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from slimseek import choose, integers, plugins
+from slimseek.errors import NoEffect, UsageError
+from slimseek.schema import Gates, Model, OutputKind, Precision, QuantizedTensor, Samples, Value
+from slimseek.trial import Budget
+
+BITS = (32, 16, 8, 6, 5, 4, 3, 2)
+CONVOLUTION_BITS = (32, 16, 8, 6, 4)
+"""Below 4, where nothing compensates what rounding does to a convolution, nothing is left."""
+GROUPS = (128, 64, 32)
+MIXED = (2, 3, 4, 5, 6, 8)
+"""What a layer may get where bits are chosen layer by layer."""
+EFFORTS = (0, 300, 1000, 3000)
+PRECISIONS: dict[Precision, int] = {"f32": 32, "f16": 16, "int8": 8, "binary": 1}
+"""Bits of an element of a vector in the index."""
+TEXTS, ARRAYS = 64, 16
+"""Items in a batch of training."""
+SHARE_OF_TIME = 0.25
+"""Of the time that is left: what one training may take."""
+SECONDS_PER_MAC = 2.2e-11
+"""Of training, for one multiply-accumulate of one item: three blocks of MiniLM, 0.7e9 for 128 tokens, take about a
+second for a batch of 64 on two cores (the recipe ``distil``), and sentences have a third of these tokens."""
+KEPT_FIRST = 8000
+"""Tokens that a classifier keeps in any case: labelled items are few, and later ones bring other words."""
+
+
+class Space(Value, frozen=True):
+    """What can be chosen for one model.
+
+    Attributes:
+        values: by the name of a choice, what it may be, the least change first; a choice of one value is not named.
+            ``blocks``: how many are kept. ``width``: share of channels, or of the feed-forward part, that is kept.
+            ``teach``: batches of distillation after a cut. ``dim``: elements of a vector; ``dim_first``: whether they
+            go before the distillation. ``vocabulary``: ``whole`` or what is ``used``. ``bits`` of weights, 32 and 16
+            for floats; ``table_bits`` of tables apart; ``allocation``: ``even``, or ``mixed`` layer by layer in the
+            same bytes; ``group``: weights that share a scale below 8 bits. ``activations``: ``float``, ``dynamic``
+            or ``static``. ``precision`` of the index.
+        depth: blocks of a transformer; 0 for other models.
+        dim: width of its vectors.
+        output: what it gives.
+        text: whether its items are texts.
+        table_share: share of its bytes that is the token table, 0 to 1.
+        rest_share: share of its bytes that belongs to no layer, 0 to 1.
+        trains_by_gradient: whether a gradient can tell which channels count.
+        documents: how many vectors the index holds; 0 where it is not known.
+        gates: what each recipe promises.
+        target: the runtime.
+    """
+
+    values: dict[str, tuple[Any, ...]]
+    depth: int = 0
+    dim: int = 0
+    output: OutputKind = "embedding"
+    text: bool = True
+    table_share: float = 0.0
+    rest_share: float = 0.0
+    trains_by_gradient: bool = False
+    documents: int = 0
+    gates: Gates = Gates()
+    target: str = "onnxruntime"
+
+    @property
+    def neutral(self) -> dict[str, Any]:
+        """Every choice as it is where nothing is chosen."""
+        return {
+            "blocks": self.depth, "width": 1.0, "teach": 0, "dim": self.dim, "dim_first": False, "vocabulary": "whole",
+            "bits": 32, "table_bits": 8, "allocation": "even", "group": 64, "activations": "float", "precision": "f32",
+        }  # fmt: skip
+
+    @property
+    def count(self) -> int:
+        """How many combinations of values there are; several may make the same plan."""
+        return math.prod(len(values) for values in self.values.values())
+
+
+def space(
+    model: Model, budget: Budget, samples: Samples | None = None, *, documents: int = 0, seconds: float | None = None
+) -> Space:
+    """What can be chosen for a model; what its family cannot take is tried out and left out.
+
+    Choices of the index are there where the budget limits it: they cost quality and save nothing else.
+
+    Args:
+        model: the original, of floats.
+        budget: what is asked.
+        samples: by whose texts a vocabulary would be cut; without them it is offered wherever it can be cut.
+        documents: how many vectors the index holds; 0 where it is not known.
+        seconds: time that is left, which bounds the trainings that are offered; ``None`` for any.
+
+    Raises:
+        UsageError: the model is quantized already.
+    """
+    family = choose.family(model)
+    stored = any(isinstance(tensor, QuantizedTensor) for tensor in model.tensors.values())
+    if stored or family.quantized_by(model):
+        raise UsageError("budget: the model is quantized already; give the float model that it was made from")
+    samples = samples or Samples(calibration=(), texts=())
+    sizes = {name: integers.stored_bytes(tensor) for name, tensor in model.tensors.items()}
+    total = sum(sizes.values())
+    trains = _trains(model)
+    depth = _depth(model)
+    found = {
+        **_cuts(model, samples, depth),
+        "teach": _efforts(model, seconds) if trains else (),
+        **_of_index(model, samples, budget),
+        **_of_weights(model, samples),
+    }
+    if "blocks" not in found and "width" not in found:
+        found["teach"] = ()
+    if len(found["teach"]) > 1 and "dim" in found:
+        found["dim_first"] = (False, True)
+    loss = 0.99 if budget.max_loss is None else budget.max_loss
+    return Space(
+        values={name: values for name, values in found.items() if len(values) > 1},
+        depth=depth,
+        dim=model.spec.dim,
+        output=model.spec.output,
+        text=model.spec.preprocess is not None,
+        table_share=sizes.get(model.spec.token_table or "", 0) / total,
+        rest_share=1 - sum(sizes[name] for name in {layer.weight for layer in model.layers}) / total,
+        trains_by_gradient=trains,
+        documents=documents,
+        gates=Gates(metric=budget.metric, max_loss=loss),
+        target=budget.target,
+    )
+
+
+def spread(whole: int, count: int) -> tuple[int, ...]:
+    """Numbers of so many blocks, the nearest to evenly spaced ones; the first and the last are among them.
+
+    Of six: 0 1 2 4 5, and 0 2 3 5, which are those of docs/distillation.md.
+    """
+    steps = count - 1
+    return tuple(-(-(2 * place * (whole - 1) - steps) // (2 * steps)) for place in range(count))
+
+
+def _cuts(model: Model, samples: Samples, depth: int) -> dict[str, tuple[Any, ...]]:
+    """Fewer blocks, and narrower layers."""
+    found: dict[str, tuple[Any, ...]] = {}
+    counts = range(depth, 1, -1) if depth <= 8 else [round(depth * share / 6) for share in (6, 5, 4, 3, 2)]
+    kept = tuple(count for count in counts if count >= depth / 3)
+    if depth > 2 and _works("prune.layers", model, samples, keep=spread(depth, kept[-1])):
+        found["blocks"] = kept
+    # A transformer's feed-forward part alone is narrowed; the width between its blocks stays.
+    shares = (1.0, 0.75, 0.5) if depth else (1.0, 0.85, 0.7, 0.5)
+    try:
+        layers = plugins.load("methods", "prune.channels")(importance="l2").layers(model, samples)
+    except (UsageError, NoEffect):
+        return found
+    found["width"] = tuple(
+        share for share in shares if share == 1 or any(layer.removable(1 - share) for layer in layers)
+    )
+    return found
+
+
+def _efforts(model: Model, seconds: float | None) -> tuple[int, ...]:
+    """Batches of training that the time allows, roughly."""
+    most = math.inf if seconds is None else SHARE_OF_TIME * seconds
+    batch = TEXTS if model.spec.preprocess is not None else ARRAYS
+    macs = batch * choose.family(model).macs(model, choose.REFERENCE_LENGTH)
+    return tuple(steps for steps in EFFORTS if steps * macs * SECONDS_PER_MAC <= most)
+
+
+def _of_index(model: Model, samples: Samples, budget: Budget) -> dict[str, tuple[Any, ...]]:
+    """Shorter vectors, and fewer bits for each of their elements."""
+    if budget.index_size is None and budget.total is None:
+        return {}
+    found: dict[str, tuple[Any, ...]] = {"precision": tuple(PRECISIONS)}
+    whole = model.spec.dim
+    shorter = sorted({whole * share // 4 // 8 * 8 for share in (3, 2, 1)} - {0, whole}, reverse=True)
+    # Vectors that the original gave cannot be searched with shorter ones.
+    if (
+        shorter
+        and not budget.keep_index
+        and _works("simplify.output_dim", model, samples, dim=shorter[0], method="cut")
+    ):
+        found["dim"] = (whole, *shorter)
+    return found
+
+
+def _of_weights(model: Model, samples: Samples) -> dict[str, tuple[Any, ...]]:
+    """Bits by the kinds of layers, and how inputs are rounded; tokens that may leave."""
+    kinds = {layer.kind for layer in model.layers}
+    found: dict[str, tuple[Any, ...]] = {}
+    kept = 0 if model.spec.output == "embedding" else KEPT_FIRST
+    if _works("simplify.vocabulary", model, samples, min_count=1, keep_first=kept):
+        found["vocabulary"] = ("whole", "used")
+    if not kinds:
+        return found
+    bits = CONVOLUTION_BITS if "convolution" in kinds else BITS
+    found |= {"bits": bits, "group": GROUPS}
+    if "embedding" in kinds and len(kinds) > 1:
+        found["table_bits"] = tuple(one for one in bits if one <= 8)
+    if len({layer.weight for layer in model.layers}) > 2:
+        found["allocation"] = ("even", "mixed")
+    if "convolution" in kinds:
+        found["activations"] = ("float", "static")  # a scale for each row is for linear layers
+    elif "linear" in kinds:
+        found["activations"] = ("float", "dynamic", "static")
+    return found
+
+
+def _depth(model: Model) -> int:
+    if model.spec.family != "transformer":
+        return 0
+    depth: int = plugins.require("slimseek.methods._blocks").depth(model)
+    return depth
+
+
+def _trains(model: Model) -> bool:
+    try:
+        choose.family(model).trainable(model)
+    except UsageError:
+        return False
+    return True
+
+
+def _works(step: str, model: Model, samples: Samples, **parameters: Any) -> bool:
+    try:
+        plugins.load("methods", step)(**parameters).apply(model, samples)
+    except (UsageError, NoEffect):
+        return False
+    return True
