@@ -23,7 +23,7 @@ from slimseek.progress import say
 from slimseek.prove import Options, prove
 from slimseek.report import search as page
 from slimseek.schema import Collection, Comparison, Gates, Model
-from slimseek.trial import Budget, Found, Trial
+from slimseek.trial import Budget, Found, Trial, numbered
 
 RESULT, PAGE, FRONT = "search.json", "search.html", "front"
 LIBRARIES = ("optuna", "filelock", "jinja2", "altair", "vl_convert")
@@ -79,7 +79,7 @@ def compress_within(
         left = msgspec.structs.replace(effort, seconds=max(0.0, effort.seconds - spent))
         trials = loop.run(measured, budget, opened, left, proposals)
         number, _ = front.choose(trials, budget)
-        comparison = _written(source, original, found, trials[number], measured, budget, out, options)
+        comparison = _written(source, original, found, numbered(trials, number), measured, budget, out, options)
         result = _found(choose.name_of(source), found, budget, trials, comparison, options)
         _write_recipes(result, out / FRONT)
         folders.write_atomically(out / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=1))
@@ -142,7 +142,7 @@ def _found(
     source: str, collection: Collection, budget: Budget, trials: list[Trial], comparison: Comparison, options: Options
 ) -> Found:  # fmt: skip
     number, met = front.choose(trials, budget)
-    unmet = front.unmet(trials[number], budget)
+    unmet = front.unmet(numbered(trials, number), budget)
     failed = next((gate for gate in comparison.gates if gate.status == "failed" and gate.gate != "smaller"), None)
     if met and failed is not None:
         met, unmet = False, f"on the test queries the gate {failed.gate} failed: {failed.detail}"
@@ -161,6 +161,6 @@ def _write_recipes(found: Found, folder: Path) -> None:
     """The recipe of each point of the front, to be run again by ``--recipe``."""
     with folders.writing(folder, force=True) as place:
         for number in found.front:
-            steps = found.trials[number].plan.recipe
+            steps = numbered(found.trials, number).plan.recipe
             if steps.steps:
                 (place / f"{number:04d}.yaml").write_text(recipe.dump(steps), "utf-8")
