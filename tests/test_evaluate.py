@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -10,27 +12,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimseek import timing
+from slimseek import search, timing
+from slimseek.costs import index_cost
 from slimseek.encoder import Encoder, check_finite
 from slimseek.errors import SlimseekError, UsageError
 from slimseek.evaluate import (
     DEPTH,
+    Quality,
     compare,
     cosines,
     cost,
     examples,
     invariance,
     measure,
+    neighbours,
     neighbours_shared,
     overlap,
     quality,
     quality_gate,
     rank,
+    ranked,
     report,
 )
 from slimseek.inputs.text import ROWS_IN_BATCH, TOKENS_IN_BATCH, TextInput, bucket
-from slimseek.schema import Array, Batch, Change, Measurement, SearchSet, TextPreprocess
-from small import CORPUS, tiny_encoder, tiny_tokenizer
+from slimseek.schema import Array, Batch, Change, Measurement, Precision, SearchSet, TextPreprocess
+from small import CORPUS, many_texts, tiny_encoder, tiny_tokenizer
 
 TEXTS = [*CORPUS.values(), *(" ".join(list(CORPUS.values())[: count + 2]) for count in range(5)), "", "a", "stone"]
 
@@ -333,6 +339,133 @@ def test_a_metric_deeper_than_a_hundred_sees_that_deep(metric: str) -> None:
     )
     value = 1.0 if metric.startswith("recall") else 1 / 131
     assert quality(encoder, judged, [metric]).get(metric).value == pytest.approx(value)
+
+
+def random_vectors(count: int, seed: int, dim: int = 32) -> Array:
+    """Float32 [count, dim] of length one."""
+    vectors = np.random.default_rng(seed).standard_normal((count, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def numbered(documents: int, queries: int, name: str = "set") -> SearchSet:
+    """A set of empty texts whose query ``qN`` has the document ``dN`` to find."""
+    names = {f"q{number}": "" for number in range(queries)}
+    return SearchSet(
+        name=name, queries=names, corpus={f"d{number}": "" for number in range(documents)},
+        qrels={query: {f"d{query[1:]}": 1} for query in names},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("k", [1, 10])
+def test_at_a_precision_is_found_what_a_saved_index_of_it_finds(
+    precision: Precision, k: int, tmp_path: Path
+) -> None:  # fmt: skip
+    """``slimseek.search`` with its defaults, rescoring included, asked for as many as the metric looks at."""
+    encoder = tiny_encoder(dim=16)
+    texts, queries = many_texts(300), many_texts(40, seed=1)
+    corpus = {f"d{number}": text for number, text in enumerate(texts)}
+    asked = {f"q{number}": text for number, text in enumerate(queries)}
+    search.index(encoder, corpus, tmp_path / "index", precision=precision)
+    results = search.open(tmp_path / "index", encoder).query(queries, k)
+    first = {query: [result.id for result in row] for query, row in zip(asked, results, strict=True)}
+    judged = SearchSet(name="set", queries=asked, corpus=corpus, qrels={query: {"d0": 1} for query in asked})
+    exactly = neighbours(judged, quality(encoder, judged, ["map"]), k)
+    found = quality(encoder, exactly, [f"recall@{k}"], precision=precision).get(f"recall@{k}")
+    assert found.per_query == measure(f"recall@{k}", exactly, first).per_query
+    assert found.value == 1.0 or precision in ("int8", "binary")
+    assert 0.4 < found.value < 0.95 or precision != "binary"
+
+
+def test_one_encoding_is_judged_at_every_precision() -> None:
+    encoder, judged = tiny_encoder(), search_set()
+    vectors = quality(encoder, judged, ["mrr@10"])
+    for precision in get_args(Precision):
+        whole = quality(encoder, judged, ["mrr@10", "recall@1"], precision=precision)
+        again = ranked(vectors.documents, vectors.queries, judged, ["mrr@10", "recall@1"], precision)
+        assert again.measurements == whole.measurements
+        assert again.ranking == whole.ranking
+        np.testing.assert_array_equal(whole.documents, vectors.documents)
+
+
+def test_coarser_vectors_find_less() -> None:
+    judged = numbered(500, 50)
+    documents, queries = random_vectors(500, 0, 16), random_vectors(50, 1, 16)
+    exactly = neighbours(judged, ranked(documents, queries, judged, ["map"]))
+    recalls = [
+        ranked(documents, queries, exactly, ["recall@10"], precision).get("recall@10").value
+        for precision in get_args(Precision)
+    ]
+    assert recalls[0] == recalls[1] == 1
+    assert recalls[1] > recalls[2] > recalls[3]
+
+
+def test_documents_that_are_given_are_not_encoded_again() -> None:
+    """Only queries are: those of a noisy twin search what the original gave; a brute force finds the same."""
+    original, twin = tiny_encoder(), tiny_encoder(noise=0.5)
+    texts = {f"d{number}": text for number, text in enumerate(many_texts(120))}
+    queries = {f"q{number}": text for number, text in enumerate(many_texts(30, seed=1))}
+    judged = SearchSet(name="set", queries=queries, corpus=texts, qrels={query: {"d0": 1} for query in queries})
+    documents = original.documents(list(texts.values()))
+    asked = []
+
+    def encode(batch: Batch) -> Array:
+        asked.append(len(batch["input_ids"]))
+        return twin.encode(batch)
+
+    found = quality(dataclasses.replace(twin, encode=encode), judged, ["recall@10"], documents=documents)
+    assert sum(asked) == len(queries)
+    assert found.documents is documents
+    np.testing.assert_array_equal(found.queries, twin.queries(list(queries.values())))
+    scores = found.queries.astype(np.float64) @ documents.T.astype(np.float64)
+    order = np.argsort(-scores.astype(np.float32), axis=1, kind="stable")
+    assert found.ranking == {
+        query: [f"d{place}" for place in row[:DEPTH]] for query, row in zip(queries, order, strict=True)
+    }
+
+
+def test_documents_of_another_width_or_number_are_refused() -> None:
+    for shape, words in (((6, 16), r"\[6, 16\]"), ((5, 32), r"\[5, 32\]")):
+        with pytest.raises(UsageError, match=rf"tiny: the documents' vectors are {words}; \[6, 32\] are needed"):
+            quality(tiny_encoder(), search_set(), ["map"], documents=np.ones(shape, np.float32))
+
+
+def test_a_classifier_has_neither_precision_nor_documents() -> None:
+    encoder = tiny_encoder(name="sorter")
+    spec = msgspec.structs.replace(encoder.spec, output="class_logits", classes=tuple(CORPUS))
+    sorter = dataclasses.replace(encoder, spec=spec)
+    judged = dataclasses.replace(search_set(), labelled=True)
+    with pytest.raises(UsageError, match="sorter is a classifier: it keeps no vectors, at int8"):
+        quality(sorter, judged, ["accuracy"], precision="int8")
+    with pytest.raises(UsageError, match="sorter is a classifier: it searches no index"):
+        quality(sorter, judged, ["accuracy"], documents=np.ones((6, 32), np.float32))
+
+
+def test_neighbours_are_what_the_original_found_first() -> None:
+    """No judgement is used, nor needed; of the six documents the first two count."""
+    unjudged = dataclasses.replace(search_set({f"q{number}": text for number, text in enumerate(many_texts(9))}),
+                                   qrels={})  # fmt: skip
+    encoder = tiny_encoder()
+    queries = encoder.queries(list(unjudged.queries.values()))
+    ranking = rank(queries, encoder.documents(list(CORPUS.values())), unjudged)
+    found = Quality(measurements=(), ranking=ranking, documents=queries, queries=queries)
+    judged = neighbours(unjudged, found, 2)
+    assert judged.qrels == {query: {row[0]: 1, row[1]: 1} for query, row in ranking.items()}
+    assert (judged.queries, judged.corpus) == (unjudged.queries, unjudged.corpus)
+    assert judged.name == "six, test, first 2 of the original"
+    itself = quality(encoder, judged, ["recall@2"]).get("recall@2")
+    assert itself.per_query == (1.0,) * 9
+    swapped = {query: [row[1], row[2], row[0]] for query, row in ranking.items()}
+    assert measure("recall@2", judged, swapped).per_query == (0.5,) * 9
+
+
+def test_bytes_of_an_index_are_measurements() -> None:
+    """100 vectors of 16: 6,400 bytes; as signs 200 and 128 of ranges, with 1,600 and 128 of int8 on disk."""
+    sizes = {measurement.name: measurement.value for measurement in index_cost(100, 16, "f32")}
+    assert sizes == {"index_size": 6400}
+    found = index_cost(100, 16, "binary")
+    assert {measurement.name: measurement.value for measurement in found} == {"index_size": 328, "rescore_size": 1728}
+    assert {(measurement.unit, measurement.higher_is_better) for measurement in found} == {("B", False)}
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_encoded() -> None:

@@ -11,7 +11,7 @@ import pytest
 from slimseek import plugins
 from slimseek.bases import Index
 from slimseek.errors import ArtifactError, UsageError
-from slimseek.indexes import _vectors, exact
+from slimseek.indexes import _vectors, bytes_of, exact, rescore_bytes_of
 from slimseek.schema import Array, Hits, Precision
 
 KINDS = plugins.names("indexes")
@@ -381,3 +381,32 @@ def test_usearch_builds_with_threads(documents: Array, queries: Array) -> None:
     index = made("usearch")
     index.build(documents, threads=2)
     assert recall(index.query(queries, 10), brute_force(queries, documents, 10)) >= 0.95
+
+
+# ---------------------------------------------------------------- bytes known before
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("count", "dim"), [(1, 1), (3, 8), (7, 13), (200, DIM), (11, 384)])
+def test_bytes_are_known_before_an_exact_index_is_built(precision: Precision, count: int, dim: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
+    assert bytes_of(count, dim, precision) == built("exact", vectors, precision).nbytes
+
+
+def test_bytes_by_hand() -> None:
+    """A million vectors of 384: 1,536, 768, 384 and 48 bytes each; two float32 for each dimension are shared."""
+    sizes = {precision: bytes_of(10**6, 384, precision) for precision in PRECISIONS}
+    assert sizes == {
+        "f32": 1536 * 10**6, "f16": 768 * 10**6, "int8": 384 * 10**6 + 3072, "binary": 48 * 10**6 + 3072,
+    }  # fmt: skip
+
+
+def test_only_binary_is_rescored_by_default_and_by_int8() -> None:
+    sizes = {precision: rescore_bytes_of(100, 16, precision) for precision in PRECISIONS}
+    assert sizes == {"f32": 0, "f16": 0, "int8": 0, "binary": bytes_of(100, 16, "int8")}
+
+
+def test_bytes_of_an_unknown_precision_are_refused() -> None:
+    for count in (bytes_of, rescore_bytes_of):
+        with pytest.raises(UsageError, match="unknown vector precision 'int4'"):
+            count(10, 10, "int4")  # type: ignore[arg-type]

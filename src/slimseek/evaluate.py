@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from slimseek import plugins, timing
-from slimseek.bases import Metric
+from slimseek import bootstrap, costs, plugins, timing
+from slimseek.bases import Index, Metric
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
+from slimseek.indexes import _vectors
 from slimseek.progress import track
-from slimseek.schema import Array, Change, GateResult, GateStatus, Measurement, QueryExample, Report, SearchSet
+from slimseek.schema import (
+    Array,
+    Change,
+    GateResult,
+    GateStatus,
+    Measurement,
+    Precision,
+    QueryExample,
+    Report,
+    SearchSet,
+)
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map")
 ACCURACY = "accuracy"
-RESAMPLES = 10_000
 DEPTH = 100
 LEAST_COSINE = 0.999
 
@@ -55,22 +65,89 @@ def metric(name: str) -> tuple[Metric, int | None]:
     return plugins.load("metrics", plugin)(), int(cutoff) if cutoff else None
 
 
-def quality(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str] = METRICS) -> Quality:
+def quality(
+    encoder: Encoder, search_set: SearchSet, metrics: Sequence[str] = METRICS, *, precision: Precision = "f32",
+    documents: Array | None = None,
+) -> Quality:  # fmt: skip
     """Encode everything, search exactly, score every query. A classifier ranks its classes by their logits.
 
+    Args:
+        encoder: what gives the vectors.
+        search_set: queries and documents.
+        metrics: such as ``ndcg@10``.
+        precision: how the vectors of documents are kept; those of queries stay float32.
+        documents: float32 [documents, dim], the vectors that another model gave and that an index holds, so that only
+            queries are encoded; ``None`` to encode the documents too.
+
     Raises:
-        UsageError: an unknown metric, or a classifier whose classes are not those of the set.
+        UsageError: an unknown metric, a classifier whose classes are not those of the set or that is asked for
+            vectors at a precision or for queries alone, or vectors of documents that do not fit the encoder's.
     """
     for name in metrics:
         metric(name)
     if encoder.spec.output == "class_logits":
+        _check_searches(encoder, precision, documents)
         return _classified(encoder, search_set, metrics)
+    if documents is None:
+        documents = _documents(encoder, search_set)
+    elif documents.shape != (len(search_set.corpus), encoder.spec.dim):
+        raise UsageError(f"{encoder.name}: the documents' vectors are {list(documents.shape)}; "
+                         f"{[len(search_set.corpus), encoder.spec.dim]} are needed")  # fmt: skip
+    return ranked(documents, encoder.queries(list(search_set.queries.values())), search_set, metrics, precision)
+
+
+def ranked(
+    documents: Array, queries: Array, search_set: SearchSet, metrics: Sequence[str] = METRICS,
+    precision: Precision = "f32",
+) -> Quality:  # fmt: skip
+    """The quality of vectors that are there already: one encoding is judged at each precision.
+
+    A precision that loses so much that finer vectors rank its candidates (``binary``) finds more in a longer list,
+    so that there each metric is measured on a search as deep as its own cutoff, which is what a user would ask for.
+
+    Args:
+        documents: float32 [documents, dim], in the order of the set's corpus.
+        queries: float32 [queries, dim], in the order of its queries.
+        search_set: whose texts they stand for, and the judgements.
+        metrics: such as ``ndcg@10``.
+        precision: how the vectors of documents are kept.
+    """
+    depths = {name: metric(name)[1] or DEPTH for name in metrics}
+    deepest = max([DEPTH, *depths.values()])
+    alone = set(depths.values()) if precision in _vectors.RESCORED_WITH else set()
+    rankings = {depth: rank(queries, documents, search_set, depth, precision) for depth in {deepest, *alone}}
+    measurements = tuple(
+        measure(name, search_set, rankings.get(depth, rankings[deepest])) for name, depth in depths.items()
+    )
+    return Quality(measurements=measurements, ranking=rankings[deepest], documents=documents, queries=queries)
+
+
+def neighbours(search_set: SearchSet, found: Quality, depth: int = 10) -> SearchSet:
+    """The same queries and documents, judged by what a model found: its first ``depth`` documents are relevant.
+
+    ``recall@10`` on this set is then the share of that model's results that another finds again. No judgement of the
+    given set is used, and none is needed.
+
+    Args:
+        search_set: queries and documents.
+        found: what the model found there.
+        depth: how many results count, from 1 to ``DEPTH``.
+    """
+    judged = {query: dict.fromkeys(found.ranking[query][:depth], 1) for query in search_set.queries}
+    return dataclasses.replace(search_set, name=f"{search_set.name}, first {depth} of the original", qrels=judged)
+
+
+def _documents(encoder: Encoder, search_set: SearchSet) -> Array:
     with track(f"encode {len(search_set.corpus):,} documents, {encoder.name}", len(search_set.corpus)) as advance:
-        documents = encoder.documents(list(search_set.corpus.values()), advance)
-    queries = encoder.queries(list(search_set.queries.values()))
-    ranking = rank(queries, documents, search_set, max([DEPTH, *(metric(name)[1] or 0 for name in metrics)]))
-    measurements = tuple(measure(name, search_set, ranking) for name in metrics)
-    return Quality(measurements=measurements, ranking=ranking, documents=documents, queries=queries)
+        return encoder.documents(list(search_set.corpus.values()), advance)
+
+
+def _check_searches(encoder: Encoder, precision: Precision, documents: Array | None) -> None:
+    """Refuse a classifier what only a search has."""
+    if precision != "f32":
+        raise UsageError(f"{encoder.name} is a classifier: it keeps no vectors, at {precision} or otherwise")
+    if documents is not None:
+        raise UsageError(f"{encoder.name} is a classifier: it searches no index, of its own or of another model")
 
 
 def _classified(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str]) -> Quality:
@@ -97,11 +174,20 @@ def default_metrics(search_set: SearchSet) -> tuple[str, ...]:
     return (ACCURACY, f"{ACCURACY}@5") if len(search_set.corpus) > 10 else (ACCURACY,)
 
 
-def rank(queries: Array, documents: Array, search_set: SearchSet, depth: int = DEPTH) -> dict[str, list[str]]:
-    """Query id to the ``depth`` best document ids by exact inner products; ties by the documents' order."""
-    index = plugins.load("indexes", "exact")()
+def rank(
+    queries: Array, documents: Array, search_set: SearchSet, depth: int = DEPTH, precision: Precision = "f32"
+) -> dict[str, list[str]]:
+    """Query id to the ``depth`` best document ids by exact inner products; ties by the documents' order.
+
+    With a precision the documents are kept at it, and ranked by finer vectors where ``search`` would do so.
+    """
+    index: Index = plugins.load("indexes", "exact")(precision=precision)
     index.build(documents)
-    hits = index.query(queries, min(depth, len(documents)))
+    finer, depth = _vectors.RESCORED_WITH.get(precision), min(depth, len(documents))
+    if finer is None:
+        hits = index.query(queries, depth)
+    else:
+        hits = _vectors.rescored(index, _vectors.rows_of(documents, finer), queries, depth)
     ids = list(search_set.corpus)
     return {
         query: [ids[hit] for hit in row if hit >= 0] for query, row in zip(search_set.queries, hits.ids, strict=True)
@@ -120,7 +206,7 @@ def measure(name: str, search_set: SearchSet, ranking: Mapping[str, Sequence[str
         value=float(values.mean()),
         higher_is_better=plugin.higher_is_better,
         n=values.size,
-        interval=_interval(values),
+        interval=bootstrap.mean_interval(values),
         per_query=tuple(values.tolist()),
     )
 
@@ -137,24 +223,16 @@ def compare(before: Measurement, after: Measurement, max_loss: float | None = No
     assert after.per_query is not None
     assert len(before.per_query) == len(after.per_query), "both sides must have scored the same queries"
     first, second = np.array(before.per_query), np.array(after.per_query)
-    relative = float(_relative(first, second))
-    interval, lower = (relative, relative), relative
-    if len(first) > 1 and not np.array_equal(first, second):
-        drawn = stats.bootstrap(
-            (first, second), _relative, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=500,
-            method="percentile", rng=np.random.default_rng(0),
-        ).bootstrap_distribution  # fmt: skip
-        low, lower, high = np.percentile(drawn, [2.5, 5.0, 97.5])
-        interval = (float(low), float(high))
+    low, lower, high = bootstrap.change_bounds(first, second)
     return Change(
         metric=before.name,
         before=before.value,
         after=after.value,
-        relative=relative,
-        interval=interval,
-        lower_bound=float(lower),
+        relative=float(bootstrap.relative_change(first, second)),
+        interval=(low, high),
+        lower_bound=lower,
         n=len(first),
-        n_needed=None if max_loss is None else _n_needed(first, second, relative, float(lower), max_loss),
+        n_needed=None if max_loss is None else bootstrap.queries_needed(first, second, lower, max_loss),
     )
 
 
@@ -241,10 +319,10 @@ def cost(
         advance(1)
     return {
         name: (
-            *_bytes(encoder),
-            *_latencies(single[name]),
+            *costs.shipped(encoder),
+            *costs.latencies(single[name]),
             Measurement(name="throughput", value=len(documents) / float(np.median(batch[name])), unit="items/s", n=3),
-            *_fresh(source, encoder.threads),
+            *costs.fresh(source, encoder.threads),
         )
         for name, (encoder, source) in subjects.items()
     }
@@ -282,64 +360,4 @@ def examples(
             score_after=second[position],
         )
         for position in chosen
-    )
-
-
-def _relative(before: Array, after: Array, axis: int = -1) -> Array | float:
-    mean = np.mean(before, axis=axis)
-    change = np.mean(after, axis=axis) - mean
-    relative = np.divide(change, mean, out=np.where(change < 0, -1.0, np.where(change > 0, 1.0, 0.0)), where=mean != 0)
-    return float(relative) if np.ndim(relative) == 0 else relative
-
-
-def _interval(values: Array) -> tuple[float, float]:
-    if values.size < 2 or np.ptp(values) == 0:
-        return float(values.mean()), float(values.mean())
-    found = stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, batch=500, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def _n_needed(before: Array, after: Array, relative: float, lower: float, max_loss: float) -> int | None:
-    """Queries for the one-sided bound to reach -max_loss, if mean and spread stayed as they are."""
-    margin = relative + max_loss
-    if lower >= -max_loss or margin <= 0 or before.mean() == 0:
-        return None
-    spread = float(np.std((after - (1 + relative) * before) / before.mean(), ddof=1))
-    return int(np.ceil((stats.norm.ppf(0.95) * spread / margin) ** 2))
-
-
-def _bytes(encoder: Encoder) -> tuple[Measurement, ...]:
-    shipped = encoder.shipped
-    return tuple(
-        Measurement(name=name, value=float(value), unit="B", higher_is_better=False, n=1)
-        for name, value in (
-            ("size", sum(shipped.values())),
-            ("size_weights", shipped["weights"]),
-            ("size_rest", shipped["rest"]),
-        )
-    )
-
-
-def _latencies(seconds: Array) -> tuple[Measurement, ...]:
-    return tuple(
-        Measurement(
-            name=f"latency_p{percent}",
-            value=float(np.percentile(seconds, percent)) * 1000,
-            unit="ms",
-            higher_is_better=False,
-            n=len(seconds),
-        )
-        for percent in (50, 95, 99)
-    )
-
-
-def _fresh(source: str, threads: int) -> tuple[Measurement, ...]:
-    if not source:
-        return ()
-    start = timing.fresh_start(source, threads)
-    return (
-        Measurement(name="cold_start", value=start.seconds, unit="s", higher_is_better=False, n=1),
-        Measurement(name="peak_memory", value=float(start.peak_memory_bytes), unit="B", higher_is_better=False, n=1),
     )

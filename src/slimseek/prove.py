@@ -11,9 +11,10 @@ from slimseek import alternatives as others
 from slimseek import choose, deploy, evaluate, timing
 from slimseek import compress as machine
 from slimseek.compress import Compressed
+from slimseek.costs import index_cost
 from slimseek.encoder import Encoder
 from slimseek.evaluate import Quality
-from slimseek.schema import Comparison, GateResult, Measurement, Model, Recipe, Report, SearchSet
+from slimseek.schema import Comparison, GateResult, Measurement, Model, Precision, Recipe, Report, SearchSet
 
 TIMED_QUERIES = 200
 TIMED_DOCUMENTS = 32
@@ -28,6 +29,7 @@ class Options:
         target: the runtime in which before and after are measured.
         threads: threads of every runtime; 0 for all cores that this process may use.
         alternatives: also measure what other libraries give with one call.
+        precision: how the index keeps the vectors of the compressed model; those of the original stay float32.
         command: the command line that reproduces the run, for the report.
         force: replace what an earlier run wrote.
     """
@@ -35,6 +37,7 @@ class Options:
     target: str = "onnxruntime"
     threads: int = 0
     alternatives: bool = False
+    precision: Precision = "f32"
     command: str = ""
     force: bool = False
 
@@ -55,26 +58,23 @@ def prove(
     """
     metrics = tuple(dict.fromkeys((recipe.gates.metric, *evaluate.default_metrics(test))))
     with tempfile.TemporaryDirectory() as temporary:
-        subjects: dict[str, tuple[Encoder, str]] = {}
-        gates: list[GateResult] = []
-        for label, model in ((name, original), (f"{name} {recipe.name}", compressed.model)):
-            place = Path(temporary) / str(len(subjects))
-            place.mkdir()
-            texts = list(test.items.values())[:PARITY_TEXTS]
-            package = deploy.write(model, options.target, place, texts=texts, threads=threads)
-            gates = list(package.gates)
-            opened = dataclasses.replace(choose.choose(place, threads), name=label)
-            subjects[label] = (opened, str(place))
+        models = {name: original, f"{name} {recipe.name}": compressed.model}
+        subjects, gates = _deployed(models, Path(temporary), test, options.target, threads)
         if options.alternatives:
             subjects["onnxruntime dynamic int8"] = (others.dynamic_int8(original, threads), "")
-        found = {label: evaluate.quality(encoder, test, metrics) for label, (encoder, _) in subjects.items()}
+        found = _found(subjects, test, metrics, options.precision)
         queries = list(test.queries.values())[:TIMED_QUERIES]
         costs = evaluate.cost(subjects, queries, list(test.items.values())[:TIMED_DOCUMENTS])
     reports = [
         evaluate.report(
-            label, threads, costs[label], found[label].measurements, _static(label, subjects, original, compressed)
+            label,
+            threads,
+            costs[label],
+            found[label].measurements,
+            _index(found[label], test, options.precision if number == 1 else "f32"),
+            _static(label, subjects, original, compressed),
         )
-        for label in subjects
+        for number, label in enumerate(subjects)
     ]
     before, after = (found[label] for label in list(subjects)[:2])
     changes = tuple(
@@ -99,6 +99,31 @@ def prove(
     )
 
 
+def _deployed(
+    models: dict[str, Model], folder: Path, test: SearchSet, target: str, threads: int
+) -> tuple[dict[str, tuple[Encoder, str]], list[GateResult]]:
+    """Each model opened from its package under ``folder``, with the package's path; and the gates of the last."""
+    texts = list(test.items.values())[:PARITY_TEXTS]
+    subjects: dict[str, tuple[Encoder, str]] = {}
+    gates: tuple[GateResult, ...] = ()
+    for label, model in models.items():
+        place = folder / str(len(subjects))
+        place.mkdir()
+        gates = deploy.write(model, target, place, texts=texts, threads=threads).gates
+        subjects[label] = (dataclasses.replace(choose.choose(place, threads), name=label), str(place))
+    return subjects, list(gates)
+
+
+def _found(
+    subjects: dict[str, tuple[Encoder, str]], test: SearchSet, metrics: tuple[str, ...], precision: Precision
+) -> dict[str, Quality]:
+    """What each subject finds; the second is the compressed one, whose vectors are kept at the precision."""
+    return {
+        label: evaluate.quality(encoder, test, metrics, precision=precision if number == 1 else "f32")
+        for number, (label, (encoder, _)) in enumerate(subjects.items())
+    }
+
+
 def smaller_gate(before: Report, after: Report) -> GateResult:
     """Whether fewer bytes are shipped in fact."""
     sizes = [subject.get("size") for subject in (before, after)]
@@ -119,6 +144,11 @@ def _static(
         Measurement(name="parameters", value=float(model.parameters), higher_is_better=False, n=1),
         Measurement(name="macs", value=float(macs), unit="MAC", higher_is_better=False, n=1),
     )
+
+
+def _index(found: Quality, test: SearchSet, precision: Precision) -> tuple[Measurement, ...]:
+    """Bytes of the documents' vectors; of classes nothing is kept."""
+    return () if test.labelled else index_cost(len(found.documents), found.documents.shape[1], precision)
 
 
 def _notes(

@@ -35,7 +35,7 @@ INDEX_FILES = "index"
 FINER_FILES = "rescore"
 MOST_HITS = 1000
 DOCUMENTS_IN_CHUNK = 256
-OVERSAMPLE = 4
+OVERSAMPLE = _vectors.OVERSAMPLE
 Rescore = Literal["auto", "none", "f32", "f16", "int8"]
 
 
@@ -296,8 +296,7 @@ class Search:
         """The ``k`` best for float32 [q, dim] queries, by the finer vectors of more candidates where there are some."""
         if self.finer is None:
             return self.index.query(vectors, k)
-        candidates = self.index.query(vectors, min(k * self.manifest.oversample, self.manifest.count)).ids
-        return _vectors.rank(vectors, (ids[ids >= 0] for ids in candidates), self.finer.take, k)
+        return _vectors.rescored(self.index, self.finer, vectors, k, self.manifest.oversample)
 
     def _results(self, ids: Array, scores: Array) -> tuple[Result, ...]:
         """Hits of one query; those that fill up (id -1) stand last and are left out."""
@@ -340,7 +339,7 @@ def _finer(precision: Precision, rescore: Rescore) -> Precision | None:
     if rescore not in get_args(Rescore):
         raise UsageError(f"unknown rescore {rescore!r}; known: {', '.join(get_args(Rescore))}")
     if rescore == "auto":
-        return "int8" if precision == "binary" else None
+        return _vectors.RESCORED_WITH.get(precision)
     if rescore == "none":
         return None
     finest_first = get_args(Precision)

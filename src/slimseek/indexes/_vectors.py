@@ -14,6 +14,7 @@ from typing import get_args
 
 import numpy as np
 
+from slimseek.bases import Index
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.schema import Array, Hits, Precision
 
@@ -22,6 +23,9 @@ ROWS_IN_BLOCK = 8192
 SHORTLIST = 4
 DTYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8, "binary": np.uint8}
 WITH_RANGES = ("int8", "binary")
+RESCORED_WITH: dict[Precision, Precision] = {"binary": "int8"}
+"""The precisions whose hits are ranked by finer vectors unless one asks for none, and how those are kept."""
+OVERSAMPLE = 4
 VECTORS = "vectors.npy"
 RANGES = "ranges.npy"
 
@@ -70,6 +74,28 @@ def rows_of(vectors: Array, precision: Precision) -> Rows:
         raise UsageError("there are no vectors to index")
     ranges = ranges_of(vectors, precision)
     return Rows(kept=stored(vectors, precision, ranges), ranges=ranges)
+
+
+def bytes_of(documents: int, dim: int, precision: Precision) -> int:
+    """Bytes of an exact index of so many vectors, before there is one: those in memory while it is searched.
+
+    Args:
+        documents: how many vectors.
+        dim: their width.
+        precision: how they are kept.
+
+    Raises:
+        UsageError: an unknown precision.
+    """
+    bits = 1 if checked_precision(precision) == "binary" else 8 * np.dtype(DTYPES[precision]).itemsize
+    ranges = 2 * dim * np.dtype(np.float32).itemsize if precision in WITH_RANGES else 0
+    return documents * -(-dim * bits // 8) + ranges
+
+
+def rescore_bytes_of(documents: int, dim: int, precision: Precision) -> int:
+    """Bytes on disk alone of the finer vectors that rank its hits by default; 0 for a precision that needs none."""
+    finer = RESCORED_WITH.get(checked_precision(precision))
+    return 0 if finer is None else bytes_of(documents, dim, finer)
 
 
 def load_rows(folder: Path, precision: Precision) -> Rows:
@@ -208,6 +234,20 @@ def rank(queries: Array, candidates: Iterable[Array], vectors_of: Callable[[Arra
         hits.ids[row, : len(best)] = ids[best]
         hits.scores[row, : len(best)] = scores[best]
     return hits
+
+
+def rescored(index: Index, finer: Rows, queries: Array, k: int, oversample: int = OVERSAMPLE) -> Hits:
+    """The ``k`` best of what an index finds, ranked by finer vectors of the same documents.
+
+    Args:
+        index: finds ``oversample`` times as many candidates.
+        finer: the vectors that rank them and give the scores.
+        queries: float32 [q, dim].
+        k: hits wanted for each query.
+        oversample: candidates for each hit, 1 or more.
+    """
+    candidates = index.query(queries, min(k * oversample, len(finer.kept))).ids
+    return rank(queries, (ids[ids >= 0] for ids in candidates), finer.take, k)
 
 
 def load_array(path: Path, dtype: type, *, mapped: bool = False) -> Array:

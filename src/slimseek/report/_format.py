@@ -30,6 +30,8 @@ LABELS = {
     "throughput": ("Throughput", "items in batches"),
     "cold_start": ("Cold start", "load to first answer"),
     "peak_memory": ("Peak memory", ""),
+    "index_size": ("Index", "vectors of all documents"),
+    "rescore_size": ("Finer vectors", "on disk, to rank candidates"),
     "invariance": ("Invariance", "least cosine, alone or in a batch"),
 }
 """Label and explanation of each figure that is not a metric."""
@@ -42,11 +44,14 @@ _WORDS = {
     "throughput": ("faster", "slower"),
     "cold": ("faster", "slower"),
     "peak": ("less", "more"),
+    "index": ("smaller", "larger"),
 }
 _CLOCKED = ("latency", "throughput", "cold")
 _ROWS = (
     "size",
     "size_weights",
+    "index_size",
+    "rescore_size",
     "parameters",
     "latency_p50",
     "latency_p95",
@@ -325,13 +330,20 @@ def same_machine(comparison: Comparison) -> bool:
 
 
 def rows(comparison: Comparison, limit: int = 10) -> list[Row]:
-    """The table of before and after: the metric first, then size, speed and memory; what neither model has is left
-    out.
+    """The table of before and after: the metric first, then size, speed and memory.
+
+    What neither model has is left out, and so are vectors of the same bytes before and after.
     """
     metric = main_metric(comparison)
     names = ([metric] if metric else []) + list(_ROWS)
     present = [name for name in names if comparison.original.get(name) or comparison.compressed.get(name)]
+    present = [name for name in present if name != "index_size" or _differs(comparison, name)]
     return [_row(comparison, name) for name in present[:limit]]
+
+
+def _differs(comparison: Comparison, name: str) -> bool:
+    before, after = comparison.original.get(name), comparison.compressed.get(name)
+    return before is None or after is None or before.value != after.value
 
 
 def _row(comparison: Comparison, name: str) -> Row:
