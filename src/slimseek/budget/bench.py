@@ -22,6 +22,7 @@ from slimseek.budget.prefixes import Prefixes
 from slimseek.budget.store import Store
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, SlimseekError
+from slimseek.indexes import bytes_of
 from slimseek.schema import Collection, Measurement, Model, Precision, Recipe, SearchSet, Value
 from slimseek.trial import Budget, Figures, Plan, Reached, Trial
 
@@ -193,7 +194,7 @@ def latencies(encoders: Mapping[str, Encoder], asked: SearchSet) -> dict[str, tu
 
 def index_size(documents: int, dim: int, precision: Precision) -> int:
     """Bytes of the vectors of so many documents."""
-    raise NotImplementedError
+    return bytes_of(documents, dim, precision)
 
 
 def _package(original: Model, store: Store, target: str) -> Path:

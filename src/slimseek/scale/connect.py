@@ -61,11 +61,11 @@ def connected(address: str) -> Iterator[Any]:
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **_arguments(address))
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UsageError(f"--ray {address}: {_first_line(error)}") from error
+        raise UsageError(f"--ray {address}: {first_line(error)}") from error
     try:
         yield ray
     except ray.exceptions.RayError as error:
-        raise SlimseekError(f"the cluster {address} was lost or failed: {_first_line(error)}") from error
+        raise SlimseekError(f"the cluster {address} was lost or failed: {first_line(error)}") from error
     finally:
         ray.shutdown()
 
@@ -87,7 +87,9 @@ def check_version(wanted: str) -> None:
         UsageError: this machine has another one.
     """
     if wanted != __version__:
-        raise UsageError(f"{socket.gethostname()} has slimseek {__version__}, and {wanted} is asked; install that there")
+        raise UsageError(
+            f"{socket.gethostname()} has slimseek {__version__}, and {wanted} is asked; install that there"
+        )
 
 
 def _arguments(address: str) -> dict[str, Any]:
@@ -115,8 +117,11 @@ def _check_answers(address: str, host: str, port: int) -> None:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise UsageError(f"--ray {address}: no Ray cluster answers there ({reason})") from error
     if len(answer) < 4 or answer[3] != SETTINGS_FRAME:
-        raise UsageError(f"--ray {address}: what answers there is no Ray cluster; give the port of its head, often 6379")
+        raise UsageError(
+            f"--ray {address}: what answers there is no Ray cluster; give the port of its head, often 6379"
+        )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of Ray says first, which is the reason; the rest are stacks of other processes."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
