@@ -353,3 +353,26 @@ def test_a_connection_that_is_there_is_used_and_left(nodes: Nodes):
             assert inner is ray
         assert ray.is_initialized()
     assert not ray.is_initialized()
+
+
+# ---------------------------------------------------------------- the plan on paper
+
+
+def test_hours_and_bytes_of_a_plan_are_those_worked_by_hand(monkeypatch: pytest.MonkeyPatch):
+    """100 million at 200 a second on 10 machines: 50,000 s. 384 int8 dimensions: 384 B each, and ranges of 3,072 B."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import scale_plan
+
+    assert scale_plan.hours(100_000_000, 200.0, 10) == pytest.approx(13.888888)
+    found = scale_plan.bytes_by_precision(100_000_000, 384)
+    assert found["f32"] == (1536.0, 153_600_000_000, 0)
+    assert found["int8"][1:] == (38_400_003_072, 0)
+    assert found["binary"][1:] == (4_800_003_072, 38_400_003_072)
+    measured = scale_plan.Measured(rate=200.0, cores=2, dim=384, characters=1000.0, model_bytes=6_000_000)
+    text = scale_plan.tables(measured, 100_000_000)
+    assert "| 4 | 34.7 | 139 |" in text
+    assert "| f16 | 768 | 76.8 | 0.0 |" in text
+    assert "100 GB of text to the machines, and 154 GB of vectors back" in text
+    assert (
+        "In 20 indexes of 5 million documents, the machine that writes them holds 7.7 GB of vectors and 5.0 GB" in text
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -295,9 +295,9 @@ def index(
     from slimseek import search
     from slimseek.choose import choose
 
-    with _Run(json, quiet) as run:
+    with _Run(json, quiet) as run, _on_cluster(ray):
         encoder = choose(model, threads or None)
-        encode = partial(_on_cluster, model, ray, threads) if ray else None
+        encode = partial(_encoded, model, ray, threads) if ray else None
         search.index(encoder, collections.load(data).corpus, out, kind=kind, precision=precision, rescore=rescore,  # type: ignore[arg-type]
                      oversample=oversample, force=force, encode=encode)  # fmt: skip
         stats = search.open(out, encoder).stats()
@@ -307,7 +307,16 @@ def index(
         run.answer(stats, lambda console: console.print(line, markup=False, soft_wrap=True))
 
 
-def _on_cluster(model: str, ray: str, threads: int, texts: Sequence[str]) -> Array:
+def _on_cluster(ray: str) -> AbstractContextManager[Any]:
+    """Connected before anything else is done, where an address is given."""
+    if not ray:
+        return nullcontext()
+    from slimseek.scale.connect import connected
+
+    return connected(ray)
+
+
+def _encoded(model: str, ray: str, threads: int, texts: Sequence[str]) -> Array:
     from slimseek.scale.encoding import encode
 
     return encode(model, texts, ray, threads=threads)
