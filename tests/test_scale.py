@@ -71,6 +71,13 @@ def _processes() -> list[psutil.Process]:
     return found
 
 
+def _wait_until_none() -> None:
+    end = time.monotonic() + 20
+    while _processes() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert _processes() == []
+
+
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     """Three nodes of one core; none of their processes is left behind."""
@@ -84,10 +91,7 @@ def nodes() -> Iterator[Nodes]:
             yield found
         finally:
             found.shutdown()
-        end = time.monotonic() + 20
-        while _processes() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert _processes() == []
+        _wait_until_none()
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,13 @@ def _while_tried(act: Callable[[psutil.Process], bool]) -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_cluster_of_this_machine_is_gone_with_its_work(original: Model):
+    texts, encoder = many_texts(70), choose.encoder(original, "here", 1)
+    here = np.concatenate([encoder.documents(texts[start : start + 32]) for start in (0, 32, 64)])
+    np.testing.assert_array_equal(encode(original, texts, "local", chunk=32), here)
+    _wait_until_none()
 
 
 # ---------------------------------------------------------------- trials

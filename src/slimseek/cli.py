@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +19,7 @@ from slimseek.errors import BudgetUnmet, GateFailed, SlimseekError, UsageError
 
 if TYPE_CHECKING:
     from slimseek.prove import Options
-    from slimseek.schema import Array, Recipe
+    from slimseek.schema import Recipe
 
 app = typer.Typer(
     name="slimseek", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -291,35 +290,13 @@ def index(
     ray: Ray = "", threads: Threads = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Encode the documents of a collection and write an index."""
-    from slimseek import data as collections
-    from slimseek import search
-    from slimseek.choose import choose
+    from slimseek import show
+    from slimseek.pipeline import index_on
 
-    with _Run(json, quiet) as run, _on_cluster(ray):
-        encoder = choose(model, threads or None)
-        encode = partial(_encoded, model, ray, threads) if ray else None
-        search.index(encoder, collections.load(data).corpus, out, kind=kind, precision=precision, rescore=rescore,  # type: ignore[arg-type]
-                     oversample=oversample, force=force, encode=encode)  # fmt: skip
-        stats = search.open(out, encoder).stats()
-        line = f"{out}: {stats.documents:,} documents, {stats.kind} {stats.precision}, {stats.index_bytes / 1e6:.1f} MB"
-        if stats.rescore is not None:
-            line += f" in memory, and {stats.rescore_bytes / 1e6:.1f} MB of {stats.rescore} on disk to rescore with"
-        run.answer(stats, lambda console: console.print(line, markup=False, soft_wrap=True))
-
-
-def _on_cluster(ray: str) -> AbstractContextManager[Any]:
-    """Connected before anything else is done, where an address is given."""
-    if not ray:
-        return nullcontext()
-    from slimseek.scale.connect import connected
-
-    return connected(ray)
-
-
-def _encoded(model: str, ray: str, threads: int, texts: Sequence[str]) -> Array:
-    from slimseek.scale.encoding import encode
-
-    return encode(model, texts, ray, threads=threads)
+    with _Run(json, quiet) as run:
+        stats = index_on(model, data, out, kind=kind, precision=precision, rescore=rescore, oversample=oversample,  # type: ignore[arg-type]
+                         ray=ray, threads=threads, force=force)  # fmt: skip
+        run.answer(stats, lambda console: show.index(stats, console, out))
 
 
 @app.command()

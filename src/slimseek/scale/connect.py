@@ -64,6 +64,8 @@ def connected(address: str) -> Iterator[Any]:
         raise UsageError(f"--ray {address}: {first_line(error)}") from error
     try:
         yield ray
+    except ray.exceptions.RayTaskError:  # a fault of the code that ran there, which its stack tells
+        raise
     except ray.exceptions.RayError as error:
         raise SlimseekError(f"the cluster {address} was lost or failed: {first_line(error)}") from error
     finally:

@@ -124,7 +124,7 @@ class Cluster:
         self._ready: set[Machine] = set()
         self._pending: dict[Any, tuple[Machine, int | None]] = {}
         self._failures: defaultdict[Machine, int] = defaultdict(int)
-        self._reason = "all were lost"
+        self._reason = "all are gone"
 
     @property
     def count(self) -> int:
@@ -172,18 +172,19 @@ class Cluster:
                 raise
             except errors.RayError as error:
                 self._dismiss(machine)
+                self._reason = f"{machine.address}: {first_line(error)}"
+                say(f"a worker was lost on {self._reason}")
                 if number is None:
                     self._failures[machine] += 1
                 elif not queue.again(number, machine):
                     yield self._lost(asked, number, first_line(error))
-                say(f"a worker on {machine.address} was lost: {first_line(error)}")
                 continue
             if number is not None:
                 yield found
             elif found:
-                self._failures[machine], self._reason = TRIES, f"{machine.address}: {found}"
                 self._dismiss(machine)
-                say(f"{self._reason}; it is left out")
+                self._failures[machine], self._reason = TRIES, f"{machine.address}: {found}"
+                say(f"a machine is left out: {self._reason}")
             else:
                 self._ready.add(machine)
 
