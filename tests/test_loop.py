@@ -27,6 +27,10 @@ def _trial(number: int, plan: Plan, relative: float = -0.01, *, latency: float =
     return Trial(number=number, plan=plan, reached="whole", figures=figures, change=change, seconds=1.0)
 
 
+def _plan(name: str) -> Plan:
+    return Plan(recipe=Recipe(steps=(), name=name), name=name)
+
+
 @dataclasses.dataclass
 class Bench:
     """Measures nothing; says what it was asked, and is killed where that is wanted."""
@@ -57,7 +61,7 @@ class Telling:
         self.seen.append([trial.number for trial in trials])
         known = hash(tuple((trial.number, trial.change and trial.change.relative) for trial in trials)) % 10_000
         there = max(0, min(count, self.most - (len(trials) - 1)))
-        return [Plan(recipe=Recipe(steps=()), name=f"{len(trials)} {known} {place}") for place in range(there)]
+        return [_plan(f"{len(trials)} {known} {place}") for place in range(there)]
 
 
 class Backwards:
@@ -135,6 +139,28 @@ def test_a_search_of_other_workers_fills_the_gaps(tmp_path: Path):
     found = loop.run(bench, BUDGET, Store(tmp_path), Effort(seconds=HOURS, trials=5), proposer)
     assert proposer.seen == [[0], [0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
     assert [trial.number for trial in found] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_plan_of_an_interrupted_round_is_not_tried_by_another_number(tmp_path: Path):
+    """Under another budget the same plans come in another order: b was tried as number 2 and is left out."""
+
+    class Shifted:
+        def __init__(self, names: str) -> None:
+            self.names = names
+
+        def propose(self, trials: Sequence[Trial], count: int, seconds: float) -> list[Plan]:
+            known = {trial.plan.name for trial in trials}
+            return [_plan(name) for name in self.names if name not in known][:count]
+
+    class Second(Alone):
+        def attempt(self, asked: Round) -> Iterator[Trial]:
+            yield self.bench.attempt(2, asked.plans[2], asked.promising, asked.budget)
+
+    first, bench = Bench(), Bench()
+    loop.run(first, BUDGET, Store(tmp_path), Effort(seconds=HOURS), Shifted("abc"), Second(first, 3))
+    found = loop.run(bench, BUDGET, Store(tmp_path), Effort(seconds=HOURS), Shifted("bca"), Alone(bench, 3))
+    assert [(trial.number, trial.plan.name) for trial in found[1:]] == [(2, "b"), (3, "a"), (4, "c")]
+    assert bench.asked == [(3, "a"), (4, "c")]
 
 
 def test_it_ends_where_nothing_is_left_to_try(tmp_path: Path):

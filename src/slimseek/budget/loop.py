@@ -145,7 +145,7 @@ def run(
             plans = proposer.propose(history, workers.count, left()) if goes_on() else []
             if not plans:
                 break
-            missing = [(number, plan) for number, plan in zip(numbers, plans, strict=False) if number not in trials]
+            missing = _missing(dict(zip(numbers, plans, strict=False)), trials)
             asked = Round(plans=dict(missing[:wanted]), history=history, budget=budget, goes_on=goes_on)
             show(_now(asked), time.perf_counter() - start)
             for trial in workers.attempt(asked):
@@ -190,6 +190,15 @@ def line(trial: Trial) -> str:
 
 def _ordered(trials: Mapping[int, Trial]) -> list[Trial]:
     return [trial for _, trial in sorted(trials.items())]
+
+
+def _missing(plans: Mapping[int, Plan], trials: Mapping[int, Trial]) -> list[tuple[int, Plan]]:
+    """Plans of a round that were not tried, also not by another number: under other limits, others are proposed."""
+    tried = [(trial.plan.recipe, trial.plan.precision) for trial in trials.values()]
+    return [
+        (number, plan) for number, plan in plans.items()
+        if number not in trials and (plan.recipe, plan.precision) not in tried
+    ]  # fmt: skip
 
 
 def _wanted(effort: Effort, trials: Mapping[int, Trial]) -> int:
