@@ -117,17 +117,10 @@ class Stats(Value, frozen=True):
 
 
 def index(
-    encoder: Encoder,
-    corpus: Mapping[str, str],
-    out: Path,
-    *,
-    kind: str = "exact",
-    precision: Precision = "f32",
-    rescore: Rescore = "auto",
-    oversample: int = OVERSAMPLE,
-    force: bool = False,
+    encoder: Encoder, corpus: Mapping[str, str], out: Path, *, kind: str = "exact", precision: Precision = "f32",
+    rescore: Rescore = "auto", oversample: int = OVERSAMPLE, force: bool = False,
     encode: Callable[[Sequence[str]], Array] | None = None,
-) -> Manifest:
+) -> Manifest:  # fmt: skip
     """Encode every document and write a folder that :func:`open` searches.
 
     Args:

@@ -92,9 +92,7 @@ def compress_within(
         number, _ = front.choose(trials, budget)
         comparison = _written(source, original, found, numbered(trials, number), measured, budget, out, options)
         result = _found(choose.name_of(source), found, budget, trials, comparison, options)
-        _write_recipes(result, out / FRONT)
-        folders.write_atomically(out / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=1))
-        page.write(result, out / PAGE)
+        _write(result, out)
     return result
 
 
@@ -166,6 +164,12 @@ def _found(
             f"queries were asked once, by the trial that was chosen.",
         ),
     )  # fmt: skip
+
+
+def _write(found: Found, out: Path) -> None:
+    _write_recipes(found, out / FRONT)
+    folders.write_atomically(out / RESULT, msgspec.json.format(msgspec.json.encode(found), indent=1))
+    page.write(found, out / PAGE)
 
 
 def _write_recipes(found: Found, folder: Path) -> None:

@@ -15,6 +15,7 @@ from slimseek.errors import SlimseekError, UsageError
 
 LOCAL, AUTO = "local", "auto"
 ADDRESS = re.compile(r"(?P<host>[^:/\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWER_SECONDS = 3.0
 STORE_BYTES = 200_000_000
 """Memory for what workers share on a cluster that is started here; Ray keeps the rest on disk."""
@@ -126,4 +127,5 @@ def _check_answers(address: str, host: str, port: int) -> None:
 
 def first_line(error: BaseException) -> str:
     """What an error of Ray says first, which is the reason; the rest are stacks of other processes."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = COLOUR.sub("", str(error)).splitlines()
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)

@@ -108,7 +108,8 @@ def teach(teacher: Model, items: Sequence[str], folder: str, address: str, *, th
 class _Chunks:
     """Encodes chunks on one machine; the MODEL is opened once."""
 
-    def __init__(self, shipped: Shipped, threads: int) -> None:
+    def __init__(self, reference: Any, threads: int) -> None:
+        shipped: Shipped = plugins.require("ray").get(reference)  # Ray Data hands references on as they are
         self._wrong = ""
         try:
             self._encoder = _unpacked(shipped, threads)
