@@ -40,6 +40,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime; 0 for all cores.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+Ray = Annotated[str, typer.Option("--ray", metavar="ADDRESS", help="Ray cluster: HOST:PORT, auto, or local.")]
 Target = Annotated[str, typer.Option("--target", help="Runtime: onnxruntime, openvino, or auto for the fastest here.")]
 
 
@@ -143,6 +144,8 @@ def compress(
     target: Annotated[str, typer.Option("--target", "--for", help="Runtime that before and after run in.")] = "",
     metric: Annotated[str, typer.Option("--metric", help="Metric of the gate; by default the recipe's.")] = "",
     alternatives: Annotated[bool, typer.Option("--alternatives", help="Also measure other libraries.")] = False,
+    ray: Ray = "",
+    at_once: Annotated[int, typer.Option("--at-once", min=0, help="Plans a round; 0 for one a machine.")] = 0,
     threads: Threads = 0, seed: Seed = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Compress a model by a recipe, or search for the recipe that a budget allows (--max-...), and prove the result."""
@@ -155,8 +158,12 @@ def compress(
         if any(limits.values()) or (max_loss and not recipe and not student):
             if recipe or student:
                 raise UsageError("a recipe or a budget: leave out --recipe and --student, or the --max options")
-            _search(run, model, data, out, limits | {"loss": max_loss}, (time, trials, metric, seed), options)
+            how = {"metric": metric, "seed": seed, "ray": ray, "at_once": at_once}
+            _search(run, model, data, out, limits | {"loss": max_loss}, (time, trials), how, options)
         else:
+            if ray or at_once:
+                raise UsageError(f"{'--ray' if ray else '--at-once'} is of a search under a budget (--max-size, "
+                                 "--max-loss, ...); a recipe runs on this machine alone")  # fmt: skip
             steps = recipes.with_options(
                 recipes.load(recipe or "int8"), metric=metric, max_loss=max_loss, student=student, seed=seed
             )
@@ -175,18 +182,18 @@ def _by_recipe(run: _Run, model: str, data: str, out: Path, steps: Recipe, optio
 
 
 def _search(
-    run: _Run, model: str, data: str, out: Path, limits: dict[str, str], effort: tuple[str, int, str, int],
-    options: Options,
+    run: _Run, model: str, data: str, out: Path, limits: dict[str, str], effort: tuple[str, int],
+    how: dict[str, Any], options: Options,
 ) -> None:  # fmt: skip
     from slimseek import show
     from slimseek.budget.limits import Limits, seconds
     from slimseek.budget.loop import Effort
     from slimseek.within import compress_within
 
-    time, trials, metric, seed = effort
+    time, trials = effort
     found = compress_within(
         model, data, Limits(**limits), out, Effort(seconds=seconds(time), trials=trials),
-        replace(options, target=options.target or "onnxruntime"), metric=metric, seed=seed,
+        replace(options, target=options.target or "onnxruntime"), **how,
     )  # fmt: skip
     run.answer(found, lambda console: show.search(found, console, out))
     if not found.met:
@@ -280,22 +287,16 @@ def index(
     precision: Annotated[str, typer.Option("--precision", help="f32, f16, int8 or binary.")] = "f32",
     rescore: Annotated[str, typer.Option("--rescore", help="Vectors on disk: auto, none, f32, f16 or int8.")] = "auto",
     oversample: Annotated[int, typer.Option("--oversample", min=1, help="Candidates to rescore, for each hit.")] = 4,
-    threads: Threads = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
+    ray: Ray = "", threads: Threads = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Encode the documents of a collection and write an index."""
-    from slimseek import data as collections
-    from slimseek import search
-    from slimseek.choose import choose
+    from slimseek import show
+    from slimseek.pipeline import index_on
 
     with _Run(json, quiet) as run:
-        encoder = choose(model, threads or None)
-        search.index(encoder, collections.load(data).corpus, out, kind=kind, precision=precision, rescore=rescore,  # type: ignore[arg-type]
-                     oversample=oversample, force=force)  # fmt: skip
-        stats = search.open(out, encoder).stats()
-        line = f"{out}: {stats.documents:,} documents, {stats.kind} {stats.precision}, {stats.index_bytes / 1e6:.1f} MB"
-        if stats.rescore is not None:
-            line += f" in memory, and {stats.rescore_bytes / 1e6:.1f} MB of {stats.rescore} on disk to rescore with"
-        run.answer(stats, lambda console: console.print(line, markup=False, soft_wrap=True))
+        stats = index_on(model, data, out, kind=kind, precision=precision, rescore=rescore, oversample=oversample,  # type: ignore[arg-type]
+                         ray=ray, threads=threads, force=force)  # fmt: skip
+        run.answer(stats, lambda console: show.index(stats, console, out))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,21 @@ from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, prove
 from slimseek.rebuild import rebuild
 from slimseek.report import sensitivity as sensitivity_page
-from slimseek.schema import Change, Collection, Comparison, Gates, Measurement, Model, Qrels, Recipe, Report, Value
+from slimseek.scale.connect import connected
+from slimseek.scale.encoding import encode
+from slimseek.schema import (
+    Change,
+    Collection,
+    Comparison,
+    Gates,
+    Measurement,
+    Model,
+    Precision,
+    Qrels,
+    Recipe,
+    Report,
+    Value,
+)
 
 if TYPE_CHECKING:
     from slimseek.finetune import Tuned
@@ -192,6 +207,24 @@ def deploy_on(
     """Deploy, with parity on the texts of a collection: the given one, else the one the artifact was judged by."""
     texts = _texts(data or choose.collection_of(source), asked=bool(data))
     return deploy.deploy(source, target, out, texts=texts, threads=threads or None, force=force)
+
+
+def index_on(
+    source: str, collection: str, out: Path, *, kind: str = "exact", precision: Precision = "f32",
+    rescore: search.Rescore = "auto", oversample: int = search.OVERSAMPLE, ray: str = "", threads: int = 0,
+    force: bool = False,
+) -> search.Stats:  # fmt: skip
+    """Encode the documents of a collection, here or on the Ray cluster at the address, and write an index.
+
+    Raises:
+        UsageError: anything wrong with the arguments; no cluster answers at the address, which is tried first.
+    """
+    with connected(ray) if ray else nullcontext():
+        encoder = choose.choose(source, threads or None)
+        search.index(encoder, data.load(collection).corpus, out, kind=kind, precision=precision, rescore=rescore,
+                     oversample=oversample, force=force,
+                     encode=(lambda texts: encode(source, texts, ray, threads=threads)) if ray else None)  # fmt: skip
+    return search.open(out, encoder).stats()
 
 
 def serve_on(

@@ -25,6 +25,8 @@ EXTRAS = {
     "jinja2": "report",
     "optuna": "budget",
     "filelock": "budget",
+    "ray": "ray",
+    "pyarrow": "ray",
 }
 
 

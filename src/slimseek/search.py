@@ -6,7 +6,7 @@ import atexit
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -117,16 +117,10 @@ class Stats(Value, frozen=True):
 
 
 def index(
-    encoder: Encoder,
-    corpus: Mapping[str, str],
-    out: Path,
-    *,
-    kind: str = "exact",
-    precision: Precision = "f32",
-    rescore: Rescore = "auto",
-    oversample: int = OVERSAMPLE,
-    force: bool = False,
-) -> Manifest:
+    encoder: Encoder, corpus: Mapping[str, str], out: Path, *, kind: str = "exact", precision: Precision = "f32",
+    rescore: Rescore = "auto", oversample: int = OVERSAMPLE, force: bool = False,
+    encode: Callable[[Sequence[str]], Array] | None = None,
+) -> Manifest:  # fmt: skip
     """Encode every document and write a folder that :func:`open` searches.
 
     Args:
@@ -139,6 +133,8 @@ def index(
             finds; ``auto`` is int8 for a binary index and none for the others.
         oversample: candidates for each hit that is asked for, 1 or more, where there are finer vectors.
         force: replace a folder that slimseek wrote.
+        encode: gives the float32 [n, dim] vectors of all documents in this process's place, such as a cluster of
+            machines that opened the same encoder.
 
     Raises:
         UsageError: no documents, an unknown kind or precision, vectors for rescoring that are no finer than those of
@@ -154,7 +150,8 @@ def index(
     if not corpus:
         raise UsageError("the collection has no documents to index")
     with folders.writing(out, force=force) as folder:
-        vectors = _document_vectors(encoder, list(corpus.values()))
+        texts = list(corpus.values())
+        vectors = _document_vectors(encoder, texts) if encode is None else encode(texts)
         store.build(vectors, threads=encoder.threads)
         _write_vectors(folder, store, None if finer is None else _vectors.rows_of(vectors, finer))
         _write_documents(folder, corpus)

@@ -184,6 +184,14 @@ def package(found: Any, console: Console, out: Path) -> None:
     console.print(f"\nnext: slimseek {following}", markup=False, soft_wrap=True)
 
 
+def index(found: Any, console: Console, out: Path) -> None:
+    """An index that was written: documents, kind, bytes."""
+    line = f"{out}: {found.documents:,} documents, {found.kind} {found.precision}, {found.index_bytes / 1e6:.1f} MB"
+    if found.rescore is not None:
+        line += f" in memory, and {found.rescore_bytes / 1e6:.1f} MB of {found.rescore} on disk to rescore with"
+    console.print(line, markup=False, soft_wrap=True)
+
+
 def results(found: Any, console: Console) -> None:
     """Hits, best first."""
     for result in found:

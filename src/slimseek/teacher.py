@@ -34,7 +34,10 @@ FORMAT = b"1 vector"
 """Version of the computation and what is computed: a part of every key."""
 
 
-def vectors(teacher: Model, items: Sequence[str], folder: str = "") -> Array:
+def vectors(
+    teacher: Model, items: Sequence[str], folder: str = "", *,
+    compute: Callable[[Sequence[str]], Array] | None = None,
+) -> Array:  # fmt: skip
     """The vectors that a teacher gives for documents, from the folder where it was asked for the same ones before.
 
     A run that is killed goes on at its last 1,024 items. The teacher runs as it is used: no dropout, fixed statistics.
@@ -44,6 +47,7 @@ def vectors(teacher: Model, items: Sequence[str], folder: str = "") -> Array:
         items: texts, or paths of arrays.
         folder: where vectors are kept; ``""`` for ``slimseek/teachers`` in the user's folder of caches. It may be
             deleted at any time.
+        compute: gives the float32 [n, dim] vectors of all items in this process's place, such as a cluster.
 
     Returns:
         Float32 [n, dim], read-only where it is mapped from its file.
@@ -55,6 +59,8 @@ def vectors(teacher: Model, items: Sequence[str], folder: str = "") -> Array:
         return np.zeros((0, teacher.spec.dim), np.float32)
     place = _place(folder)
     if place is None:
+        if compute is not None:
+            return compute(items)
         with track(LABEL, len(items)) as advance:
             return _encoder(teacher).documents(items, advance)
     whole, shape = place / f"{_key(teacher, items)}.npy", (len(items), teacher.spec.dim)
@@ -63,7 +69,7 @@ def vectors(teacher: Model, items: Sequence[str], folder: str = "") -> Array:
         say(f"{LABEL}: read from {whole}")
     else:
         say(f"{LABEL} are kept in {place}")
-        found = _computed(_encoder(teacher), items, whole)
+        found = _computed(_encoder(teacher), items, whole) if compute is None else _kept(whole, shape, [compute(items)])
     shutil.rmtree(_parts(whole), ignore_errors=True)
     return found
 
@@ -92,7 +98,12 @@ def _computed(encoder: Encoder, items: Sequence[str], whole: Path) -> Array:
     with track(LABEL, len(items)) as advance:
         for start in starts:
             _part(encoder, items, start, _parts(whole), advance)
-    _write(whole, shape, (_part(encoder, items, start, _parts(whole)) for start in starts))
+    return _kept(whole, shape, (_part(encoder, items, start, _parts(whole)) for start in starts))
+
+
+def _kept(whole: Path, shape: tuple[int, int], arrays: Iterable[Array]) -> Array:
+    """One file of arrays below each other, and what is read of it."""
+    _write(whole, shape, arrays)
     found = _read(whole, shape)
     if found is None:
         raise UsageError(f"{whole} cannot be read back as it was written; choose another folder for the cache")

@@ -6,6 +6,7 @@ in it was measured, but where its ``reached`` says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -81,7 +82,7 @@ class Trial(Value, frozen=True, omit_defaults=True):
     """One plan, how far it got, and what was measured.
 
     Attributes:
-        number: from 0, in the order of beginning; 0 is the original.
+        number: from 0, in the order of planning; 0 is the original. One may be missing: of a search that was killed.
         reached: ``size`` where its predicted size ended it, ``part`` for a part of the development queries, ``whole``
             for all of them.
         figures: costs.
@@ -137,3 +138,8 @@ class Found(Value, frozen=True, omit_defaults=True):
     seconds: float = 0.0
     command: str = ""
     notes: tuple[str, ...] = ()
+
+
+def numbered(trials: Sequence[Trial], number: int) -> Trial:
+    """The trial of this number, which need not be its place."""
+    return next(trial for trial in trials if trial.number == number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -22,8 +23,10 @@ from slimseek.fingerprint import fingerprint
 from slimseek.progress import say
 from slimseek.prove import Options, prove
 from slimseek.report import search as page
+from slimseek.scale.connect import connected
+from slimseek.scale.trials import cluster
 from slimseek.schema import Collection, Comparison, Gates, Model
-from slimseek.trial import Budget, Found, Trial
+from slimseek.trial import Budget, Found, Trial, numbered
 
 RESULT, PAGE, FRONT = "search.json", "search.html", "front"
 LIBRARIES = ("optuna", "filelock", "jinja2", "altair", "vl_convert")
@@ -33,7 +36,7 @@ DISK_NEEDED = 4
 
 def compress_within(
     source: str | Path, collection: str | Path, limits: Limits, out: str | Path, effort: Effort | None = None,
-    options: Options | None = None, *, metric: str = "", seed: int = 0,
+    options: Options | None = None, *, metric: str = "", seed: int = 0, ray: str = "", at_once: int = 0,
 ) -> Found:  # fmt: skip
     """The best model that a budget allows: recipes are tried on development queries, the best is proven on the test's.
 
@@ -50,6 +53,9 @@ def compress_within(
         options: how to measure; its ``force`` begins anew where another model or collection was searched.
         metric: whose loss counts; by default nDCG@10, or accuracy where items are labelled.
         seed: of every random choice.
+        ray: address of a Ray cluster that tries the plans: HOST:PORT, ``auto``, or ``local`` to start one here.
+        at_once: plans that are asked for at once; 0 for one, or with a cluster for as many as it has machines. What is
+            found hangs on it, and not on how many machines there are.
 
     Returns:
         All that was found. Where the budget was not met, the nearest model is what was written, and ``unmet`` says by
@@ -69,20 +75,23 @@ def compress_within(
     measuring.metric(metric)
     say(data.split(found).notice)
     run = _run(original, found, metric, options, threads, seed)
-    with store.opened(out, run, force=options.force) as opened:
+    with ExitStack() as stack:
+        connection = stack.enter_context(connected(ray)) if ray else None
+        opened = stack.enter_context(store.opened(out, run, force=options.force))
         measured = bench(original, found, opened, target=options.target, metric=metric, threads=threads, seed=seed,
                          memory=bool(limits.memory))  # fmt: skip
         budget = limits.absolute(measured.baseline.figures, metric=metric, target=options.target)
         proposer = Proposer(original, measured, budget, effort.seconds, seed)
         _check_reachable(budget, *proposer.smallest)
+        workers: loop.Workers = loop.Alone(measured, at_once or 1)
+        if connection is not None:
+            workers = stack.enter_context(cluster(connection, original, found, measured, at_once))
         left = msgspec.structs.replace(effort, seconds=max(0.0, effort.seconds - (time.perf_counter() - start)))
-        trials = loop.run(measured, budget, opened, left, proposer)
+        trials = loop.run(measured, budget, opened, left, proposer, workers)
         number, _ = front.choose(trials, budget)
-        comparison = _written(source, original, found, trials[number], measured, budget, out, options)
+        comparison = _written(source, original, found, numbered(trials, number), measured, budget, out, options)
         result = _found(choose.name_of(source), found, budget, trials, comparison, options)
-        _write_recipes(result, out / FRONT)
-        folders.write_atomically(out / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=1))
-        page.write(result, out / PAGE)
+        _write(result, out)
     return result
 
 
@@ -141,7 +150,7 @@ def _found(
     source: str, collection: Collection, budget: Budget, trials: list[Trial], comparison: Comparison, options: Options
 ) -> Found:  # fmt: skip
     number, met = front.choose(trials, budget)
-    unmet = front.unmet(trials[number], budget)
+    unmet = front.unmet(numbered(trials, number), budget)
     failed = next((gate for gate in comparison.gates if gate.status == "failed" and gate.gate != "smaller"), None)
     if met and failed is not None:
         met, unmet = False, f"on the test queries the gate {failed.gate} failed: {failed.detail}"
@@ -156,10 +165,16 @@ def _found(
     )  # fmt: skip
 
 
+def _write(found: Found, out: Path) -> None:
+    _write_recipes(found, out / FRONT)
+    folders.write_atomically(out / RESULT, msgspec.json.format(msgspec.json.encode(found), indent=1))
+    page.write(found, out / PAGE)
+
+
 def _write_recipes(found: Found, folder: Path) -> None:
     """The recipe of each point of the front, to be run again by ``--recipe``."""
     with folders.writing(folder, force=True) as place:
         for number in found.front:
-            steps = found.trials[number].plan.recipe
+            steps = numbered(found.trials, number).plan.recipe
             if steps.steps:
                 (place / f"{number:04d}.yaml").write_text(recipe.dump(steps), "utf-8")

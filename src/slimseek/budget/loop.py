@@ -1,9 +1,16 @@
-"""The loop: plans from rules, then from the sampler; each is tried, kept and told to the sampler until time is over."""
+"""The loop: plans from rules, then from the sampler; each is tried, kept and told to the sampler until time is over.
+
+It goes in rounds of as many plans as there are workers. A round is planned from the trials before it alone, so that
+what is tried hangs on the seed and on how many plans are asked for at once, and neither on which worker is the fastest
+nor on a kill.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +21,7 @@ from slimseek.budget.store import Store
 from slimseek.errors import UsageError
 from slimseek.progress import countdown, say, shown_on
 from slimseek.schema import Value
-from slimseek.trial import Budget, Plan, Trial
+from slimseek.trial import Budget, Plan, Trial, numbered
 
 
 class Effort(Value, frozen=True):
@@ -36,44 +43,118 @@ class Effort(Value, frozen=True):
 class Proposer(Protocol):
     """Who says what to try next."""
 
-    def next(self, trials: Sequence[Trial], seconds: float) -> Plan | None:
-        """A plan that none of the trials tried and that so many seconds are likely to do for; ``None`` for no more."""
+    def propose(self, trials: Sequence[Trial], count: int, seconds: float) -> list[Plan]:
+        """At most so many plans, all different, that none of the trials tried and that so many seconds are likely to do
+        for; none where there is nothing more to try.
+
+        The answer hangs on nothing but the trials, the count, what the seconds allow, and the seed.
+        """
 
 
-def run(bench: Bench, budget: Budget, store: Store, effort: Effort, proposer: Proposer) -> list[Trial]:
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Plans that are tried together, none of them knowing what comes of the others.
+
+    Attributes:
+        plans: by the number that the trial will have.
+        history: all trials before the first of these numbers.
+        budget: what is asked.
+        goes_on: whether there is time to begin with one more.
+    """
+
+    plans: Mapping[int, Plan]
+    history: Sequence[Trial]
+    budget: Budget
+    goes_on: Callable[[], bool]
+
+    def promising(self, trial: Trial) -> str:
+        """``""`` where a trial that was measured on a part shall be measured on the whole, else why not."""
+        return hopeless(trial, self.history, self.budget)
+
+
+class Workers(Protocol):
+    """Who tries plans."""
+
+    @property
+    def count(self) -> int:
+        """How many plans are asked for at once."""
+
+    def attempt(self, asked: Round) -> Iterator[Trial]:
+        """Each trial as it ends, in any order; plans are left out from where ``goes_on`` says no."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """This process tries one plan after the other.
+
+    Attributes:
+        bench: measures.
+        count: how many plans are asked for at once: 1, or as many as a cluster would, to find what that would find.
+    """
+
+    bench: Bench
+    count: int = 1
+
+    def attempt(self, asked: Round) -> Iterator[Trial]:
+        """Each trial as it ends, by number."""
+        for place, (number, plan) in enumerate(sorted(asked.plans.items())):
+            if place and not asked.goes_on():
+                return
+            with shown_on(None):
+                trial = self.bench.attempt(number, plan, asked.promising, asked.budget)
+            yield trial
+
+
+def run(
+    bench: Bench, budget: Budget, store: Store, effort: Effort, proposer: Proposer, workers: Workers | None = None
+) -> list[Trial]:
     """Try plans until the time or the trials are used up; those of earlier runs count and are not tried again.
 
     Args:
-        bench: measures.
+        bench: measures the original, and all where there are no other workers.
         budget: what is asked.
         store: where each trial is kept as it ends.
         effort: how long.
         proposer: what to try next.
+        workers: who tries; by default this process, one plan at a time.
 
     Returns:
         All trials of the folder, by number; the first is the original.
     """
-    start, trials = time.perf_counter(), store.trials()
+    start, workers = time.perf_counter(), workers or Alone(bench)
+    trials = {trial.number: trial for trial in store.trials()}
     if not trials:
-        trials = [bench.original()]
+        trials[0] = bench.original()
         store.add(trials[0])
     elif len(trials) > 1:
         say(f"{len(trials) - 1} trials of earlier runs are there")
-    proof, spent = bench.seconds_of_proof, 0.0
+
+    def left() -> float:
+        return effort.seconds - (time.perf_counter() - start) - bench.seconds_of_proof
+
+    def goes_on() -> bool:
+        return left() > _typical(_ordered(trials))
+
+    first = 1
     with countdown("search", effort.seconds) as show:
-        while not effort.trials or len(trials) <= effort.trials:
-            spent = time.perf_counter() - start
-            left = effort.seconds - spent - proof
-            plan = proposer.next(trials, left) if left > _typical(trials) else None
-            if plan is None:
+        while wanted := _wanted(effort, trials):
+            numbers, first = range(first, first + workers.count), first + workers.count
+            if trials.keys() >= set(numbers):
+                continue
+            history = [trial for trial in _ordered(trials) if trial.number < numbers.start]
+            plans = proposer.propose(history, workers.count, left()) if goes_on() else []
+            if not plans:
                 break
-            show(f"{_best(trials, budget)}; now {plan.name}", spent)
-            with shown_on(None):
-                trial = bench.attempt(len(trials), plan, lambda trial: hopeless(trial, trials, budget), budget)
-            store.add(trial)
-            trials.append(trial)
-            say(line(trial))
-    return trials
+            missing = _missing(dict(zip(numbers, plans, strict=False)), trials)
+            asked = Round(plans=dict(missing[:wanted]), history=history, budget=budget, goes_on=goes_on)
+            show(_now(asked), time.perf_counter() - start)
+            for trial in workers.attempt(asked):
+                store.add(trial)
+                trials[trial.number] = trial
+                say(line(trial))
+            if not trials.keys() >= asked.plans.keys():  # no time for the rest
+                break
+    return _ordered(trials)
 
 
 def hopeless(trial: Trial, trials: Sequence[Trial], budget: Budget) -> str:
@@ -107,18 +188,38 @@ def line(trial: Trial) -> str:
     )
 
 
+def _ordered(trials: Mapping[int, Trial]) -> list[Trial]:
+    return [trial for _, trial in sorted(trials.items())]
+
+
+def _missing(plans: Mapping[int, Plan], trials: Mapping[int, Trial]) -> list[tuple[int, Plan]]:
+    """Plans of a round that were not tried, also not by another number: under other limits, others are proposed."""
+    tried = [(trial.plan.recipe, trial.plan.precision) for trial in trials.values()]
+    return [
+        (number, plan) for number, plan in plans.items()
+        if number not in trials and (plan.recipe, plan.precision) not in tried
+    ]  # fmt: skip
+
+
+def _wanted(effort: Effort, trials: Mapping[int, Trial]) -> int:
+    """How many trials may still be made."""
+    return max(0, effort.trials - (len(trials) - 1)) if effort.trials else sys.maxsize
+
+
 def _typical(trials: Sequence[Trial]) -> float:
     """Seconds that a trial is likely to take: the median of the last ones."""
     seconds = [trial.seconds for trial in trials[1:] if trial.figures.size][-7:]
     return float(np.median(seconds)) if seconds else 0.0
 
 
-def _best(trials: Sequence[Trial], budget: Budget) -> str:
-    number, met = choose(trials, budget)
-    figures, change = trials[number].figures, trials[number].change
-    assert figures.size is not None
-    assert change is not None
+def _now(asked: Round) -> str:
+    """What is best so far, and what is tried now."""
+    number, met = choose(asked.history, asked.budget)
+    best = numbered(asked.history, number)
+    assert best.figures.size is not None
+    assert best.change is not None
     return (
-        f"{len(trials) - 1} trials, {'best' if met else 'nearest'} {figures.size / 1e6:.1f} MB "
-        f"{1 + change.relative:.1%} of {change.metric}"
+        f"{len(asked.history) - 1} trials, {'best' if met else 'nearest'} {best.figures.size / 1e6:.1f} MB "
+        f"{1 + best.change.relative:.1%} of {best.change.metric}; now "
+        f"{', '.join(plan.name for plan in asked.plans.values())}"
     )

@@ -201,6 +201,10 @@ class Sampler:
         left = (found for found in others if key(found) not in known and not self._excess(found))
         return next((self._proposed(found) for found in left), None)
 
+    def wait(self, plan: Plan) -> None:
+        """A plan that is being tried, though it was not asked for here: its like is not proposed."""
+        self._waiting[key(plan)] = plan
+
     def tell(self, plan: Plan, figures: Figures | None, loss: float | None, reached: Reached) -> None:
         """What a trial has found; what it found on a part of the queries gives way to what it finds on all.
 
@@ -265,7 +269,7 @@ class Sampler:
         return _excess(self._space, self._budget, plan, self._sizes[name])
 
     def _proposed(self, plan: Plan) -> Plan:
-        self._waiting[key(plan)] = plan
+        self.wait(plan)
         return plan
 
 

@@ -1,0 +1,388 @@
+"""A Ray cluster of several nodes on this machine: the same results as without it, also when workers are lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from slimseek import choose, cli, data, deploy, search, teacher
+from slimseek.budget import loop
+from slimseek.budget.bench import Bench, bench
+from slimseek.budget.loop import Alone, Effort
+from slimseek.budget.store import Store
+from slimseek.errors import UsageError
+from slimseek.scale.connect import connected
+from slimseek.scale.encoding import encode, teach
+from slimseek.scale.trials import TRIES, cluster
+from slimseek.schema import Collection, Model, Recipe, RecipeStep
+from slimseek.trial import Budget, Plan, Trial
+from small import many_texts, tiny_collection, tiny_model
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'slimseek[ray]'")
+from ray.cluster_utils import Cluster as Nodes
+
+NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+OURS = ("ray::", "raylet", "gcs_server", "ray/_private", "ray/dashboard", "ray/autoscaler")
+BUDGET = Budget(max_loss=0.5)
+STEPS: list[list[tuple[str, dict[str, Any]]]] = [
+    [("quantize.weights_int", {"bits": 8})],
+    [("prune.layers", {"keep": [0]}), ("distil.embedding", {"steps": 4, "batch_size": 4})],
+    [("quantize.weights_int", {"bits": 4}), ("quantize.activations_int", {"mode": "dynamic"})],
+    [("quantize.weights_int", {"bits": 3})],
+    [("prune.layers", {"keep": 7})],
+    [("quantize.float", {"format": "fp16"})],
+]
+
+
+class Listed:
+    """The plans of the list, in its order."""
+
+    def propose(self, trials: Sequence[Trial], count: int, seconds: float) -> list[Plan]:
+        first = trials[-1].number
+        return [
+            Plan(recipe=Recipe(steps=tuple(RecipeStep(method=method, parameters=own) for method, own in steps)),
+                 name=str(number))
+            for number, steps in enumerate(STEPS[first : first + count], first + 1)
+        ]  # fmt: skip
+
+
+def _processes() -> list[psutil.Process]:
+    """Ray's processes that this one began."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if any(part in " ".join(process.cmdline()) for part in OURS):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _wait_until_none() -> None:
+    end = time.monotonic() + 20
+    while _processes() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert _processes() == []
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """Three nodes of one core; none of their processes is left behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        found = Nodes()
+        try:
+            for _ in range(3):
+                found.add_node(**NODE)
+            yield found
+        finally:
+            found.shutdown()
+        _wait_until_none()
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    tiny_collection(folder)
+    return data.load(str(folder))
+
+
+def _bench(original: Model, collection: Collection, folder: Path) -> Bench:
+    return bench(original, collection, Store(folder), target="onnxruntime", metric="ndcg@10", threads=1, seed=0)
+
+
+def _known(trials: Sequence[Trial]) -> list[Any]:
+    """All of trials but what a clock says."""
+    return [
+        (trial.number, trial.plan, trial.reached, trial.figures.size, trial.figures.index_size, trial.change,
+         trial.per_query, trial.ended, trial.seed, [record.method for record in trial.records])
+        for trial in trials
+    ]  # fmt: skip
+
+
+@contextmanager
+def _while_tried(act: Callable[[psutil.Process], bool]) -> Iterator[list[int]]:
+    """``act`` on every process that begins with a trial, until it says that it is enough; the processes it was done
+    to.
+    """
+    done: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            for process in _processes():
+                try:
+                    if "ray::Worker.attempt" in " ".join(process.cmdline()) and process.pid not in done:
+                        done.append(process.pid)
+                        if act(process):
+                            return
+                except psutil.Error:
+                    continue
+            stop.wait(0.005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield done
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_cluster_of_this_machine_is_gone_with_its_work(original: Model):
+    texts, encoder = many_texts(70), choose.encoder(original, "here", 1)
+    here = np.concatenate([encoder.documents(texts[start : start + 32]) for start in (0, 32, 64)])
+    np.testing.assert_array_equal(encode(original, texts, "local", chunk=32), here)
+    _wait_until_none()
+
+
+# ---------------------------------------------------------------- trials
+
+
+def test_trials_of_a_cluster_are_those_of_one_machine_though_a_worker_is_killed(
+    nodes: Nodes, original: Model, collection: Collection, tmp_path: Path
+):
+    measured, effort = _bench(original, collection, tmp_path / "alone"), Effort(seconds=3600, trials=len(STEPS))
+    alone = loop.run(measured, BUDGET, Store(tmp_path / "alone"), effort, Listed(), Alone(measured, 3))
+
+    def kill(process: psutil.Process) -> bool:
+        process.kill()
+        return True
+
+    with connected(nodes.address) as ray, cluster(ray, original, collection, measured) as workers:
+        assert workers.count == 3
+        with _while_tried(kill) as killed:
+            spread = loop.run(measured, BUDGET, Store(tmp_path / "spread"), effort, Listed(), workers)
+    assert len(killed) == 1
+    assert not psutil.pid_exists(killed[0])
+    assert _known(spread) == _known(alone)
+    assert spread[5].ended == "prune.layers: keep is 7; 1 to 2 blocks can be kept"
+    others = [trial for trial in spread if trial.number != 5]
+    assert all(trial.reached == "whole" and trial.figures.latency_p50 and not trial.ended for trial in others)
+    assert [record.method for record in spread[2].records] == ["prune.layers", "distil.embedding"]
+    assert Store(tmp_path / "spread").trials() == spread
+    assert list(Path(tempfile.gettempdir()).glob(f"{workers._settings.folder}*")) == []
+
+
+def test_a_trial_whose_worker_is_lost_again_and_again_ends_with_the_reason(
+    nodes: Nodes, original: Model, collection: Collection, tmp_path: Path
+):
+    measured = _bench(original, collection, tmp_path)
+    killed: list[int]
+
+    def kill(process: psutil.Process) -> bool:
+        process.kill()
+        return False
+
+    with connected(nodes.address) as ray, cluster(ray, original, collection, measured, count=1) as workers:
+        run = partial(loop.run, measured, BUDGET, Store(tmp_path), proposer=Listed(), workers=workers)
+        with _while_tried(kill) as killed:
+            first = run(effort=Effort(seconds=3600, trials=1))
+        assert len(killed) == TRIES
+        assert first[1].ended.startswith("its worker was lost 3 times: The actor died")
+        assert (first[1].reached, first[1].change) == ("size", None)
+        second = run(effort=Effort(seconds=3600, trials=2))
+    assert second[:2] == first
+    assert second[2].reached == "whole"
+
+
+def test_a_lost_machine_costs_its_trial_and_a_new_one_is_used(
+    nodes: Nodes, original: Model, collection: Collection, tmp_path: Path
+):
+    measured, effort = _bench(original, collection, tmp_path / "one"), Effort(seconds=3600, trials=3)
+    alone = loop.run(measured, BUDGET, Store(tmp_path / "one"), effort, Listed(), Alone(measured, 3))
+
+    def cut(process: psutil.Process) -> bool:
+        """The node of the process goes, unless it is the head, or the one that this process works through."""
+        own = ray._private.worker.global_worker.node._raylet_socket_name
+        others = [one for one in nodes.list_all_nodes() if not one.head and one._raylet_socket_name != own]
+        raylet = next(one for one in process.parents() if "raylet" in one.name())
+        node = next((one for one in others if one.all_processes["raylet"][0].process.pid == raylet.pid), None)
+        if node is None:
+            return False
+        nodes.remove_node(node, allow_graceful=False)
+        return True
+
+    with connected(nodes.address) as ray, cluster(ray, original, collection, measured, count=3) as workers:
+        with _while_tried(cut):
+            spread = loop.run(measured, BUDGET, Store(tmp_path / "two"), effort, Listed(), workers)
+        assert len(nodes.list_all_nodes()) == 2
+        assert _known(spread) == _known(alone)
+        nodes.add_node(**NODE)
+        nodes.wait_for_nodes()
+        loop.run(measured, BUDGET, Store(tmp_path / "two"), Effort(seconds=3600, trials=6), Listed(), workers)
+        assert len(workers._workers) == 3
+
+
+# ---------------------------------------------------------------- encoding
+
+
+def test_vectors_of_a_cluster_are_bit_for_bit_those_of_the_same_chunks_here(nodes: Nodes, original: Model):
+    texts, encoder = many_texts(1000), choose.encoder(original, "here", 1)
+    found = encode(original, texts, nodes.address, chunk=64)
+    chunks = [encoder.documents(texts[start : start + 64]) for start in range(0, 1000, 64)]
+    np.testing.assert_array_equal(found, np.concatenate(chunks))
+    np.testing.assert_allclose(found, encoder.documents(texts), atol=1e-6)
+    assert encode(original, [], nodes.address).shape == (0, original.spec.dim)
+
+
+def test_a_package_travels_with_its_files(nodes: Nodes, original: Model, tmp_path: Path):
+    deploy.export(original, "onnxruntime", tmp_path / "package")
+    texts = many_texts(100)
+    found = encode(tmp_path / "package", texts, nodes.address, chunk=32)
+    encoder = choose.choose(tmp_path / "package", 1)
+    here = np.concatenate([encoder.documents(texts[start : start + 32]) for start in range(0, 100, 32)])
+    np.testing.assert_array_equal(found, here)
+
+
+def test_vectors_that_are_not_finite_are_refused_in_the_words_of_one_machine(nodes: Nodes, original: Model):
+    name = next(name for name in original.tensors if name.endswith("word_embeddings.weight"))
+    spoilt = dict(original.tensors) | {name: np.full_like(original.tensors[name], np.nan)}
+    with pytest.raises(UsageError, match="gave NaN or infinite vectors for 10 items"):
+        encode(dataclasses.replace(original, tensors=spoilt), many_texts(10), nodes.address)
+
+
+def test_a_teacher_asked_on_a_cluster_is_not_asked_again(
+    nodes: Nodes, original: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    texts = many_texts(1500, seed=3)
+    here = teacher.vectors(original, texts, str(tmp_path / "here"))
+    found = teach(original, texts, str(tmp_path / "there"), nodes.address)
+    np.testing.assert_allclose(found, here, atol=1e-6)
+    names = [sorted(path.name for path in (tmp_path / place).rglob("*.npy")) for place in ("here", "there")]
+    assert names[0] == names[1]
+    assert len(names[0]) == 1
+    monkeypatch.setattr(teacher, "_encoder", None)
+    np.testing.assert_array_equal(teacher.vectors(original, texts, str(tmp_path / "there")), found)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def _refused(arguments: list[str | Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr("sys.argv", ["slimseek", *(str(argument) for argument in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2
+    assert len(said) == 1
+    return said[0]
+
+
+def test_an_index_from_a_cluster_is_the_one_made_here(
+    nodes: Nodes, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tiny_model(tmp_path / "model")
+    for name, more in {"here": [], "there": ["--ray", nodes.address]}.items():
+        arguments = ["index", tmp_path / "model", "--data", collection.path, "--out", tmp_path / name, "--threads", "1"]
+        monkeypatch.setattr("sys.argv", ["slimseek", *map(str, arguments), *more, "--quiet"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+    for file in (tmp_path / "here").rglob("*.*"):
+        assert file.read_bytes() == (tmp_path / "there" / file.relative_to(tmp_path / "here")).read_bytes()
+    found = search.open(tmp_path / "there", choose.choose(tmp_path / "model", 1)).query(["a cat and a dog"], 2)
+    assert len(found[0]) == 2
+
+
+@pytest.fixture
+def listener() -> Iterator[Callable[[bool], str]]:
+    """Addresses where something listens that is no Ray: silent, or a web server."""
+    opened: list[Any] = []
+
+    def start(speaks: bool) -> str:
+        if speaks:
+            server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            opened.append((server.shutdown, server.server_close))
+            return f"127.0.0.1:{server.server_port}"
+        silent = socket.create_server(("127.0.0.1", 0))
+        opened.append((silent.close,))
+        return f"127.0.0.1:{silent.getsockname()[1]}"
+
+    yield start
+    for ends in opened:
+        for end in ends:
+            end()
+
+
+def test_an_address_without_a_cluster_is_one_line(
+    listener: Callable[[bool], str], collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    tiny_model(tmp_path / "model")
+    index = ["index", tmp_path / "model", "--data", collection.path, "--out", tmp_path / "out", "--quiet", "--ray"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    for address, said in {
+        "cluster": "--ray cluster: a cluster's HOST:PORT is allowed",
+        "ray://127.0.0.1:10001": "HOST:PORT is allowed",
+        "127.0.0.1:99999": "HOST:PORT is allowed",
+        nobody: "no Ray cluster answers there (Connection refused)",
+        "no-such-host.invalid:6379": "no Ray cluster answers there",
+        listener(False): "no Ray cluster answers there (no answer)",
+        listener(True): "what answers there is no Ray cluster",
+    }.items():
+        assert said in _refused([*index, address], monkeypatch, capsys)
+    monkeypatch.setenv("RAY_ADDRESS", nobody)
+    assert f"--ray {nobody}: no Ray cluster answers" in _refused([*index, "auto"], monkeypatch, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", [("--ray", "auto"), ("--at-once", "2")])
+def test_a_recipe_runs_on_this_machine_alone(
+    flag: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    said = _refused(["compress", "m", "--data", "d", "--out", "o", "--recipe", "int8", *flag], monkeypatch, capsys)
+    assert said.startswith(f"slimseek: {flag[0]} is of a search under a budget")
+
+
+def test_a_connection_that_is_there_is_used_and_left(nodes: Nodes):
+    with connected(nodes.address) as ray:
+        with connected("nonsense") as inner:
+            assert inner.__name__ == "ray"
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+
+
+# ---------------------------------------------------------------- the plan on paper
+
+
+def test_hours_and_bytes_of_a_plan_are_those_worked_by_hand(monkeypatch: pytest.MonkeyPatch):
+    """100 million at 200 a second on 10 machines: 50,000 s. 384 int8 dimensions: 384 B each, and ranges of 3,072 B."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import scale_plan
+
+    assert scale_plan.hours(100_000_000, 200.0, 10) == pytest.approx(13.888888)
+    found = scale_plan.bytes_by_precision(100_000_000, 384)
+    assert found["f32"] == (1536.0, 153_600_000_000, 0)
+    assert found["int8"][1:] == (38_400_003_072, 0)
+    assert found["binary"][1:] == (4_800_003_072, 38_400_003_072)
+    measured = scale_plan.Measured(rate=200.0, cores=2, dim=384, characters=1000.0, model_bytes=6_000_000)
+    text = scale_plan.tables(measured, 100_000_000)
+    assert "| 4 | 34.7 | 139 |" in text
+    assert "| f16 | 768 | 76.8 | 0.0 |" in text
+    assert "100 GB of text to the machines, and 154 GB of vectors back" in text
+    assert (
+        "In 20 indexes of 5 million documents, the machine that writes them holds 7.7 GB of vectors and 5.0 GB" in text
+    )
