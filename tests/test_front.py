@@ -262,6 +262,14 @@ def test_a_student_is_not_taken_for_the_original() -> None:
     recipe = msgspec.structs.replace(BUILT.plan.recipe, student="small")
     student = msgspec.structs.replace(BUILT, plan=Plan(recipe=recipe))
     assert [row.milliseconds for row in parts.attribution(student, ORIGINAL)] == [None, None, None, 8.0]
+    begun = trial(1, 62, 9.0, -0.03, steps=(LAYERS,))
+    assert [row.milliseconds for row in parts.attribution(student, ORIGINAL, [begun])] == [None, None, None, 8.0]
+
+
+def test_only_trials_with_the_first_steps_tell_milliseconds_apart() -> None:
+    others = [trial(1, 62, 9.0, -0.03, steps=(VOCABULARY,)), trial(2, 62, 8.0, -0.03, steps=(LAYERS, VOCABULARY))]
+    rows = parts.attribution(BUILT, ORIGINAL, others)
+    assert [row.milliseconds for row in rows] == [None, None, None, 8.0]
 
 
 def effect(trials: list[Trial], kind: str) -> list[parts.Effect]:
@@ -295,8 +303,10 @@ def test_a_step_is_judged_in_each_place() -> None:
         trial(3, 13, 4.0, -0.05, steps=(INT8, VOCABULARY)),
         trial(4, 9, 4.0, -0.05, steps=(LAYERS, INT8)),
         trial(5, 6, 3.0, -0.06, steps=(LAYERS, INT8, VOCABULARY)),
-        trial(6, 6, 3.0, -0.06, steps=(LAYERS, INT4), precision="int8"),
+        trial(6, 6, 3.0, -0.06, steps=(LAYERS,), precision="int8"),  # another index: it pairs with none
+        trial(7, 6, 3.0, -0.06, steps=(LAYERS, INT4)),  # another step in the place of one
     ]
+    assert {number for found in parts.effects(trials) for pair in found.pairs for number in pair} == {1, 2, 3, 4, 5}
     places = {found.after: found for found in effect(trials, "step") if found.name == "simplify.vocabulary"}
     assert set(places) == {"first", "behind quantize.weights_int"}
     assert places["first"].pairs == ((1, 2),)

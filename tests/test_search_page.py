@@ -276,6 +276,8 @@ def test_points_stand_where_their_figures_are(page: str) -> None:
     assert {classes.split()[0] for classes, *_ in points} == {"chosen", "front", "beaten", "ended", "original"}
     places = {int(number): (float(x), float(y), "below" in classes) for classes, number, x, y in points}
     assert {number for number, place in places.items() if place[2]} == {37, 38}  # 80 % kept
+    assert not re.search(r'dot ended off below"[^>]*><title>[^<]*</title>\s*<path class="ends"', figure(page, "size"))
+    assert len(re.findall(r'<path class="ends"', figure(page, "size"))) == 36
     lowest = max(y for _, y, _ in places.values())
     for number, (x, y, below) in places.items():
         for other, (right, higher, cut) in places.items():
