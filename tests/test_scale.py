@@ -83,6 +83,7 @@ def nodes() -> Iterator[Nodes]:
     """Three nodes of one core; none of their processes is left behind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # workers of 15, Ray's own, starve on a machine that is busy
         patch.delenv("RAY_ADDRESS", raising=False)
         found = Nodes()
         try:
