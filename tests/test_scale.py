@@ -116,7 +116,8 @@ def _known(trials: Sequence[Trial]) -> list[Any]:
     """All of trials but what a clock says."""
     return [
         (trial.number, trial.plan, trial.reached, trial.figures.size, trial.figures.index_size, trial.change,
-         trial.per_query, trial.ended, trial.seed, [msgspec.structs.replace(record, seconds=0.0) for record in trial.records])
+         trial.per_query, trial.ended, trial.seed,
+         [msgspec.structs.replace(record, seconds=0.0) for record in trial.records])
         for trial in trials
     ]  # fmt: skip
 
@@ -248,6 +249,7 @@ def test_vectors_of_a_cluster_are_bit_for_bit_those_of_the_same_chunks_here(node
 
 
 def test_a_package_travels_with_its_files(nodes: Nodes, original: Model, tmp_path: Path):
+    (tmp_path / "package").mkdir()
     deploy.export(original, "onnxruntime", tmp_path / "package")
     texts = many_texts(100)
     found = encode(tmp_path / "package", texts, nodes.address, chunk=32)
@@ -306,6 +308,13 @@ def test_an_index_from_a_cluster_is_the_one_made_here(
     assert len(found[0]) == 2
 
 
+class Web(BaseHTTPRequestHandler):
+    """A web server that logs nothing."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
 @pytest.fixture
 def listener() -> Iterator[Callable[[bool], str]]:
     """Addresses where something listens that is no Ray: silent, or a web server."""
@@ -313,7 +322,7 @@ def listener() -> Iterator[Callable[[bool], str]]:
 
     def start(speaks: bool) -> str:
         if speaks:
-            server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+            server = HTTPServer(("127.0.0.1", 0), Web)
             threading.Thread(target=server.serve_forever, daemon=True).start()
             opened.append((server.shutdown, server.server_close))
             return f"127.0.0.1:{server.server_port}"
