@@ -130,6 +130,7 @@ def compress(
     target: Annotated[str, typer.Option("--target", "--for", help="Runtime that before and after run in.")] = "",
     metric: Annotated[str, typer.Option("--metric", help="Metric of the gate; by default the recipe's.")] = "",
     max_loss: Annotated[str, typer.Option("--max-loss", help="Largest relative loss, such as 1%.")] = "",
+    keep_index: Annotated[bool, typer.Option("--keep-index", help="Encode queries alone; the index stays.")] = False,
     alternatives: Annotated[bool, typer.Option("--alternatives", help="Also measure other libraries.")] = False,
     threads: Threads = 0, seed: Seed = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -146,6 +147,8 @@ def compress(
             target=target or steps.targets[0],
             threads=threads,
             alternatives=alternatives,
+            keep_index=keep_index,
+            metric=metric,
             force=force,
             command=_command(),
         )
