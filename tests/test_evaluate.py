@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import beta
 
-from slimseek import search, timing
+from slimseek import bootstrap, search, timing
 from slimseek.costs import index_cost
 from slimseek.encoder import Encoder, check_finite
 from slimseek.errors import SlimseekError, UsageError
@@ -45,7 +46,7 @@ def scores(*values: float) -> Measurement:
     return Measurement(name="ndcg@10", value=float(np.mean(values)), n=len(values), per_query=tuple(map(float, values)))
 
 
-def change(relative: float, lower: float, n: int = 50, n_needed: int | None = None) -> Change:
+def change(relative: float, lower: float, n: int = 300, n_needed: int | None = None) -> Change:
     return Change(
         metric="ndcg@10", before=0.5, after=0.5 * (1 + relative), relative=relative, interval=(lower, -lower),
         lower_bound=lower, n=n, n_needed=n_needed,
@@ -75,13 +76,17 @@ def test_the_relative_change_worked_by_hand() -> None:
     assert (found.metric, found.before, found.after, found.n) == ("ndcg@10", 0.5, 0.4, 4)
     assert found.relative == pytest.approx(-0.2)
     assert found.interval[0] < -0.2 < found.interval[1]
-    assert found.interval[0] <= found.lower_bound <= -0.2
+    assert -1 < found.lower_bound < -0.2
     assert found.n_needed is None
 
 
 def test_identical_scores_have_no_change_and_no_width() -> None:
     found = compare(scores(0.5, 1, 0), scores(0.5, 1, 0), max_loss=0.01)
-    assert (found.relative, found.interval, found.lower_bound, found.n_needed) == (0, (0, 0), 0, None)
+    assert (found.relative, found.interval) == (0, (0, 0))
+    assert found.n_needed == pytest.approx(300, abs=3), "1 in 100 that lose all are missed by 299 in 5 % of samples"
+    many = compare(scores(*[0.5, 1, 0] * 110), scores(*[0.5, 1, 0] * 110), max_loss=0.01)
+    assert many.n_needed is None
+    assert quality_gate(many, 0.01).status == "passed"
 
 
 def test_queries_are_paired() -> None:
@@ -103,7 +108,58 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     found = compare(first, second)
     width = np.std(drawn)
     assert found.interval == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), abs=0.1 * width)
-    assert found.lower_bound == pytest.approx(np.percentile(drawn, 5), abs=0.1 * width)
+    place = (after - before).argmin()
+    bounded = []
+    for _ in range(10_000):
+        weights = np.append(random.standard_exponential(60), 0)
+        weights[-1] = random.standard_exponential()
+        first_sum, second_sum = (weights @ np.append(one, one[place]) for one in (before, after))
+        bounded.append(second_sum / first_sum - 1)
+    assert found.lower_bound == pytest.approx(np.percentile(bounded, 5), abs=0.1 * width)
+    assert found.lower_bound < np.percentile(drawn, 5), "one more of the worst"
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3, 12, 40])
+def test_the_bound_of_what_is_lost_or_kept_is_the_exact_one(lost: int) -> None:
+    """Clopper and Pearson's, of a share: 95 % quantile of Beta(lost + 1, n - lost)."""
+    after = [0.0] * lost + [1.0] * (300 - lost)
+    found = compare(scores(*[1.0] * 300), scores(*after))
+    assert found.lower_bound == pytest.approx(-beta.ppf(0.95, lost + 1, 300 - lost), rel=0.02)
+
+
+def test_a_few_changed_queries_do_not_say_how_bad_they_get() -> None:
+    """Nine of 400 lose a tenth: the next one may lose all, 1 in 401 and more. Of ten it is known better."""
+    bounds = {}
+    for changed in (9, 10):
+        after = [0.9] * changed + [1.0] * (400 - changed)
+        bounds[changed] = compare(scores(*[1.0] * 400), scores(*after)).lower_bound
+    assert bounds[9] < -0.0075 < -0.0045 < bounds[10] < -0.0025
+
+
+def test_many_sets_at_once_have_the_bounds_of_each() -> None:
+    pairs = [shifted(50, loss, 0.1, seed) for seed, loss in enumerate((0, 0.1, 0.5))]
+    before, after = (np.array([pair[side].per_query for pair in pairs]) for side in (0, 1))
+    together = bootstrap.change_bounds(before, after)
+    assert together.shape == (3, 3)
+    for row, pair in enumerate(pairs):
+        found = compare(*pair)
+        assert together[:, row] == pytest.approx((found.interval[0], found.lower_bound, found.interval[1]))
+
+
+@pytest.mark.parametrize("loss", [0.01, 0.02, 0.05])
+def test_a_loss_of_whole_queries_is_not_accepted_more_often_than_said(loss: float) -> None:
+    """A share ``loss`` of the queries loses all: with so few queries that one may see none, nothing passes; with
+    1,000 at most 5 of 100, of 400 samples fewer than 35 (chance of more: 1 in 1,000).
+    """
+    random = np.random.default_rng(4)
+    before = random.choice([0.0, 0.5, 0.63, 1.0, 1.0], (400, 1000))
+    after = np.where(random.random(before.shape) < loss, 0, before)
+    assert (bootstrap.change_bounds(before, after)[1] >= -loss).sum() < 35
+    few = bootstrap.fewest_queries(loss) - 1
+    one = compare(scores(*[1.0] * few), scores(*[1.0] * few), loss)
+    assert quality_gate(one, loss).status == "undecided"
+    assert one.n_needed == few + 1
+    assert (1 - loss) ** few > 0.05 >= (1 - loss) ** (few + 1)
 
 
 def test_the_interval_covers_a_known_shift_as_often_as_it_says() -> None:
@@ -130,7 +186,7 @@ def test_a_baseline_of_zero_gives_no_nan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "max_loss", "noise"), [(0.0, 0.01, 0.05), (0.002, 0.01, 0.1), (0.01, 0.03, 0.2), (0.3, 0.31, 0.05)]
+    ("loss", "max_loss", "noise"), [(0.0, 0.01, 0.1), (0.002, 0.01, 0.1), (0.01, 0.03, 0.2), (0.3, 0.31, 0.05)]
 )
 def test_with_as_many_queries_as_it_asks_for_the_bound_reaches_the_loss(
     loss: float, max_loss: float, noise: float
@@ -181,7 +237,7 @@ def test_the_quality_gate_passes_is_undecided_or_fails(relative: float, lower: f
     found = quality_gate(change(relative, lower), 0.01)
     assert (found.gate, found.status) == ("quality", status)
     assert (found.value, found.limit) == (relative, -0.01)
-    assert "n = 50" in found.detail
+    assert "n = 300" in found.detail
     assert "1.0%" in found.detail
 
 

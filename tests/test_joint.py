@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slimseek.budget.joint import (
@@ -31,6 +31,7 @@ MODELS = st.lists(
 INDEXES = st.lists(st.builds(IndexOption, precision=st.sampled_from(PRECISIONS), loss=LOSSES), min_size=1, max_size=5)
 DOCUMENTS = st.integers(1, 50)
 TOTALS = st.integers(1, 20_000)
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def first_the_one(models: list[ModelOption], indexes: list[IndexOption], documents: int, total: int,
@@ -59,6 +60,7 @@ def first_the_index(models: list[ModelOption], indexes: list[IndexOption], docum
     return min((pair for pair in pairs if pair.total <= total), key=lambda pair: pair.loss, default=None)
 
 
+@UNTIMED
 @given(models=MODELS, indexes=INDEXES, documents=DOCUMENTS, total=TOTALS)
 def test_joint_is_never_worse_than_one_after_the_other_at_equal_bytes(
     models: list[ModelOption], indexes: list[IndexOption], documents: int, total: int
@@ -87,6 +89,7 @@ def test_joint_finds_what_one_after_the_other_misses() -> None:
     assert found.loss == pytest.approx(1 - 0.99 * 0.995)
 
 
+@UNTIMED
 @given(models=MODELS, indexes=INDEXES, documents=DOCUMENTS, total=TOTALS, slack=st.floats(0, 0.2))
 def test_what_is_left_out_does_not_fit_or_another_is_as_small_and_surely_better(
     models: list[ModelOption], indexes: list[IndexOption], documents: int, total: int, slack: float

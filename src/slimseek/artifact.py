@@ -21,6 +21,7 @@ from slimseek.schema import (
     Array,
     Comparison,
     FileEntry,
+    KeptIndex,
     Layer,
     Model,
     ModelSpec,
@@ -71,6 +72,7 @@ class Artifact(Value, frozen=True):
         activations: rounding of layer inputs.
         smoothing: names of the weights whose smoothing is stored, as NAME#smoothing; unset where there is none.
         sparse: which tensors are stored without their zeros; unset where there is none.
+        index_of: the original whose index it searches; unset for one that encodes documents too.
         tied: name that the network has for a tensor to that of the stored one it uses; unset where there is none.
         recipe: what made it.
         records: what each step did.
@@ -92,6 +94,7 @@ class Artifact(Value, frozen=True):
     smoothing: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     sparse: dict[str, SparseTensor] | msgspec.UnsetType = msgspec.UNSET
     tied: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    index_of: KeptIndex | msgspec.UnsetType = msgspec.UNSET
 
 
 def is_artifact(path: Path) -> bool:
@@ -107,6 +110,7 @@ def write(
     comparison: Comparison | None = None,
     collection: str = "",
     versions: Mapping[str, str] | None = None,
+    index_of: KeptIndex | None = None,
 ) -> Artifact:
     """Write the artifact into an existing empty folder (see :func:`slimseek.folder.writing`)."""
     stored: dict[str, Array] = {}
@@ -146,6 +150,7 @@ def write(
         smoothing=tuple(model.smoothing) or msgspec.UNSET,
         sparse=thinned or msgspec.UNSET,
         tied=dict(model.tied) or msgspec.UNSET,
+        index_of=index_of or msgspec.UNSET,
     )
     folders.write_json(folder / MANIFEST, artifact)
     return artifact

@@ -1,6 +1,11 @@
-"""What a mean over queries, and the change of one, is known to: intervals by drawing queries again.
+"""What a mean over queries, and the change of one, is known to: intervals by weighing queries anew.
 
-All functions are pure and take float64 arrays [..., n] of the scores of n queries.
+All functions are pure and take float64 arrays of the scores of n queries. Changes are resampled by the Bayesian
+bootstrap (Rubin, The Annals of Statistics 9, 1981): each time every query gets a weight of its own, drawn from the
+exponential distribution. A sample that holds none of the few queries which lose much says nothing of them, so that the
+bound of a loss adds one more query like the worst: for scores that are lost or kept that is the exact bound of Clopper
+and Pearson, and for bounded scores Gaffke's (Learned-Miller and Thomas, A new confidence interval for the mean of a
+bounded random variable, 2019).
 """
 
 from __future__ import annotations
@@ -11,18 +16,21 @@ from scipy import stats
 from slimseek.schema import Array
 
 RESAMPLES = 10_000
+RESAMPLES_IN_BLOCK = 500
+FEWEST_CHANGED = 10
+"""Below so many changed queries the worst of them is not known to be as bad as they get."""
+RISK = 0.05
+MOST_QUERIES = 10**9
 
 
-def relative_change(before: Array, after: Array, axis: int = -1) -> Array | float:
+def relative_change(before: Array, after: Array, axis: int = -1) -> Array:
     """(mean of after - mean of before) / mean of before; of a mean of 0 it is -1, 0 or 1 by the sign of the change."""
     mean = np.mean(before, axis=axis)
-    change = np.mean(after, axis=axis) - mean
-    relative = np.divide(change, mean, out=np.where(change < 0, -1.0, np.where(change > 0, 1.0, 0.0)), where=mean != 0)
-    return float(relative) if np.ndim(relative) == 0 else relative
+    return _relative(mean, np.mean(after, axis=axis))
 
 
 def mean_interval(values: Array) -> tuple[float, float]:
-    """Two-sided 95 % interval of the mean of values [n]."""
+    """Two-sided 95 % interval of the mean of values [n], by the percentile bootstrap."""
     if values.size < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())
     found = stats.bootstrap(
@@ -31,31 +39,93 @@ def mean_interval(values: Array) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def change_bounds(before: Array, after: Array) -> tuple[float, float, float]:
-    """Two-sided 95 % interval and one-sided 95 % lower bound of the relative change, queries [n] drawn in pairs.
+def change_bounds(before: Array, after: Array) -> Array:
+    """The interval of the relative change, and the bound of a loss, of queries that are paired.
+
+    The bound is one-sided and counts one more query: of those given the one that lost most, or, where fewer than
+    ``FEWEST_CHANGED`` changed at all, one of mean score that loses everything.
+
+    Args:
+        before: [..., n], the scores of n queries; several sets of queries at once have a row each.
+        after: [..., n], of the same queries.
 
     Returns:
-        The interval's low, the lower bound, the interval's high.
+        [3, ...]: the low end of the two-sided 95 % interval, the one-sided 95 % lower bound, and the high end. With
+        few queries the bound may lie below the interval, which is of the given queries alone.
     """
-    if len(before) < 2 or np.array_equal(before, after):
-        relative = float(relative_change(before, after))
-        return relative, relative, relative
-    drawn = stats.bootstrap(
-        (before, after), relative_change, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=500,
-        method="percentile", rng=np.random.default_rng(0),
-    ).bootstrap_distribution  # fmt: skip
-    low, lower, high = np.percentile(drawn, [2.5, 5.0, 97.5])
-    return float(low), float(lower), float(high)
+    worst_before, worst_after = worst(before, after)
+    random = np.random.default_rng(0)
+    plain, bounded = [], []
+    for _ in range(0, RESAMPLES, RESAMPLES_IN_BLOCK):
+        weights = random.standard_exponential((before.shape[-1] + 1, RESAMPLES_IN_BLOCK))
+        sums = before @ weights[1:], after @ weights[1:]
+        plain.append(_relative(*sums))
+        added = (worst[..., None] * weights[0] for worst in (worst_before, worst_after))
+        bounded.append(_relative(*(total + more for total, more in zip(sums, added, strict=True))))
+    low, high = np.percentile(np.concatenate(plain, axis=-1), [2.5, 97.5], axis=-1)
+    lower = np.percentile(np.concatenate(bounded, axis=-1), 100 * RISK, axis=-1)
+    return np.stack([low, lower, high])
+
+
+def worst(before: Array, after: Array) -> tuple[Array, Array]:
+    """The scores before and after, [...], of the query that the bound adds to those of [..., n]."""
+    place = np.argmin(after - before, axis=-1)[..., None]
+    few = (before != after).sum(axis=-1) < FEWEST_CHANGED
+    seen = (np.take_along_axis(scores, place, axis=-1)[..., 0] for scores in (before, after))
+    unseen = (np.mean(before, axis=-1), np.zeros(few.shape))
+    first, second = (np.where(few, one, other) for one, other in zip(unseen, seen, strict=True))
+    return first, second
+
+
+def fewest_queries(max_loss: float) -> int:
+    """The queries among which a loss is seen at all, in 95 of 100 samples, if it is the share of queries lost whole."""
+    if not 0 < max_loss < 1:
+        return 2
+    return max(2, int(np.ceil(np.log(RISK) / np.log1p(-max_loss))))
 
 
 def queries_needed(before: Array, after: Array, lower: float, max_loss: float) -> int | None:
     """Queries for the one-sided bound to reach -max_loss, if mean and spread stayed as they are.
 
-    ``None`` where the bound ``lower`` reaches it already, or no number of queries would do.
+    ``None`` where the bound ``lower`` of these queries [n] reaches it already, or no number of queries would do.
     """
-    relative = float(relative_change(before, after))
-    margin = relative + max_loss
-    if lower >= -max_loss or margin <= 0 or before.mean() == 0:
+    count, mean = len(before), float(before.mean())
+    margin = (float(relative_change(before, after)) + max_loss) * mean
+    fewest = fewest_queries(max_loss)
+    if (lower >= -max_loss and count >= fewest) or margin <= 0:
         return None
-    spread = float(np.std((after - (1 + relative) * before) / before.mean(), ddof=1))
-    return int(np.ceil((stats.norm.ppf(0.95) * spread / margin) ** 2))
+    kept = after - (1 - max_loss) * before
+    size = float(np.sqrt(np.mean(kept**2)))
+    changed = int((before != after).sum())
+    found = _needed(margin, size, (1 - max_loss) * mean)
+    if changed:
+        enough = int(np.ceil(FEWEST_CHANGED * count / changed))
+        found = min(found, max(_needed(margin, size, max(0.0, -float(kept.min()))), enough))
+    return max(found, fewest, count + 1) if found < MOST_QUERIES else None
+
+
+def _needed(margin: float, size: float, loss: float) -> int:
+    """The least n for which the sum of n weighted terms of that mean and root mean square, less a weighted loss, is
+    below 0 with a probability of at most ``RISK``.
+    """
+
+    def risk(count: int) -> float:
+        spread = size * np.sqrt(count)
+        if loss <= 0.01 * spread:
+            return float(stats.norm.sf((count * margin - loss) / spread))
+        return float(stats.exponnorm.sf(0, loss / spread, loc=-count * margin, scale=spread))
+
+    low, high = 1, 2
+    while high < MOST_QUERIES and risk(high) > RISK:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if risk(middle) > RISK else (low, middle)
+    return high
+
+
+def _relative(before: Array, after: Array) -> Array:
+    change = after - before
+    relative = np.array(np.sign(change))
+    np.divide(change, before, out=relative, where=before != 0)
+    return relative

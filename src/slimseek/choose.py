@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+
+import msgspec
 
 from slimseek import artifact, integers, plugins
 from slimseek import folder as folders
@@ -13,7 +16,7 @@ from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.inputs.reader import reader
 from slimseek.inputs.text import TOKENIZER
-from slimseek.schema import Comparison, Encode, FileEntry, GateResult, Model, ModelSpec, Value
+from slimseek.schema import Comparison, Encode, FileEntry, GateResult, KeptIndex, Model, ModelSpec, Value
 from slimseek.timing import default_threads
 from slimseek.trial import Found
 
@@ -67,6 +70,7 @@ class Package(Value, frozen=True):
         tested_with: versions of the runtime that it was checked on.
         collection: path of the collection that the model was judged by.
         files: every other file with its hash.
+        index_of: the original whose index it searches; unset for one that encodes documents too.
     """
 
     format_version: int
@@ -79,6 +83,7 @@ class Package(Value, frozen=True):
     tested_with: dict[str, str]
     collection: str
     files: tuple[FileEntry, ...]
+    index_of: KeptIndex | msgspec.UnsetType = msgspec.UNSET
 
 
 def choose(source: str | Path, threads: int | None = None) -> Encoder:
@@ -95,7 +100,7 @@ def choose(source: str | Path, threads: int | None = None) -> Encoder:
     path = _path(source)
     if (path / PACKAGE).is_file():
         return _package(path, count)
-    return encoder(model(source), name_of(source), count)
+    return dataclasses.replace(encoder(model(source), name_of(source), count), index_of=_index_of(path))
 
 
 def model(source: str | Path) -> Model:
@@ -146,6 +151,7 @@ def assemble(
     runtime: str,
     threads: int,
     model: Model | None = None,
+    index_of: KeptIndex | None = None,
 ) -> Encoder:
     """An encoder from its parts; the tokenizer comes from ``files``."""
     return Encoder(
@@ -157,6 +163,7 @@ def assemble(
         shipped=shipped,
         runtime=runtime,
         threads=threads,
+        index_of=index_of,
     )
 
 
@@ -184,6 +191,11 @@ def collection_of(source: str | Path) -> str:
     if artifact.is_artifact(path):
         return folders.read_manifest(path / artifact.MANIFEST, artifact.Artifact, artifact.FORMAT_VERSION).collection
     return ""
+
+
+def index_of(source: str | Path) -> KeptIndex | None:
+    """The original whose index an artifact or package searches; ``None`` for one that encodes documents too."""
+    return _index_of(_path(source))
 
 
 def size_of(source: str | Path) -> tuple[int, int]:
@@ -218,6 +230,15 @@ def report_of(source: str | Path) -> Comparison:
     return folders.read_json(path / artifact.REPORT, Comparison)
 
 
+def _index_of(path: Path) -> KeptIndex | None:
+    if (path / PACKAGE).is_file():
+        return read_package(path).index_of or None
+    if artifact.is_artifact(path):
+        manifest = folders.read_manifest(path / artifact.MANIFEST, artifact.Artifact, artifact.FORMAT_VERSION)
+        return manifest.index_of or None
+    return None
+
+
 def _package(path: Path, threads: int) -> Encoder:
     package = read_package(path)
     backend = plugins.load("backends", package.target)()
@@ -229,7 +250,8 @@ def _package(path: Path, threads: int) -> Encoder:
     rest = sum(sizes.values()) - weights + (path / PACKAGE).stat().st_size
     files = {TOKENIZER: (path / TOKENIZER).read_bytes()} if TOKENIZER in sizes else {}
     return assemble(path.resolve().name, package.spec, files, backend.open(path, threads),
-                    shipped={"weights": weights, "rest": rest}, runtime=package.target, threads=threads)  # fmt: skip
+                    shipped={"weights": weights, "rest": rest}, runtime=package.target, threads=threads,
+                    index_of=package.index_of or None)  # fmt: skip
 
 
 def _path(source: str | Path) -> Path:

@@ -143,6 +143,7 @@ def compress(
     student: Annotated[str, typer.Option("--student", metavar="MODEL", help="Smaller model to begin with.")] = "",
     target: Annotated[str, typer.Option("--target", "--for", help="Runtime that before and after run in.")] = "",
     metric: Annotated[str, typer.Option("--metric", help="Metric of the gate; by default the recipe's.")] = "",
+    keep_index: Annotated[bool, typer.Option("--keep-index", help="Encode queries alone; the index stays.")] = False,
     alternatives: Annotated[bool, typer.Option("--alternatives", help="Also measure other libraries.")] = False,
     ray: Ray = "",
     at_once: Annotated[int, typer.Option("--at-once", min=0, help="Plans a round; 0 for one a machine.")] = 0,
@@ -152,7 +153,8 @@ def compress(
     from slimseek import recipe as recipes
     from slimseek.prove import Options
 
-    options = Options(target=target, threads=threads, alternatives=alternatives, force=force, command=_command())
+    options = Options(target=target, threads=threads, alternatives=alternatives, keep_index=keep_index, metric=metric,
+                      force=force, command=_command())  # fmt: skip
     limits = {"size": max_size, "latency": max_latency, "memory": max_memory, "index": max_index, "total": max_total}
     with _Run(json, quiet) as run:
         if any(limits.values()) or (max_loss and not recipe and not student):

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from slimseek import integers
+from slimseek import integers, kept
 from slimseek.bases import Step
 from slimseek.choose import REFERENCE_LENGTH, encoder, family
+from slimseek.encoder import Encoder
 from slimseek.errors import NoEffect, SlimseekError, UsageError
 from slimseek.evaluate import Quality, compare, invariance, quality, quality_gate
 from slimseek.progress import say
@@ -31,11 +32,13 @@ class Judge:
         search_set: development queries and the documents they search.
         original: what the original model scores there.
         threads: threads of the reference implementation.
+        keep_index: whether steps are judged by their queries alone, which search the original's vectors.
     """
 
     search_set: SearchSet
     original: Quality
     threads: int
+    keep_index: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,8 +68,8 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
     records: list[StepRecord] = []
     steps = [(step, build(step)) for step in recipe.steps]
     check_unquantized(model, recipe)
-    if samples.original is None:
-        samples = dataclasses.replace(samples, original=model)
+    samples = dataclasses.replace(samples, original=samples.original or model)
+    assert samples.original is not None
     good = model
     waiting: GateResult | None = None
     for number, (given, step) in enumerate(steps, 1):
@@ -80,6 +83,8 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
             say(f"left out: {reason}")
             continue
         seconds = time.perf_counter() - start
+        if judge is not None and judge.keep_index:
+            kept.check_space(given.method, changed.spec, samples.original.spec)
         change, gates = _judge(changed, samples, recipe, judge)
         records.append(_record(given.method, step, model, changed, seconds, change, gates))
         failed = next((gate for gate in gates if gate.status == "failed"), None)
@@ -180,11 +185,17 @@ def _judge(
         gates = [finite, invariance(subject, samples.calibration[:INVARIANCE_TEXTS])]
         if judge is None:
             return None, tuple(gates)
-        after = quality(subject, judge.search_set, [recipe.gates.metric])
+        after = _quality(subject, judge, [recipe.gates.metric])
     except SlimseekError as error:
         return None, (GateResult(gate="finite", status="failed", detail=str(error)),)
     change = compare(judge.original.get(recipe.gates.metric), after.get(recipe.gates.metric), recipe.gates.max_loss)
     return change, (*gates, quality_gate(change, recipe.gates.max_loss))
+
+
+def _quality(subject: Encoder, judge: Judge, metrics: list[str]) -> Quality:
+    if judge.keep_index:
+        return kept.quality(subject, judge.search_set, judge.original, metrics)
+    return quality(subject, judge.search_set, metrics)
 
 
 def _finite(model: Model) -> GateResult:

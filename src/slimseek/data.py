@@ -170,7 +170,9 @@ def search_set(
     )
 
 
-def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: int = 0) -> Samples:
+def samples(
+    collection: Collection, splits: Splits, *, count: int = 256, seed: int = 0, queries_first: bool = False
+) -> Samples:
     """Texts that steps may look at: documents and queries, without test queries or texts that read like one.
 
     Of a labelled collection these are its train and dev items, each with its class; one that has two is given none.
@@ -180,6 +182,9 @@ def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: i
         splits: for the test queries to leave out.
         count: texts to calibrate by, half of them queries where there are enough.
         seed: of the random choice.
+        queries_first: calibrate by queries alone where there are enough, for a model that encodes nothing else:
+            ranges and moments are then those of what it will meet. ``texts`` hold the documents all the same: they
+            are most of what there is to learn the original's vectors from, and the words that queries will use.
 
     Raises:
         UsageError: nothing is left; the text names the collection's path.
@@ -196,7 +201,8 @@ def samples(collection: Collection, splits: Splits, *, count: int = 256, seed: i
         raise UsageError(
             f"{collection.path} has no text to calibrate by: all are empty, or read like test queries; add documents"
         )
-    asked = generator.sample(queries, min(len(queries), count // 2 if documents else count))
+    most = count if queries_first or not documents else count // 2
+    asked = generator.sample(queries, min(len(queries), most))
     read = generator.sample(documents, min(len(documents), count - len(asked)))
     found = Samples(calibration=[*read, *asked], texts=[*documents, *queries], queries=queries)
     if not collection.labelled:

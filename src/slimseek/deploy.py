@@ -23,7 +23,7 @@ from slimseek.evaluate import cosines, invariance, neighbours_shared
 from slimseek.inputs.samples import examples
 from slimseek.inputs.text import TOKENIZER
 from slimseek.progress import say
-from slimseek.schema import Array, Batch, GateResult, Model
+from slimseek.schema import Array, Batch, GateResult, KeptIndex, Model
 
 SHAPES = ((1, 3), (3, 17), (8, 128))
 LEAST_PARITY = 0.999
@@ -76,11 +76,11 @@ def deploy(
         check_target(target)
     model = choose.model(source)
     inputs = (Path(source),) if Path(source).exists() else ()
-    collection = choose.collection_of(source)
+    collection, index_of = choose.collection_of(source), choose.index_of(source)
     count = threads or timing.default_threads()
     with folders.writing(Path(out), inputs=inputs, force=force) as folder:
         if target != AUTO:
-            package = write(model, target, folder, texts=texts, threads=count, collection=collection)
+            package = write(model, target, folder, texts=texts, threads=count, collection=collection, index_of=index_of)
             failed = next((gate for gate in package.gates if gate.status == "failed"), None)
             if failed is not None:
                 raise GateFailed(
@@ -88,14 +88,15 @@ def deploy(
                 )
             return package
         names = [name for name, reason in targets().items() if reason is None]
-        return _fastest(model, names, folder, texts, count, collection)
+        return _fastest(model, names, folder, texts, count, collection, index_of)
 
 
 def write(
-    model: Model, target: str, folder: Path, *, texts: Sequence[str] = (), threads: int, collection: str = ""
-) -> Package:
+    model: Model, target: str, folder: Path, *, texts: Sequence[str] = (), threads: int, collection: str = "",
+    index_of: KeptIndex | None = None,
+) -> Package:  # fmt: skip
     """Export into an existing empty folder, reopen in a fresh process, compare, write the manifest."""
-    package = export(model, target, folder, collection=collection)
+    package = export(model, target, folder, collection=collection, index_of=index_of)
     reference = choose.encoder(model, "artifact", threads)
     items = texts or examples(model.spec)
     parity, gates = _verify(reference, folder, items, threads, rounded=bool(model.activations))
@@ -104,7 +105,9 @@ def write(
     return package
 
 
-def export(model: Model, target: str, folder: Path, *, collection: str = "") -> Package:
+def export(
+    model: Model, target: str, folder: Path, *, collection: str = "", index_of: KeptIndex | None = None
+) -> Package:
     """A package in an existing empty folder, which nothing has checked yet."""
     backend: Backend = plugins.load("backends", target)()
     say(f"export for {target}")
@@ -122,6 +125,7 @@ def export(model: Model, target: str, folder: Path, *, collection: str = "") -> 
         tested_with=backend.versions() | timing.versions(("slimseek", "tokenizers")),
         collection=collection,
         files=folders.entries(folder, leave_out=PACKAGE),
+        index_of=index_of or msgspec.UNSET,
     )
     folders.write_json(folder / PACKAGE, package)
     return package
@@ -216,8 +220,9 @@ def _array_batches(reference: Encoder, items: Sequence[str]) -> dict[str, Batch]
 
 
 def _fastest(
-    model: Model, names: Sequence[str], folder: Path, texts: Sequence[str], threads: int, collection: str
-) -> Package:
+    model: Model, names: Sequence[str], folder: Path, texts: Sequence[str], threads: int, collection: str,
+    index_of: KeptIndex | None,
+) -> Package:  # fmt: skip
     """Write every target, time those that pass in turns, move the fastest into ``folder``."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".auto.") as temporary:
         packages = {}
@@ -225,7 +230,9 @@ def _fastest(
             place = Path(temporary) / name
             place.mkdir()
             try:
-                package = write(model, name, place, texts=texts, threads=threads, collection=collection)
+                package = write(
+                    model, name, place, texts=texts, threads=threads, collection=collection, index_of=index_of
+                )
             except SlimseekError as error:  # an operator that this runtime does not have
                 say(f"{name} is left out: {error}")
                 continue

@@ -10,7 +10,7 @@ import numpy as np
 
 from slimseek.errors import UsageError
 from slimseek.inputs.reader import Input
-from slimseek.schema import Array, Batch, Encode, Model, ModelSpec
+from slimseek.schema import Array, Batch, Encode, KeptIndex, Model, ModelSpec
 
 ITEMS_READ_AT_ONCE = 16384
 
@@ -28,6 +28,7 @@ class Encoder:
         shipped: bytes by kind (``weights``, ``rest``) that must be shipped to run it.
         runtime: what runs it, for reports.
         threads: how many threads it was opened with.
+        index_of: the original whose vectors its queries search; ``None`` for one that encodes documents too.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Encoder:
     shipped: dict[str, int]
     runtime: str
     threads: int
+    index_of: KeptIndex | None = None
 
     def queries(self, items: Sequence[str]) -> Array:
         """Vectors float32 [n, dim] of queries."""

@@ -214,6 +214,8 @@ def measure(name: str, search_set: SearchSet, ranking: Mapping[str, Sequence[str
 def compare(before: Measurement, after: Measurement, max_loss: float | None = None) -> Change:
     """The paired relative change of a metric: (after - before) / before, resampling queries (10,000 times).
 
+    The lower bound is more careful than the interval: see :mod:`slimseek.bootstrap`.
+
     Args:
         before: of the original; ``after`` is of the same queries in the same order.
         after: of the compressed model.
@@ -223,7 +225,7 @@ def compare(before: Measurement, after: Measurement, max_loss: float | None = No
     assert after.per_query is not None
     assert len(before.per_query) == len(after.per_query), "both sides must have scored the same queries"
     first, second = np.array(before.per_query), np.array(after.per_query)
-    low, lower, high = bootstrap.change_bounds(first, second)
+    low, lower, high = bootstrap.change_bounds(first, second).tolist()
     return Change(
         metric=before.name,
         before=before.value,
@@ -237,11 +239,14 @@ def compare(before: Measurement, after: Measurement, max_loss: float | None = No
 
 
 def quality_gate(change: Change, max_loss: float) -> GateResult:
-    """Passed when the one-sided 95 % bound of the change lies above -max_loss; undecided when only the mean does."""
+    """Passed when the one-sided 95 % bound of the change lies above -max_loss; undecided when only the mean does.
+
+    So few queries that they could all miss a share of ``max_loss`` that lost everything decide nothing either.
+    """
     asked = f"loss of {change.metric} at most {max_loss:.1%}"
     measured = f"{change.relative:+.2%}, one-sided 95 % bound {change.lower_bound:+.2%}, n = {change.n}"
     status: GateStatus
-    if change.lower_bound >= -max_loss and change.n > 1:
+    if change.lower_bound >= -max_loss and change.n >= bootstrap.fewest_queries(max_loss):
         status, more = "passed", ""
     elif change.relative >= -max_loss:
         status = "undecided"

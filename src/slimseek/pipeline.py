@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import artifact, choose, data, deploy, integers, plugins, report, search, timing
+from slimseek import artifact, choose, data, deploy, integers, kept, plugins, report, search, timing
 from slimseek import compress as machine
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
@@ -29,6 +29,7 @@ from slimseek.schema import (
     Collection,
     Comparison,
     Gates,
+    KeptIndex,
     Measurement,
     Model,
     Precision,
@@ -96,17 +97,21 @@ def compress(
         if found.labelled and steps.gates.metric == Gates().metric:
             accuracy = msgspec.structs.replace(steps.gates, metric=measuring.ACCURACY)
             steps = msgspec.structs.replace(steps, gates=accuracy)
+        student = choose.model(steps.student) if steps.student else original
+        if options.keep_index:
+            kept.check(original, student, steps, found.labelled)
+            steps = msgspec.structs.replace(steps, gates=kept.gates(steps.gates, options.metric))
         splits = data.split(found)
         say(splits.notice)
-        samples = dataclasses.replace(data.samples(found, splits, seed=steps.seed), original=original)
-        judge = _judge(original, found, splits.dev, steps, threads)
-        student = choose.model(steps.student) if steps.student else original
+        samples = data.samples(found, splits, seed=steps.seed, queries_first=options.keep_index)
+        samples = dataclasses.replace(samples, original=original)
+        judge = _judge(original, found, splits.dev, steps, threads, options.keep_index)
         compressed = machine.run(student, steps, samples, judge)
         test = data.search_set(found, splits.test, "test")
         comparison = prove(choose.name_of(source), original, compressed, test, steps, threads, options)
         artifact.write(
             compressed.model, folder, recipe=steps, comparison=comparison, collection=found.path,
-            versions=timing.versions(timing.LIBRARIES),
+            versions=timing.versions(timing.LIBRARIES), index_of=_index_of(original, source, threads, options),
         )  # fmt: skip
         report.write(comparison, folder / "report.html")
     return comparison
@@ -248,12 +253,20 @@ def demo(out: str | Path, *, threads: int = 0) -> Comparison:
     return comparison
 
 
-def _judge(model: Model, collection: Collection, qrels: Qrels, recipe: Recipe, threads: int) -> Judge:
+def _index_of(original: Model, source: str | Path, threads: int, options: Options) -> KeptIndex | None:
+    """The original whose index the artifact searches, where it is kept."""
+    if not options.keep_index:
+        return None
+    return kept.index_of(choose.encoder(original, choose.name_of(source), threads), original)
+
+
+def _judge(model: Model, collection: Collection, qrels: Qrels, recipe: Recipe, threads: int, keep_index: bool) -> Judge:
     dev = data.search_set(
         collection, qrels, "dev", max_queries=DEV_QUERIES, max_documents=DEV_DOCUMENTS, seed=recipe.seed
     )
-    original = measuring.quality(choose.encoder(model, "original", threads), dev, [recipe.gates.metric])
-    return Judge(search_set=dev, original=original, threads=threads)
+    measure = kept.original if keep_index else measuring.quality
+    original = measure(choose.encoder(model, "original", threads), dev, [recipe.gates.metric])
+    return Judge(search_set=dev, original=original, threads=threads, keep_index=keep_index)
 
 
 def _paths(*sources: str | Path) -> tuple[Path, ...]:

@@ -8,13 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimseek import alternatives as others
-from slimseek import choose, deploy, evaluate, timing
+from slimseek import choose, deploy, evaluate, kept, timing
 from slimseek import compress as machine
 from slimseek.compress import Compressed
 from slimseek.costs import index_cost
 from slimseek.encoder import Encoder
 from slimseek.evaluate import Quality
-from slimseek.schema import Comparison, GateResult, Measurement, Model, Precision, Recipe, Report, SearchSet
+from slimseek.indexes._vectors import RESCORED_WITH
+from slimseek.schema import (
+    Comparison,
+    GateResult,
+    Measurement,
+    Model,
+    Precision,
+    QueryExample,
+    Recipe,
+    Report,
+    SearchSet,
+)
 
 TIMED_QUERIES = 200
 TIMED_DOCUMENTS = 32
@@ -29,6 +40,8 @@ class Options:
         target: the runtime in which before and after are measured.
         threads: threads of every runtime; 0 for all cores that this process may use.
         alternatives: also measure what other libraries give with one call.
+        keep_index: encode queries alone by the compressed model, and search the vectors of the original.
+        metric: of the gate, where the user named one; ``""`` for the recipe's or the mode's own.
         precision: how the index keeps the vectors of the compressed model; those of the original stay float32.
         command: the command line that reproduces the run, for the report.
         force: replace what an earlier run wrote.
@@ -37,6 +50,8 @@ class Options:
     target: str = "onnxruntime"
     threads: int = 0
     alternatives: bool = False
+    keep_index: bool = False
+    metric: str = ""
     precision: Precision = "f32"
     command: str = ""
     force: bool = False
@@ -62,7 +77,7 @@ def prove(
         subjects, gates = _deployed(models, Path(temporary), test, options.target, threads)
         if options.alternatives:
             subjects["onnxruntime dynamic int8"] = (others.dynamic_int8(original, threads), "")
-        found = _found(subjects, test, metrics, options.precision)
+        found = _found(subjects, test, metrics, options)
         queries = list(test.queries.values())[:TIMED_QUERIES]
         costs = evaluate.cost(subjects, queries, list(test.items.values())[:TIMED_DOCUMENTS])
     reports = [
@@ -93,9 +108,9 @@ def prove(
         records=compressed.records,
         bytes_before=machine.bytes_by_part(original),
         bytes_after=machine.bytes_by_part(compressed.model),
-        examples=evaluate.examples(test, before, after, recipe.gates.metric),
+        examples=_examples(test, before, after, recipe.gates.metric, options.keep_index),
         command=options.command,
-        notes=_notes(original, compressed, before, after, options.target, recipe),
+        notes=(*_index_notes(name, options), *_notes(original, compressed, before, after, options.target, recipe)),
     )
 
 
@@ -115,13 +130,19 @@ def _deployed(
 
 
 def _found(
-    subjects: dict[str, tuple[Encoder, str]], test: SearchSet, metrics: tuple[str, ...], precision: Precision
+    subjects: dict[str, tuple[Encoder, str]], test: SearchSet, metrics: tuple[str, ...], options: Options
 ) -> dict[str, Quality]:
-    """What each subject finds; the second is the compressed one, whose vectors are kept at the precision."""
-    return {
-        label: evaluate.quality(encoder, test, metrics, precision=precision if number == 1 else "f32")
-        for number, (label, (encoder, _)) in enumerate(subjects.items())
-    }
+    """What each subject finds; the second is the compressed one, for whom vectors are kept at the precision."""
+    found: dict[str, Quality] = {}
+    for number, (label, (encoder, _)) in enumerate(subjects.items()):
+        precision = options.precision if number == 1 else "f32"
+        if not options.keep_index:
+            found[label] = evaluate.quality(encoder, test, metrics, precision=precision)
+        elif number:
+            found[label] = kept.quality(encoder, test, next(iter(found.values())), metrics, precision)
+        else:
+            found[label] = kept.original(encoder, test, metrics)
+    return found
 
 
 def smaller_gate(before: Report, after: Report) -> GateResult:
@@ -149,6 +170,29 @@ def _static(
 def _index(found: Quality, test: SearchSet, precision: Precision) -> tuple[Measurement, ...]:
     """Bytes of the documents' vectors; of classes nothing is kept."""
     return () if test.labelled else index_cost(len(found.documents), found.documents.shape[1], precision)
+
+
+def _examples(
+    test: SearchSet, before: Quality, after: Quality, metric: str, keep_index: bool
+) -> tuple[QueryExample, ...]:
+    """The queries that changed most; with an index that is kept, by what the original found."""
+    return evaluate.examples(kept.judged(test, before, metric) if keep_index else test, before, after, metric)
+
+
+def _index_notes(name: str, options: Options) -> tuple[str, ...]:
+    """Which vectors were searched."""
+    notes = []
+    if options.keep_index:
+        notes.append(
+            f"The index is kept: only queries are encoded by the compressed model, and search the vectors of {name}. "
+            f"{kept.METRIC} is the share of its first ten results that are found again."
+        )
+    if options.precision != "f32":
+        finer = RESCORED_WITH.get(options.precision)
+        ranks = f", and {finer} vectors on disk rank what it finds" if finer else ""
+        notes.append(f"The index of the compressed model keeps vectors at {options.precision}{ranks}; that of {name} "
+                     "at float32.")  # fmt: skip
+    return tuple(notes)
 
 
 def _notes(

@@ -425,7 +425,8 @@ class Change(Value, frozen=True):
         after: the subject's mean.
         relative: relative change of the mean, negative for a loss.
         interval: two-sided 95 % paired bootstrap interval of the relative change.
-        lower_bound: one-sided 95 % lower bound of the relative change.
+        lower_bound: one-sided 95 % lower bound of the relative change; it allows for losses that n queries need not
+            show, so that for few it lies below the interval.
         n: number of queries.
         n_needed: queries it would take to show a loss below the asked one; ``None`` where this n is enough, or no
             number would do.
@@ -529,6 +530,20 @@ class FileEntry(Value, frozen=True):
     path: str
     bytes: int
     sha256: str
+
+
+class KeptIndex(Value, frozen=True):
+    """The original whose index a compressed query encoder searches: it gives no vectors of documents itself.
+
+    Attributes:
+        model: the original's name.
+        fingerprint: the sha256 of all that it computes with, in hexadecimal.
+        probe: its vector of the text by which indexes are told apart.
+    """
+
+    model: str
+    fingerprint: str
+    probe: tuple[float, ...]
 
 
 class Comparison(Value, frozen=True):

@@ -21,6 +21,7 @@ from slimseek.bases import Index
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors
+from slimseek.kept import PROBE_TEXT
 from slimseek.progress import track
 from slimseek.schema import Array, FileEntry, Hits, Precision, Value
 
@@ -29,8 +30,9 @@ MANIFEST = "index.json"
 DOCUMENTS = "documents.jsonl"
 OFFSETS = "offsets.npy"
 PROBE = "probe.npy"
-PROBE_TEXT = "The quick brown fox jumps over the lazy dog: 0123456789."
 SAME_VECTOR = 0.999
+SAME_ORIGINAL = 0.99999
+"""Runtimes differ from each other by less, and a compressed model from its original by more."""
 INDEX_FILES = "index"
 FINER_FILES = "rescore"
 MOST_HITS = 1000
@@ -145,10 +147,7 @@ def index(
     finer = _finer(precision, rescore)
     if oversample < 1:
         raise UsageError(f"oversample is {oversample}; it must be 1 or more")
-    if encoder.spec.output == "class_logits":
-        raise UsageError(f"{encoder.name} is a classifier: it names classes, and gives no vectors to search by")
-    if not corpus:
-        raise UsageError("the collection has no documents to index")
+    _check_makes_indexes(encoder, corpus)
     with folders.writing(out, force=force) as folder:
         texts = list(corpus.values())
         vectors = _document_vectors(encoder, texts) if encode is None else encode(texts)
@@ -175,6 +174,17 @@ def index(
     return manifest
 
 
+def _check_makes_indexes(encoder: Encoder, corpus: Mapping[str, str]) -> None:
+    """Refuse what gives no vectors of documents, and a collection that has none."""
+    if encoder.spec.output == "class_logits":
+        raise UsageError(f"{encoder.name} is a classifier: it names classes, and gives no vectors to search by")
+    if encoder.index_of is not None:
+        raise UsageError(f"{encoder.name} encodes queries alone, for an index of {encoder.index_of.model}; make it "
+                         f"with {encoder.index_of.model}, and give it with --index to serve")  # fmt: skip
+    if not corpus:
+        raise UsageError("the collection has no documents to index")
+
+
 def session(encoder: Encoder, corpus: Mapping[str, str], path: str = "") -> Search:
     """Open the index at ``path``, or make an exact one of the corpus that lasts as long as this process."""
     if path:
@@ -186,11 +196,14 @@ def session(encoder: Encoder, corpus: Mapping[str, str], path: str = "") -> Sear
 
 
 def open(path: Path, encoder: Encoder) -> Search:
-    """Open an index for the encoder that made it; vectors and texts stay on disk until they are read.
+    """Open an index for the encoder that made it, or for one that was compressed to search it.
+
+    Vectors and texts stay on disk until they are read.
 
     Raises:
         ArtifactError: it is not an index, cut, changed, or from a newer version.
-        UsageError: another encoder made it, or one with other weights.
+        UsageError: another encoder made it, or one with other weights; or an encoder that searches an original's index
+            is given another's.
     """
     path = Path(path)
     manifest = folders.read_manifest(path / MANIFEST, Manifest, FORMAT_VERSION)
@@ -199,7 +212,7 @@ def open(path: Path, encoder: Encoder) -> Search:
             f"{path} holds vectors of {manifest.dim} dimensions by {manifest.model}, and {encoder.name} gives "
             f"{encoder.spec.dim}; open it with {manifest.model}, or index again"
         )
-    if fingerprint(encoder) != manifest.fingerprint:
+    if encoder.index_of is None and fingerprint(encoder) != manifest.fingerprint:
         raise UsageError(
             f"{path} was made by {manifest.model}, whose settings differ from those of {encoder.name}; open it with "
             "the model that made it, or index again"
@@ -317,10 +330,19 @@ def fingerprint(encoder: Encoder) -> str:
 
 
 def _check_probe(path: Path, encoder: Encoder, probe: Array) -> None:
-    """Refuse a model of the same name whose weights are others, such as one that was compressed anew."""
-    vector = encoder.documents([PROBE_TEXT])[0]
+    """Refuse a model of the same name whose weights are others, such as one that was compressed anew.
+
+    Of a model that searches an original's index that original must have made it, whatever it was called then.
+    """
+    kept = encoder.index_of
+    vector = encoder.documents([PROBE_TEXT])[0] if kept is None else np.array(kept.probe, np.float32)
     cosine = float(vector @ probe / np.linalg.norm(vector) / np.linalg.norm(probe))
-    if not cosine >= SAME_VECTOR:
+    if kept is not None and not cosine >= SAME_ORIGINAL:
+        raise UsageError(
+            f"{path} was not made by {kept.model}, whose index {encoder.name} searches: cosine {cosine:.5f} for the "
+            f"same text, where {SAME_ORIGINAL} is wanted; give an index that {kept.model} made"
+        )
+    if kept is None and not cosine >= SAME_VECTOR:
         raise UsageError(
             f"{path} holds other vectors than {encoder.name} gives now: cosine {cosine:.4f} for the same text, where "
             f"{SAME_VECTOR} is wanted; index again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from slimseek import __version__, artifact, choose, data, deploy, integers, plugins, recipe, report, timing
+from slimseek import __version__, artifact, choose, data, deploy, integers, kept, plugins, recipe, report, timing
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
 from slimseek.budget import front, loop, store
@@ -25,7 +26,7 @@ from slimseek.prove import Options, prove
 from slimseek.report import search as page
 from slimseek.scale.connect import connected
 from slimseek.scale.trials import cluster
-from slimseek.schema import Collection, Comparison, Gates, Model
+from slimseek.schema import Collection, Comparison, Gates, Model, Recipe
 from slimseek.trial import Budget, Found, Trial, numbered
 
 RESULT, PAGE, FRONT = "search.json", "search.html", "front"
@@ -71,7 +72,10 @@ def compress_within(
     threads, out = options.threads or timing.default_threads(), Path(out)
     original, found = choose.model(source), data.load(str(collection))
     _check(original, out)
-    metric = metric or (measuring.ACCURACY if found.labelled else Gates().metric)
+    metric = metric or options.metric or (measuring.ACCURACY if found.labelled else Gates().metric)
+    if options.keep_index:
+        kept.check(original, original, Recipe(steps=()), found.labelled)
+        metric = kept.gates(Gates(metric=metric), options.metric).metric
     measuring.metric(metric)
     say(data.split(found).notice)
     run = _run(original, found, metric, options, threads, seed)
@@ -79,8 +83,9 @@ def compress_within(
         connection = stack.enter_context(connected(ray)) if ray else None
         opened = stack.enter_context(store.opened(out, run, force=options.force))
         measured = bench(original, found, opened, target=options.target, metric=metric, threads=threads, seed=seed,
-                         memory=bool(limits.memory))  # fmt: skip
-        budget = limits.absolute(measured.baseline.figures, metric=metric, target=options.target)
+                         memory=bool(limits.memory), keep_index=options.keep_index)  # fmt: skip
+        budget = limits.absolute(measured.baseline.figures, metric=metric, target=options.target,
+                                 keep_index=options.keep_index)  # fmt: skip
         proposer = Proposer(original, measured, budget, effort.seconds, seed)
         _check_reachable(budget, *proposer.smallest)
         workers: loop.Workers = loop.Alone(measured, at_once or 1)
@@ -121,7 +126,8 @@ def _run(
 ) -> store.Run:  # fmt: skip
     return store.Run(
         format_version=store.FORMAT_VERSION, made_with=__version__, model_sha256=fingerprint(original),
-        collection_sha256=data.fingerprint(collection), metric=metric, target=options.target, keep_index=False,
+        collection_sha256=data.fingerprint(collection), metric=metric, target=options.target,
+        keep_index=options.keep_index,
         cpu=timing.environment(threads).cpu, threads=threads, seed=seed,
     )  # fmt: skip
 
@@ -137,11 +143,14 @@ def _written(
     test = data.search_set(collection, data.split(collection).test, "test")
     made = Compressed(model=model, records=records, failed=None)
     say(f"proof of trial {trial.number} on the test queries: {trial.plan.name}")
-    comparison = prove(choose.name_of(source), original, made, test, steps, measured.threads, options)
+    name = choose.name_of(source)
+    asked = dataclasses.replace(options, precision=trial.plan.precision)
+    comparison = prove(name, original, made, test, steps, measured.threads, asked)
+    index = kept.index_of(choose.encoder(original, name, measured.threads), original) if options.keep_index else None
     place = out / choose.SEARCHED
     with folders.writing(place, force=place.exists()) as folder:
         artifact.write(model, folder, recipe=steps, comparison=comparison, collection=collection.path,
-                       versions=timing.versions(timing.LIBRARIES))  # fmt: skip
+                       versions=timing.versions(timing.LIBRARIES), index_of=index)  # fmt: skip
         report.write(comparison, folder / "report.html")
     return comparison
 

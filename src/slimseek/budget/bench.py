@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from slimseek import choose, data, deploy, evaluate, timing
+from slimseek import choose, data, deploy, evaluate, kept, timing
 from slimseek import folder as folders
 from slimseek.budget import joint, sizes
 from slimseek.budget.prefixes import Prefixes
@@ -24,7 +24,7 @@ from slimseek.budget.store import Store
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, SlimseekError
 from slimseek.evaluate import Quality
-from slimseek.schema import Array, Collection, Measurement, Model, Recipe, SearchSet, StepRecord, Value
+from slimseek.schema import Collection, Measurement, Model, Recipe, SearchSet, StepRecord, Value
 from slimseek.trial import Budget, Figures, Plan, Reached, Trial
 
 WHOLE_QUERIES = 500
@@ -67,7 +67,7 @@ class Bench:
 
     Attributes:
         sets: the development queries: ``part`` of them, and the ``whole``.
-        kept: vectors that the original gave the documents of each, where the index is kept; else none.
+        originals: what the original found there, where its index is kept; else none.
         baseline: the original there.
         encoder: the original's package, for times in turns.
         prefixes: runs recipes.
@@ -82,7 +82,7 @@ class Bench:
     """
 
     sets: Mapping[Reached, SearchSet]
-    kept: Mapping[Reached, Array]
+    originals: Mapping[Reached, Quality]
     baseline: Baseline
     encoder: Encoder
     prefixes: Prefixes
@@ -118,7 +118,7 @@ class Bench:
         """
         start = time.perf_counter()
         trial = Trial(number=number, plan=plan, reached="size", figures=Figures(), seed=self.seed)
-        known = self.measured.get(msgspec.json.encode(plan.recipe.steps))
+        known = None if self.originals else self.measured.get(msgspec.json.encode(plan.recipe.steps))
         try:
             if known is not None:
                 trial = self._at_precision(trial, known, budget)
@@ -164,8 +164,9 @@ class Bench:
         return msgspec.structs.replace(figures, index_size=size)
 
     def _quality(self, package: Encoder, reached: Reached, plan: Plan) -> Quality:
-        kept = self.kept.get(reached)
-        return evaluate.quality(package, self.sets[reached], [self.metric], precision=plan.precision, documents=kept)
+        if self.originals:
+            return kept.quality(package, self.sets[reached], self.originals[reached], [self.metric], plan.precision)
+        return evaluate.quality(package, self.sets[reached], [self.metric], precision=plan.precision)
 
     def _scored(self, trial: Trial, reached: Reached, found: Quality, budget: Budget) -> Trial:
         score = found.get(self.metric)
@@ -203,35 +204,32 @@ def bench(
     splits = data.split(collection)
     # Development queries choose: a step that had seen them would look better than it is.
     judging = dataclasses.replace(splits, test={**splits.test, **splits.dev})
-    samples = dataclasses.replace(data.samples(collection, judging, seed=seed), original=original)
+    samples = dataclasses.replace(
+        data.samples(collection, judging, seed=seed, queries_first=keep_index), original=original
+    )
     sets = {
         reached: data.search_set(collection, splits.dev, "dev", max_queries=queries, max_documents=documents, seed=seed)
         for reached, (queries, documents) in ASKED.items()
     }
-    encoder, kept = choose.choose(_package(original, store, target), threads), {}
-    baseline = _known(store, memory)
+    encoder = choose.choose(_package(original, store, target), threads)
+    baseline, found = _known(store, memory), {}
     documents = 0 if collection.labelled else len(collection.corpus)
     if baseline is None or keep_index:
-        start = time.perf_counter()
-        found = {reached: evaluate.quality(encoder, asked, [metric]) for reached, asked in sets.items()}
+        start, measure = time.perf_counter(), kept.original if keep_index else evaluate.quality
+        found = {reached: measure(encoder, asked, [metric]) for reached, asked in sets.items()}
         pace = (time.perf_counter() - start) / sum(len(asked.items) + len(asked.queries) for asked in sets.values())
-        if keep_index:
-            kept = {reached: quality.documents for reached, quality in found.items()}
-            sets = {reached: evaluate.neighbours(asked, found[reached]) for reached, asked in sets.items()}
-        scores: dict[str, Measurement] = {
-            reached: evaluate.ranked(quality.documents, quality.queries, sets[reached], [metric]).get(metric)
-            for reached, quality in found.items()
-        }
     if baseline is None:
         median, high = latencies({"original": encoder}, sets["whole"])["original"]
         used = timing.fresh_start(str(store.cache / ORIGINAL), threads).peak_memory_bytes if memory else None
         figures = Figures(size=sum(encoder.shipped.values()), latency_p50=median, latency_p95=high, memory=used,
                           index_size=joint.vector_bytes(documents, original.spec.dim, "f32"))  # fmt: skip
+        scores: dict[str, Measurement] = {reached: quality.get(metric) for reached, quality in found.items()}
         baseline = Baseline(scores=scores, figures=figures, seconds_per_item=pace)
         folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(baseline))
     assert baseline.figures.size is not None
     known = [sizes.learned(original, target, baseline.figures.size)]
-    return Bench(sets=sets, kept=kept, known=known, baseline=baseline, encoder=encoder, documents=documents,
+    return Bench(sets=sets, originals=found if keep_index else {}, known=known, baseline=baseline, encoder=encoder,
+                 documents=documents,
                  target=target, tested=len(collection.items) + len(splits.test), metric=metric, threads=threads,
                  seed=seed, prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
 

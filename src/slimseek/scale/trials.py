@@ -48,6 +48,7 @@ class Settings(Value, frozen=True):
         threads: of the runtime.
         torch_threads: of PyTorch.
         seed: of every random choice.
+        keep_index: whether queries search the vectors that the original gave.
         folder: name of the worker's own folder, among the temporary files of its machine.
     """
 
@@ -58,6 +59,7 @@ class Settings(Value, frozen=True):
     threads: int
     torch_threads: int
     seed: int
+    keep_index: bool
     folder: str
 
 
@@ -78,7 +80,8 @@ class Worker:
             plugins.require("torch").set_num_threads(settings.torch_threads)
             folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(settings.baseline))
             self._bench = bench(*self._parts, store, target=settings.target, metric=settings.metric,
-                                threads=settings.threads, seed=settings.seed)  # fmt: skip
+                                threads=settings.threads, seed=settings.seed,
+                                keep_index=settings.keep_index)  # fmt: skip
         except SlimseekError as error:
             return str(error)
         return ""
@@ -269,7 +272,7 @@ def cluster(ray: Any, original: Model, collection: Collection, measured: Bench, 
     settings = Settings(
         version=__version__, baseline=measured.baseline, target=measured.target, metric=measured.metric,
         threads=measured.threads, torch_threads=plugins.require("torch").get_num_threads(), seed=measured.seed,
-        folder=f"slimseek-{uuid.uuid4().hex[:12]}",
+        keep_index=bool(measured.originals), folder=f"slimseek-{uuid.uuid4().hex[:12]}",
     )  # fmt: skip
     found = Cluster(ray, original, collection, settings, count)
     try:
