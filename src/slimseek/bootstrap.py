@@ -17,7 +17,7 @@ from slimseek.schema import Array
 
 RESAMPLES = 10_000
 RESAMPLES_IN_BLOCK = 500
-FEWEST_CHANGED = 10
+FEWEST_CHANGED = 5
 """Below so many changed queries the worst of them is not known to be as bad as they get."""
 RISK = 0.05
 MOST_QUERIES = 10**9
