@@ -26,7 +26,7 @@ from slimseek.budget.store import Store
 from slimseek.errors import SlimseekError, UsageError
 from slimseek.progress import say
 from slimseek.scale.connect import Machine, check_version, first_line, machines
-from slimseek.schema import Collection, Model, Value
+from slimseek.schema import Collection, Model, ModelSpec, Value
 from slimseek.trial import Figures, Plan, Trial
 
 TRIES = 3
@@ -66,8 +66,10 @@ class Settings(Value, frozen=True):
 class Worker:
     """A process on a machine, with a bench and a cache of its own; Ray makes an actor of it."""
 
-    def __init__(self, original: Model, collection: Collection, settings: Settings) -> None:
-        self._parts = original, collection
+    def __init__(self, original: Model, spec: bytes, collection: Collection, settings: Settings) -> None:
+        # msgspec leaves a default out of JSON only where it is the very object that the class has, and an object that
+        # came through pickle is not: packages of such a spec would be some bytes larger.
+        self._parts = dataclasses.replace(original, spec=msgspec.json.decode(spec, type=ModelSpec)), collection
         self._settings = settings
         self._folder = Path(tempfile.gettempdir()) / settings.folder
         self._bench: Bench | None = None
@@ -121,7 +123,7 @@ class Cluster:
             raise UsageError("no machine of the cluster has a core to work with; start Ray there with --num-cpus 1")
         self._ray = ray
         self._count = count or len(found)
-        self._shared = ray.put(original), ray.put(collection)
+        self._shared = ray.put(original), msgspec.json.encode(original.spec), ray.put(collection)
         self._settings = settings
         self._workers: dict[Machine, Any] = {}
         self._ready: set[Machine] = set()
