@@ -145,8 +145,8 @@ BUDGET = Budget(size=8_000_000, max_loss=0.01)
         (trial(1, 7_000_000, relative=-0.02, bound=-0.03), BUDGET,
          "loss 2 %, proven to be at most 3 % with n = 300, of at most 1 %: --max-loss 3% would do"),
         (trial(1, 7_000_000, relative=0.003, bound=-0.0119, n=50), BUDGET,
-         "no loss measured, proven to be at most 1.19 % with n = 50, of at most 1 %: "
-         "--max-loss 1.2% (or about 66 development queries in place of --max-loss) would do"),
+         "no loss measured, proven to be at most 5.82 % with n = 50, of at most 1 %: "  # 0.9418 ^ 50 = 0.05
+         "--max-loss 5.9% (or about 300 development queries in place of --max-loss) would do"),
         (trial(1, 9_640_000, relative=-0.004, bound=-0.0161), BUDGET,
          "size 9.64 MB of at most 8 MB, loss 0.4 %, proven to be at most 1.61 % with n = 300, of at most 1 %: "
          "--max-size 9.7MB and --max-loss 1.7% (or about 1,300 development queries in place of --max-loss) would do"),
@@ -213,8 +213,8 @@ def test_where_nothing_keeps_the_budget_the_nearest_is_chosen() -> None:
 
 
 def test_a_loss_of_nothing_can_be_asked() -> None:
-    trials = [trial(0, 90, relative=None), trial(1, 9, bound=-0.001)]
-    [limit] = fronts.limits(trials[1], Budget(max_loss=0.0))
+    asked = trial(1, 9, bound=-0.001, n=10_000)
+    [limit] = fronts.limits(asked, Budget(max_loss=0.0))
     assert limit.excess == pytest.approx(1.0)
 
 

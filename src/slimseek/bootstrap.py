@@ -84,6 +84,11 @@ def fewest_queries(max_loss: float) -> int:
     return max(2, int(np.ceil(np.log(RISK) / np.log1p(-max_loss))))
 
 
+def least_loss(count: int) -> float:
+    """The least loss that so many queries can exclude (see :func:`fewest_queries`)."""
+    return float(1 - RISK ** (1 / count))
+
+
 def queries_needed(before: Array, after: Array, lower: float, max_loss: float) -> int | None:
     """Queries for the one-sided bound to reach -max_loss, if mean and spread stayed as they are.
 

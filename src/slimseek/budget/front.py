@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from slimseek import bootstrap
 from slimseek.schema import Change
 from slimseek.trial import Budget, Trial
 
@@ -227,11 +228,11 @@ def _cost(name: str, value: float | None, most: float) -> Limit:
 
 def _loss(trial: Trial, most: float) -> Limit:
     change = trial.change
-    if change is None and trial.number == 0:
+    if trial.number == 0:
         return Limit(name="loss", said=f"loss none, for it is the original, of at most {_percent(most)}", excess=-1.0)
     if change is None or not math.isfinite(change.lower_bound) or change.n < 2:
         return Limit(name="loss", said=f"loss not measured, of at most {_percent(most)}", excess=math.inf)
-    proven = -change.lower_bound
+    proven = max(-change.lower_bound, bootstrap.least_loss(change.n))
     loss = f"loss {_percent(-change.relative)}" if change.relative < 0 else "no loss measured"
     said = f"{loss}, proven to be at most {_percent_up(max(proven, 0.0) - 1e-9, 2)} with n = {change.n:,}, of at most "
     flag = f"{_FLAGS['loss']} {_percent_up(max(proven, 0.0), 1).replace(' ', '')}" if proven <= LARGEST_LOSS else ""
@@ -246,7 +247,7 @@ def _queries(change: Change, most: float) -> int | None:
     margin = change.relative + most
     if margin <= 0:
         return None
-    needed = change.n * ((change.relative - change.lower_bound) / margin) ** 2
+    needed = max(change.n * ((change.relative - change.lower_bound) / margin) ** 2, bootstrap.fewest_queries(most))
     if needed > 1e9:
         return None
     step: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
