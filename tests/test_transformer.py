@@ -18,11 +18,11 @@ from slimseek import choose, integers, plugins
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.text import TOKENIZER, TextInput
-from slimseek.models import _eight_bit
+from slimseek.models import _eight_bit, transformer
 from slimseek.models.transformer import Transformer
 from slimseek.rebuild import rebuild
-from slimseek.schema import ActivationQuant, Samples
-from small import tiny_bert
+from slimseek.schema import ActivationQuant, Model, Samples
+from small import tiny_bert, tiny_model
 
 TEXTS = [
     "the cat sleeps",
@@ -245,3 +245,62 @@ def test_every_weight_of_the_graph_carries_its_tensors_name(folder: Path) -> Non
     names = {initializer.name.partition("#")[0] for initializer in Transformer().to_onnx(model).graph.initializer}
     used = {layer.weight for layer in model.layers if "pooler" not in layer.name}
     assert used <= names
+
+
+# ---------------------------------------------------------------- graphs of one structure
+
+
+def _traced(model: Model) -> bytes:
+    transformer._skeletons.clear()
+    transformer._graph.cache_clear()
+    graph: bytes = Transformer().to_onnx(model).SerializeToString(deterministic=True)
+    return graph
+
+
+def _noisy(model: Model, seed: int) -> Model:
+    random = np.random.default_rng(seed)
+    tensors = {
+        name: tensor + random.normal(0, 0.02, tensor.shape).astype(tensor.dtype) if tensor.dtype.kind == "f" else tensor
+        for name, tensor in model.tensors.items()
+    }
+    return dataclasses.replace(model, tensors=tensors)
+
+
+def test_a_graph_of_a_known_structure_is_not_traced_and_has_the_same_bytes(tmp_path, monkeypatch):
+    first, second = (_noisy(tiny_model(tmp_path / "model"), seed) for seed in (0, 1))
+    expected = _traced(second)
+    _traced(first)
+    monkeypatch.setattr(transformer, "export", None)  # not callable: a trace would fail
+    found = Transformer().to_onnx(second).SerializeToString(deterministic=True)
+    assert found == expected
+
+
+def test_a_graph_with_fewer_tokens_comes_from_the_same_skeleton(tmp_path, monkeypatch):
+    model = _noisy(tiny_model(tmp_path / "model"), 0)
+    texts = Samples(calibration=["one two"], texts=["one two three"])
+    cut = plugins.load("methods", "simplify.vocabulary")().apply(model, texts)
+    expected = _traced(cut)
+    _traced(model)
+    monkeypatch.setattr(transformer, "export", None)
+    assert Transformer().to_onnx(cut).SerializeToString(deterministic=True) == expected
+
+
+def test_a_graph_in_which_tensors_were_merged_is_no_skeleton(tmp_path):
+    """Untrained biases are all alike: the exporter makes one of them, which cannot be told apart again."""
+    model = tiny_model(tmp_path / "model")
+    biases = {name: np.full_like(tensor, 0.25) for name, tensor in model.tensors.items() if name.endswith("key.bias")}
+    _traced(dataclasses.replace(model, tensors={**model.tensors, **biases}))
+    other = _noisy(model, 3)
+    found = Transformer().to_onnx(other).SerializeToString(deterministic=True)
+    assert found == _traced(other)
+
+
+def test_a_skeleton_that_does_not_compute_the_network_is_traced_anew(tmp_path, monkeypatch):
+    first, second = (_noisy(tiny_model(tmp_path / "model"), seed) for seed in (0, 1))
+    expected = _traced(second)
+    _traced(first)
+    [(structure, known)] = transformer._skeletons.items()
+    wrong = {name: (tensor, not turned) for name, (tensor, turned) in known.turned.items() if "query" in tensor}
+    transformer._skeletons[structure] = dataclasses.replace(known, turned=dict(known.turned) | wrong)
+    found = Transformer().to_onnx(second).SerializeToString(deterministic=True)
+    assert found == expected
