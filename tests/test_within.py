@@ -7,12 +7,14 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from slimseek import artifact, choose, compress, recipe, within
+from slimseek.budget import space
 from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
 from slimseek.errors import UsageError
@@ -21,6 +23,17 @@ from slimseek.trial import Found, Trial
 from small import tiny_bert, tiny_collection
 
 OPTIONS = Options(threads=1)
+
+
+EFFORTS = (0, 3)
+"""Batches of distillation: enough to see that it is done."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_trainings() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(space, "EFFORTS", EFFORTS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +70,8 @@ def test_the_result_keeps_its_budget_and_is_the_artifact(home: Path, found: Foun
     assert compress.weight_bytes(model) == chosen.records[-1].bytes_after
     assert found.test is not None
     assert found.test.compressed.get("size").value == pytest.approx(chosen.figures.size, rel=0.05)
-    assert msgspec.json.decode((home / "out" / "search.json").read_bytes(), type=Found) == found
+    written = json.loads((home / "out" / "search.json").read_bytes())
+    assert written == json.loads(msgspec.json.encode(found))
     assert "<svg" in (home / "out" / "search.html").read_text("utf-8")
 
 
@@ -115,7 +129,7 @@ def test_a_size_that_nothing_reaches_is_refused_before_the_first_trial(home: Pat
     assert not (home / "absurd" / "artifact").exists()
 
 
-COMMAND = "from slimseek.cli import main; main()"
+COMMAND = f"from slimseek.budget import space; space.EFFORTS = {EFFORTS}; from slimseek.cli import main; main()"
 
 
 def _run(home: Path, *more: str) -> subprocess.Popen[str]:

@@ -182,8 +182,9 @@ def _write(found: Found, out: Path) -> None:
 
 def _write_recipes(found: Found, folder: Path) -> None:
     """The recipe of each point of the front, to be run again by ``--recipe``."""
-    with folders.writing(folder, force=True) as place:
-        for number in found.front:
-            steps = numbered(found.trials, number).plan.recipe
-            if steps.steps:
-                (place / f"{number:04d}.yaml").write_text(recipe.dump(steps), "utf-8")
+    recipes = {f"{number:04d}.yaml": numbered(found.trials, number).plan.recipe for number in found.front}
+    for name, steps in recipes.items():
+        if steps.steps:
+            folders.write_atomically(folder / name, recipe.dump(steps).encode())
+    for left in set(folder.glob("*.yaml")) - {folder / name for name in recipes}:
+        left.unlink()

@@ -33,6 +33,8 @@ SHARE_OF_TIME = 0.25
 SECONDS_PER_MAC = 2.2e-11
 """Of training, for one multiply-accumulate of one item: three blocks of MiniLM, 0.7e9 for 128 tokens, take about a
 second for a batch of 64 on two cores (the recipe ``distil``), and sentences have a third of these tokens."""
+SECONDS_PER_STEP = 0.03
+"""Of training, whatever the network: what PyTorch takes to begin with each operation."""
 KEPT_FIRST = 8000
 """Tokens that a classifier keeps in any case: labelled items are few, and later ones bring other words."""
 
@@ -171,7 +173,8 @@ def _efforts(model: Model, seconds: float | None) -> tuple[int, ...]:
     most = math.inf if seconds is None else SHARE_OF_TIME * seconds
     batch = TEXTS if model.spec.preprocess is not None else ARRAYS
     macs = batch * choose.family(model).macs(model, choose.REFERENCE_LENGTH)
-    return tuple(steps for steps in EFFORTS if steps * macs * SECONDS_PER_MAC <= most)
+    step = macs * SECONDS_PER_MAC + SECONDS_PER_STEP
+    return tuple(steps for steps in EFFORTS if steps * step <= most)
 
 
 def _of_index(model: Model, samples: Samples, budget: Budget) -> dict[str, tuple[Any, ...]]:
