@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -13,11 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from slimseek import artifact, choose, compress, recipe, within
+from slimseek import artifact, choose, compress, indexes, recipe, within
 from slimseek.budget import space
 from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
 from slimseek.errors import UsageError
+from slimseek.fingerprint import fingerprint
 from slimseek.prove import Options
 from slimseek.trial import Found, Trial
 from small import tiny_bert, tiny_collection
@@ -44,10 +46,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def search(home: Path, out: str, trials: int, limits: Limits | None = None, **more: object) -> Found:
+def search(home: Path, out: str, trials: int, limits: Limits | None = None, options: Options = OPTIONS) -> Found:
     return within.compress_within(
         home / "model", home / "collection", limits or Limits(size="60%", loss="50%"), home / out,
-        Effort(seconds=600, trials=trials), OPTIONS, **more,
+        Effort(seconds=600, trials=trials), options,
     )  # fmt: skip
 
 
@@ -127,6 +129,39 @@ def test_a_size_that_nothing_reaches_is_refused_before_the_first_trial(home: Pat
         search(home, "absurd", 2, Limits(size="500B"))
     assert [path.name for path in (home / "absurd" / "trials").glob("*")] == []
     assert not (home / "absurd" / "artifact").exists()
+
+
+def test_a_total_is_kept_by_model_and_index_together(home: Path) -> None:
+    """What each precision costs the original comes first; vectors of a model are encoded once for all of them."""
+    shared = search(home, "total", 5, Limits(total="70%"))
+    assert shared.budget.total is not None
+    precisions = [trial.plan.precision for trial in shared.trials]
+    assert precisions[:4] == ["f32", "f16", "int8", "binary"]
+    documents = sum(1 for _ in (home / "collection" / "corpus.jsonl").open())
+    for trial in shared.trials[1:3]:
+        assert trial.reached == "whole"
+        assert trial.figures.index_size == indexes.bytes_of(documents, 32, trial.plan.precision)
+        assert trial.figures.size == pytest.approx(shared.trials[0].figures.size, rel=0.001)
+    chosen = next(trial for trial in shared.trials if trial.number == shared.chosen)
+    assert shared.met, shared.unmet
+    assert chosen.figures.size + chosen.figures.index_size <= shared.budget.total
+    assert shared.test is not None
+    assert shared.test.compressed.get("index_size").value == chosen.figures.index_size
+
+
+def test_an_index_is_kept_through_a_search(home: Path) -> None:
+    """Only queries are encoded anew, judged by what the original finds; no plan shortens the vectors."""
+    options = dataclasses.replace(OPTIONS, keep_index=True)
+    kept_index = search(home, "kept", 2, Limits(size="60%"), options)
+    assert kept_index.budget.metric == "recall@10"
+    assert kept_index.trials[0].change is not None
+    assert kept_index.trials[0].change.before == 1.0
+    manifest, model = artifact.read(home / "kept" / "artifact")
+    assert manifest.index_of is not None
+    assert manifest.index_of.fingerprint == fingerprint(choose.model(home / "model"))
+    assert model.spec.dim == choose.model(home / "model").spec.dim
+    with pytest.raises(UsageError, match=r"other settings \(metric recall@10 and not ndcg@10\)"):
+        search(home, "kept", 2, Limits(size="60%"))
 
 
 COMMAND = f"from slimseek.budget import space; space.EFFORTS = {EFFORTS}; from slimseek.cli import main; main()"

@@ -3,6 +3,8 @@
 They stand here and not in the package itself because each verb's module bears the verb's name.
 """
 
+from slimseek.budget.limits import Limits
+from slimseek.budget.loop import Effort
 from slimseek.choose import choose
 from slimseek.choose import model as open_model
 from slimseek.data import describe, load
@@ -19,16 +21,20 @@ from slimseek.search import open as open_index
 from slimseek.sensitivity import Settings as SensitivitySettings
 from slimseek.tasks import Settings as TrainSettings
 from slimseek.train import Training
+from slimseek.within import compress_within
 
 serve = serve_on
 
 __all__ = [
+    "Effort",
+    "Limits",
     "Options",
     "SensitivitySettings",
     "TrainSettings",
     "Training",
     "choose",
     "compress",
+    "compress_within",
     "demo",
     "deploy",
     "describe",
