@@ -14,13 +14,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from slimseek import artifact, choose, compress, indexes, recipe, within
+from slimseek import artifact, choose, compress, deploy, indexes, recipe, within
 from slimseek.budget import space
 from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.prove import Options
+from slimseek.schema import Model, QuantizedTensor
 from slimseek.trial import Found, Trial
 from small import tiny_bert, tiny_collection
 
@@ -129,6 +130,21 @@ def test_a_size_that_nothing_reaches_is_refused_before_the_first_trial(home: Pat
         search(home, "absurd", 2, Limits(size="500B"))
     assert [path.name for path in (home / "absurd" / "trials").glob("*")] == []
     assert not (home / "absurd" / "artifact").exists()
+
+
+def test_a_fault_in_a_trial_is_kept_with_it_and_the_search_goes_on(home: Path, monkeypatch) -> None:
+    export = deploy.export
+
+    def failing(model: Model, *arguments: object, **more: object) -> object:
+        if any(isinstance(tensor, QuantizedTensor) and tensor.spec.bits == 4 for tensor in model.tensors.values()):
+            raise ValueError("a runtime that fails")
+        return export(model, *arguments, **more)
+
+    monkeypatch.setattr(deploy, "export", failing)
+    found = search(home, "faults", 3)
+    ended = {trial.plan.name: trial.ended for trial in found.trials if trial.ended}
+    assert ended == {"4 bits, dynamic": "a fault, ValueError: a runtime that fails"}
+    assert found.met
 
 
 def test_a_total_is_kept_by_model_and_index_together(home: Path) -> None:

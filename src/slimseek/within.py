@@ -127,8 +127,7 @@ def _run(
     return store.Run(
         format_version=store.FORMAT_VERSION, made_with=__version__, model_sha256=fingerprint(original),
         collection_sha256=data.fingerprint(collection), metric=metric, target=options.target,
-        keep_index=options.keep_index,
-        cpu=timing.environment(threads).cpu, threads=threads, seed=seed,
+        keep_index=options.keep_index, cpu=timing.environment(threads).cpu, threads=threads, seed=seed,
     )  # fmt: skip
 
 

@@ -129,6 +129,8 @@ class Bench:
                     trial = self._measured(trial, model, Path(place), promising, budget)
         except SlimseekError as error:  # a step that refuses, vectors that are not finite: the plan, not the search
             trial = msgspec.structs.replace(trial, ended=str(error))
+        except Exception as error:  # a fault of a library or of ours: the next run would meet it again
+            trial = msgspec.structs.replace(trial, ended=f"a fault, {type(error).__name__}: {error}")
         return msgspec.structs.replace(trial, seconds=time.perf_counter() - start)
 
     def _measured(
@@ -146,9 +148,10 @@ class Bench:
         if why:
             return msgspec.structs.replace(trial, ended=why)
         whole = self._quality(package, "whole", trial.plan)
-        self.measured[msgspec.json.encode(trial.plan.recipe.steps)] = _Measured(
-            records=trial.records, figures=figures, dim=model.spec.dim, found=whole
-        )
+        if budget.total or budget.index_size:  # other precisions may follow
+            self.measured[msgspec.json.encode(trial.plan.recipe.steps)] = _Measured(
+                records=trial.records, figures=figures, dim=model.spec.dim, found=whole
+            )
         return self._scored(trial, "whole", whole, budget)
 
     def _at_precision(self, trial: Trial, known: _Measured, budget: Budget) -> Trial:
