@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from slimseek import choose, compress, deploy, hollow, integers, plugins
+from slimseek import outline as outlines
 from slimseek.budget import sizes
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.text import TOKENIZER
@@ -95,7 +96,7 @@ def test_an_outline_of_integers_has_the_form_of_quantized_values(bits: int, gran
     spec = QuantSpec(bits=bits, granularity=granularity, symmetric=symmetric, axis=1,
                      group_size=5 if granularity == "group" else None)  # fmt: skip
     values = np.random.default_rng(0).normal(size=(33, 7)).astype(np.float32)
-    real, outline = integers.quantize(values, spec), integers.outline(values.shape, spec)
+    real, outline = integers.quantize(values, spec), outlines.quantized(values.shape, spec)
     assert integers.stored_bytes(outline) == integers.stored_bytes(real)
     parts = (real.integers, outline.integers), (real.scale, outline.scale), (real.zero_point, outline.zero_point)
     for one, other in parts:

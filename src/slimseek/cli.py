@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
-from rich.console import Console
 
 from slimseek import __version__
+from slimseek.command import Command
 from slimseek.errors import BudgetUnmet, GateFailed, SlimseekError, UsageError
 
 if TYPE_CHECKING:
@@ -44,39 +41,13 @@ Ray = Annotated[str, typer.Option("--ray", metavar="ADDRESS", help="Ray cluster:
 Target = Annotated[str, typer.Option("--target", help="Runtime: onnxruntime, openvino, or auto for the fastest here.")]
 
 
-class _Run:
-    """One command: progress on standard error unless quiet, the answer on standard output."""
-
-    def __init__(self, json: bool, quiet: bool) -> None:
-        self.json = json
-        self.out = Console(highlight=False)
-        self._progress = None if quiet else Console(stderr=True, highlight=False)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> _Run:
-        from slimseek.progress import shown_on
-
-        self._stack.enter_context(shown_on(self._progress))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def answer(self, value: Any, show: Callable[[Console], None]) -> None:
-        """Print the value as JSON, or show it."""
-        if self.json:
-            print(msgspec.json.encode(value).decode())
-        else:
-            show(self.out)
-
-
 @app.command()
 def models(json: Json = False) -> None:
     """List built-in models, families, backends and methods, and what works on this machine."""
     from slimseek import show
     from slimseek.catalogue import catalogue
 
-    with _Run(json, quiet=True) as run:
+    with Command(json, quiet=True) as run:
         found = catalogue()
         run.answer(found, lambda console: show.catalogue(found, console))
 
@@ -87,7 +58,7 @@ def inspect(model: Model, json: Json = False) -> None:
     from slimseek import show
     from slimseek.inspect import inspect as look
 
-    with _Run(json, quiet=True) as run:
+    with Command(json, quiet=True) as run:
         found = look(model)
         run.answer(found, lambda console: show.model(found, console))
 
@@ -104,7 +75,7 @@ def data(
     from slimseek.choose import model as open_model
     from slimseek.inputs.reader import reader
 
-    with _Run(json, quiet=True) as run:
+    with Command(json, quiet=True) as run:
         opened = open_model(model) if model else None
         read = None if opened is None else reader(opened.spec, opened.files)
         found = collections.describe(collections.load(collection), read)
@@ -123,7 +94,7 @@ def evaluate(
     from slimseek import show
     from slimseek.pipeline import evaluate as measure
 
-    with _Run(json, quiet) as run:
+    with Command(json, quiet) as run:
         found = measure(model, data, baseline=baseline or None, split=split, metrics=metric or None, threads=threads)
         run.answer(found, lambda console: show.evaluation(found, console))
 
@@ -156,7 +127,7 @@ def compress(
     options = Options(target=target, threads=threads, alternatives=alternatives, keep_index=keep_index, metric=metric,
                       force=force, command=_command())  # fmt: skip
     limits = {"size": max_size, "latency": max_latency, "memory": max_memory, "index": max_index, "total": max_total}
-    with _Run(json, quiet) as run:
+    with Command(json, quiet) as run:
         if any(limits.values()) or (max_loss and not recipe and not student):
             if recipe or student:
                 raise UsageError("a recipe or a budget: leave out --recipe and --student, or the --max options")
@@ -172,7 +143,7 @@ def compress(
             _by_recipe(run, model, data, out, steps, options)
 
 
-def _by_recipe(run: _Run, model: str, data: str, out: Path, steps: Recipe, options: Options) -> None:
+def _by_recipe(run: Command, model: str, data: str, out: Path, steps: Recipe, options: Options) -> None:
     from slimseek import show
     from slimseek.pipeline import compress as run_recipe
 
@@ -184,7 +155,7 @@ def _by_recipe(run: _Run, model: str, data: str, out: Path, steps: Recipe, optio
 
 
 def _search(
-    run: _Run, model: str, data: str, out: Path, limits: dict[str, str], effort: tuple[str, int],
+    run: Command, model: str, data: str, out: Path, limits: dict[str, str], effort: tuple[str, int],
     how: dict[str, Any], options: Options,
 ) -> None:  # fmt: skip
     from slimseek import show
@@ -223,7 +194,7 @@ def train(
     from slimseek import plugins, show
     from slimseek.pipeline import train as tune
 
-    with _Run(json, quiet) as run:
+    with Command(json, quiet) as run:
         tasks, training = plugins.require("slimseek.tasks"), plugins.require("slimseek.train").Training
         settings = tasks.Settings(
             loss=loss, teacher=teacher, hard_negatives=hard_negatives, max_documents=max_documents, metric=metric,
@@ -250,7 +221,7 @@ def sensitivity(
     from slimseek.pipeline import sensitivity as measure
     from slimseek.sensitivity import Settings
 
-    with _Run(json, quiet) as run:
+    with Command(json, quiet) as run:
         settings = Settings(
             method=method, amounts=tuple(sorted(set(amount or Settings().amounts))), importance=importance,
             metric=metric, max_queries=max_queries, max_documents=max_documents, seed=seed,
@@ -265,7 +236,7 @@ def rebuild(artifact: Artifact, out: Out, threads: Threads = 0, force: Force = F
     """Write an ordinary model that sentence-transformers and transformers load without slimseek."""
     from slimseek.rebuild import rebuild as write
 
-    with _Run(json, quiet) as run:
+    with Command(json, quiet) as run:
         parity = write(artifact, out, threads=threads or None, force=force)
         run.answer(parity, lambda console: console.print(f"{out}: {parity.detail}", markup=False, soft_wrap=True))
 
@@ -277,7 +248,7 @@ def deploy(artifact: Artifact, out: Out, target: Target = "auto", data: MaybeDat
     from slimseek import show
     from slimseek.pipeline import deploy_on
 
-    with _Run(json, quiet) as run:
+    with Command(json, quiet) as run:
         package = deploy_on(artifact, target, out, data=data, threads=threads, force=force)
         run.answer(package, lambda console: show.package(package, console, out))
 
@@ -295,7 +266,7 @@ def index(
     from slimseek import show
     from slimseek.pipeline import index_on
 
-    with _Run(json, quiet) as run:
+    with Command(json, quiet) as run:
         stats = index_on(model, data, out, kind=kind, precision=precision, rescore=rescore, oversample=oversample,  # type: ignore[arg-type]
                          ray=ray, threads=threads, force=force)  # fmt: skip
         run.answer(stats, lambda console: show.index(stats, console, out))
@@ -309,7 +280,7 @@ def query(index: Annotated[Path, typer.Argument(metavar="INDEX")], text: str,
     from slimseek import search, show
     from slimseek.choose import choose
 
-    with _Run(json, quiet=True) as run:
+    with Command(json, quiet=True) as run:
         results = search.open(index, choose(model, threads or None)).query([text], k)[0]
         run.answer(results, lambda console: show.results(results, console))
 
@@ -326,7 +297,7 @@ def serve(
     """Serve the search over HTTP, with a page at /."""
     from slimseek.pipeline import serve_on
 
-    with _Run(json=False, quiet=quiet):
+    with Command(json=False, quiet=quiet):
         serve_on(model, data, original=original, index=index, host=host, port=port, threads=threads)
 
 
@@ -338,7 +309,7 @@ def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], out: A
     from slimseek.choose import report_of, search_of
     from slimseek.report import search as pages
 
-    with _Run(json, quiet=True) as run:
+    with Command(json, quiet=True) as run:
         found = search_of(artifact)
         if found is not None:
             pages.write(found, out)
@@ -372,7 +343,7 @@ def demo(out: Annotated[Path, typer.Option("--out", metavar="DIR")] = Path("demo
     from slimseek import show
     from slimseek.pipeline import demo as run_demo
 
-    with _Run(json, quiet) as run:
+    with Command(json, quiet) as run:
         found = run_demo(out, threads=threads)
         run.answer(found, lambda console: show.comparison(found, console, out / "artifact", served=out / "served"))
 

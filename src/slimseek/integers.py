@@ -57,27 +57,6 @@ def quantize(values: Array, spec: QuantSpec, scaling: Scaling = "max") -> Quanti
     )
 
 
-def outline(shape: tuple[int, ...], spec: QuantSpec) -> QuantizedTensor:
-    """A tensor of this spec that takes no memory and holds nothing worth reading. Scales of groups are float16, as they
-    are unless one of them is too small or too large for that; code books are float32.
-
-    Raises:
-        UsageError: no tensor of this shape can be stored so.
-    """
-    kind = FLOAT8[spec.float8] if spec.float8 else np.int8 if spec.symmetric and not spec.entries else np.uint8
-    integers = hollow.array(shape, kind)
-    if spec.entries:
-        codebook = hollow.array(codebook_shape(shape, spec), np.float32)
-        return QuantizedTensor(spec=spec, integers=integers, scale=np.ones((1, 1), np.float32), codebook=codebook)
-    scales = scale_shape(shape, spec)
-    return QuantizedTensor(
-        spec=spec,
-        integers=integers,
-        scale=hollow.array(scales, np.float16 if spec.granularity == "group" else np.float32),
-        zero_point=None if spec.symmetric else hollow.array(scales, np.uint8),
-    )
-
-
 def dequantize(tensor: Tensor) -> Array:
     """The float32 values that the integers stand for; a float tensor comes back as float32, others unchanged."""
     if not isinstance(tensor, QuantizedTensor):

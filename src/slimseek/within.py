@@ -72,11 +72,7 @@ def compress_within(
     threads, out = options.threads or timing.default_threads(), Path(out)
     original, found = choose.model(source), data.load(str(collection))
     _check(original, out)
-    metric = metric or options.metric or (measuring.ACCURACY if found.labelled else Gates().metric)
-    if options.keep_index:
-        kept.check(original, original, Recipe(steps=()), found.labelled)
-        metric = kept.gates(Gates(metric=metric), options.metric).metric
-    measuring.metric(metric)
+    metric = _metric(metric or options.metric, original, found, options)
     say(data.split(found).notice)
     run = _run(original, found, metric, options, threads, seed)
     with ExitStack() as stack:
@@ -98,6 +94,16 @@ def compress_within(
         result = _found(choose.name_of(source), found, budget, trials, comparison, options)
         _write(result, out)
     return result
+
+
+def _metric(named: str, original: Model, collection: Collection, options: Options) -> str:
+    """The metric whose loss counts: the one that was named, else that of the task."""
+    if options.keep_index:
+        kept.check(original, original, Recipe(steps=()), collection.labelled)
+    metric = named or (measuring.ACCURACY if collection.labelled else Gates().metric)
+    metric = kept.gates(Gates(metric=metric), named).metric if options.keep_index else metric
+    measuring.metric(metric)
+    return metric
 
 
 def _check(original: Model, out: Path) -> None:

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from slimseek import hollow, integers, plugins
+from slimseek import outline as outlines
 from slimseek.schema import (
     OUTPUT_RANGE,
     ActivationQuant,
@@ -163,7 +164,7 @@ def _tensor(given: Form, channels: int) -> Tensor:
     shape = (*given.rest[: given.axis], channels, *given.rest[given.axis :])
     if given.spec is None:
         return hollow.array(shape, given.dtype)
-    found = integers.outline(shape, given.spec)
+    found = outlines.quantized(shape, given.spec)
     if found.codebook is not None:
         return dataclasses.replace(found, codebook=found.codebook.astype(given.scale))
     zero_point = None if found.zero_point is None else np.zeros_like(found.zero_point)

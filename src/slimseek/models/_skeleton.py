@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime
+import torch
 from onnx import numpy_helper
 
+from slimseek.models._export import export
+from slimseek.models._graph import LARGEST_SINGLE_FILE
 from slimseek.schema import Array, Model
 
 TABLE_ROWS = "vocab_size"
+_known: dict[str, Skeleton] = {}
+"""Of every structure that was exported: some hundred kilobytes each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +34,33 @@ class Skeleton:
 
     graph: onnx.ModelProto
     turned: Mapping[str, tuple[str, bool]]
+
+
+def graph(
+    network: Any, batch: Mapping[str, torch.Tensor], model: Model, tensors: Mapping[str, Array], unused: Set[str]
+) -> onnx.ModelProto:
+    """The graph of a text encoder: filled from the skeleton of its structure where that computes what the network
+    does, else traced by PyTorch's exporter.
+
+    Args:
+        network: in evaluation mode, weights loaded.
+        batch: of more than one text and token.
+        model: what the network was made of.
+        tensors: its dense weights by name.
+        unused: names of those that the vector does not need.
+    """
+    needed = {name: array for name, array in tensors.items() if name not in unused}
+    own = structure(model, tensors)
+    known = _known.get(own)
+    if known is not None and sum(array.nbytes for array in tensors.values()) < LARGEST_SINGLE_FILE:
+        found = filled(known, needed)
+        if _computes(found, network, batch):
+            return found
+    found = export(network, batch, model.spec, tensors)
+    made = emptied(found, needed)
+    if made is not None:
+        _known[own] = made
+    return found
 
 
 def structure(model: Model, tensors: Mapping[str, Array]) -> str:
@@ -68,14 +101,22 @@ def emptied(graph: onnx.ModelProto, tensors: Mapping[str, Array]) -> Skeleton | 
 
 def filled(skeleton: Skeleton, tensors: Mapping[str, Array]) -> onnx.ModelProto:
     """The graph of another model of the same structure."""
-    graph = onnx.ModelProto()
-    graph.CopyFrom(skeleton.graph)
-    for initializer in graph.graph.initializer:
+    made = onnx.ModelProto()
+    made.CopyFrom(skeleton.graph)
+    for initializer in made.graph.initializer:
         if initializer.name in skeleton.turned:
             name, transposed = skeleton.turned[initializer.name]
             values = tensors[name].T if transposed else tensors[name]
             initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), initializer.name))
-    return graph
+    return made
+
+
+def _computes(found: onnx.ModelProto, network: Any, batch: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a graph that was not traced from this network gives what the network gives."""
+    session = onnxruntime.InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
+    vectors = session.run(None, {name: value.numpy() for name, value in batch.items()})[0]
+    with torch.inference_mode():
+        return bool(np.allclose(vectors, network(**batch).numpy(), atol=1e-5))
 
 
 def _settings(content: bytes) -> Any:

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -32,7 +31,6 @@ from slimseek.models import _skeleton as skeletons
 from slimseek.models import _text_files as text_files
 from slimseek.models import _widths as widths
 from slimseek.models._eight_bit import eight_bit
-from slimseek.models._export import export
 from slimseek.models._graph import FILE, LARGEST_SINGLE_FILE
 from slimseek.models._pooling import pool
 from slimseek.models._projection import projected
@@ -238,10 +236,6 @@ class Transformer(Family):
         return int(counter.get_total_flops() // 2)
 
 
-_skeletons: dict[str, skeletons.Skeleton] = {}
-"""Of every structure that was exported: some hundred kilobytes each."""
-
-
 @lru_cache(maxsize=2)
 def _graph(model: Model) -> Any:
     """The exported graph; the last two models are kept, since several backends ask for the same one in a row."""
@@ -250,27 +244,8 @@ def _graph(model: Model) -> Any:
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     network.additive_mask = _takes_additive_mask(network, ids, mask)
-    batch, tensors = {"input_ids": ids, "attention_mask": mask}, dense(model)
-    needed = {name: array for name, array in tensors.items() if not name.startswith(POOLER) and name not in model.tied}
-    structure = skeletons.structure(model, tensors)
-    known = _skeletons.get(structure)
-    if known is not None and sum(array.nbytes for array in tensors.values()) < LARGEST_SINGLE_FILE:
-        graph = skeletons.filled(known, needed)
-        if _computes(graph, network, batch):
-            return graph
-    graph = export(network, batch, model.spec, tensors)
-    made = skeletons.emptied(graph, needed)
-    if made is not None:
-        _skeletons[structure] = made
-    return graph
-
-
-def _computes(graph: Any, network: Any, batch: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a graph that was not traced from this network gives what the network gives."""
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(None, {name: value.numpy() for name, value in batch.items()})[0]
-    with torch.inference_mode():
-        return bool(np.allclose(found, network(**batch).numpy(), atol=1e-5))
+    unused = {name for name in model.tensors if name.startswith(POOLER)} | set(model.tied)
+    return skeletons.graph(network, {"input_ids": ids, "attention_mask": mask}, model, dense(model), unused)
 
 
 def _tokenizer(path: Path, files: dict[str, bytes]) -> bytes:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from slimseek import hollow, integers
+from slimseek import outline as outlines
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods.quantize._notes import left_float
@@ -61,7 +62,7 @@ class Float(Step, frozen=True, kw_only=True):
             raise NoEffect(f"quantize.float: the model has no wider float tensor that {self.format} can hold")
         empty = {
             name: hollow.array(tensor.shape, HALVES[self.format]) if self.format in HALVES
-            else integers.outline(tensor.shape, self._spec(axis))
+            else outlines.quantized(tensor.shape, self._spec(axis))
             for name, (tensor, axis) in meant.items()
         }  # fmt: skip
         return dataclasses.replace(model, tensors=dict(model.tensors) | empty)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from slimseek import choose, integers
+from slimseek import outline as outlines
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
@@ -89,7 +90,7 @@ class Mixed(Step, frozen=True, kw_only=True):
         layers, taken, most = self._asked(model)
         left = most - taken + sum(integers.stored_bytes(model.tensors[name]) for name in layers)
         specs = [{name: self._spec(layer, bits) for name, layer in layers.items()} for bits in sorted(set(self.bits))]
-        sizes = [{name: integers.stored_bytes(integers.outline(model.tensors[name].shape, spec))
+        sizes = [{name: integers.stored_bytes(outlines.quantized(model.tensors[name].shape, spec))
                   for name, spec in one.items()} for one in specs]  # fmt: skip
         self._check_reachable(most - left + sum(sizes[0].values()), most)
         chosen = _filled(sizes, left)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from slimseek import integers
+from slimseek import outline as outlines
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.importance._inputs import mean_squares
@@ -73,7 +74,7 @@ class Share(Step, frozen=True, kw_only=True):
         tensors = dict(model.tensors)
         for name, layer in self._chosen(model).items():
             spec = QuantSpec(bits=self.bits, granularity=self.granularity, axis=layer.axis, entries=2**self.bits)
-            shared = integers.outline(tensors[name].shape, spec)
+            shared = outlines.quantized(tensors[name].shape, spec)
             if integers.stored_bytes(shared) < integers.stored_bytes(tensors[name]):
                 tensors[name] = shared
         return dataclasses.replace(model, tensors=tensors)
