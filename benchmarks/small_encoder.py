@@ -23,6 +23,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -44,6 +45,7 @@ TARGETS = ("onnxruntime", "openvino")
 GROUP = {"granularity": "group", "group_size": 64, "symmetric": False, "rounding": "compensated", "correct_bias": True}
 PACKED = {
     "4 bits": {"bits": 4},
+    "4 bits, static": {"bits": 4, "mode": "static"},
     "3 bits": {"bits": 3},
 }
 DOCUMENTS, QUERIES = 32, 100
@@ -144,12 +146,18 @@ def subjects(
     return found
 
 
-def packing(model: Model, setting: dict[str, int]) -> Recipe:
-    """Few bits for the tokens that a collection uses, and eight for what layers read; a table has no such layers."""
+def packing(model: Model, setting: dict[str, Any]) -> Recipe:
+    """Few bits for the tokens that a collection uses, and eight for what layers read, in the range of each token or in
+    one that is fixed; a table has no such layers.
+    """
+    weights = {name: value for name, value in setting.items() if name != "mode"}
     steps = [RecipeStep(method="simplify.vocabulary"),
-             RecipeStep(method="quantize.weights_int", parameters=GROUP | setting)]  # fmt: skip
+             RecipeStep(method="quantize.weights_int", parameters=GROUP | weights)]  # fmt: skip
     if any(layer.kind != "embedding" for layer in model.layers):
-        steps.append(RecipeStep(method="quantize.activations_int", parameters={"mode": "dynamic"}))
+        static = setting.get("mode") == "static"
+        steps = [*steps[:1], *([RecipeStep(method="quantize.smooth")] if static else []), steps[1]]
+        how = {"mode": "static", "estimator": "percentile"} if static else {"mode": "dynamic"}
+        steps.append(RecipeStep(method="quantize.activations_int", parameters=how))
     return Recipe(steps=tuple(steps))
 
 
