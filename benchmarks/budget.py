@@ -12,7 +12,6 @@ the original's bytes and milliseconds and a loss of 20 %, in parts of that whole
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import resource
 import time
@@ -26,7 +25,7 @@ import text_search
 from rich.console import Console
 
 from slimseek import choose, compress, data, evaluate, timing, within
-from slimseek.budget import front, limits
+from slimseek.budget import bench, front, limits
 from slimseek.budget.loop import Effort
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
@@ -84,16 +83,14 @@ def search(model: str, path: str, place: Path, seconds: float, threads: int) -> 
         spent = {"seconds": time.perf_counter() - start,
                  "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}  # fmt: skip
         write_atomically(told, json.dumps(spent).encode())
-    return msgspec.json.decode((out / within.RESULT).read_bytes(), type=Found)
+    return msgspec.json.decode((out / choose.SEARCH).read_bytes(), type=Found)
 
 
 def points(
     searched: Found, original: Model, collection: Collection, place: Path, threads: int
 ) -> dict[str, Callable[[], Encoder]]:
     """The packages of the front's recipes, made as the search made them: development queries are not seen."""
-    splits = data.split(collection)
-    hidden = dataclasses.replace(splits, test={**splits.test, **splits.dev})
-    samples = dataclasses.replace(data.samples(collection, hidden), original=original)
+    samples = bench.unseen(original, collection, seed=0)
     found: dict[str, Callable[[], Encoder]] = {}
     package = text_search.packager(found, collection, place, threads)
     for number in searched.front:

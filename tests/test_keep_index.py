@@ -12,7 +12,7 @@ import pytest
 
 from slimseek import artifact, choose, compress, data, deploy, kept, pipeline, prove, search
 from slimseek.errors import UsageError
-from slimseek.schema import Gates, Recipe, RecipeStep
+from slimseek.schema import Gates, Model, Recipe, RecipeStep, Samples
 from small import CORPUS, tiny_bert, tiny_collection, tiny_encoder
 
 INT8 = RecipeStep(method="quantize.weights_int", parameters={"bits": 8})
@@ -64,8 +64,8 @@ def test_the_original_finds_all_of_its_own_and_a_twin_a_share() -> None:
     )
 
 
-def test_documents_are_encoded_once_by_the_original(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The judge of the steps asks the compressed model for queries alone, but for the texts of its invariance."""
+def judging(home: Path) -> tuple[Model, Samples, compress.Judge]:
+    """The model, what steps may see, and who judges them by what the model finds."""
     model = choose.model(home / "model")
     collection = data.load(str(home / "collection"))
     splits = data.split(collection)
@@ -74,7 +74,12 @@ def test_documents_are_encoded_once_by_the_original(home: Path, monkeypatch: pyt
         search_set=dev, original=kept.original(choose.encoder(model, "original", 1), dev, ["recall@10"]), threads=1,
         keep_index=True,
     )  # fmt: skip
-    samples = data.samples(collection, splits)
+    return model, data.samples(collection, splits), judge
+
+
+def test_documents_are_encoded_once_by_the_original(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge of the steps asks the compressed model for queries alone, but for the texts of its invariance."""
+    model, samples, judge = judging(home)
     asked = []
     documents = choose.Encoder.documents
 
@@ -165,16 +170,9 @@ def test_what_cannot_search_the_index_is_refused_before_any_work(
 
 
 def test_a_step_that_changes_the_width_is_refused_by_its_name(home: Path) -> None:
-    model = choose.model(home / "model")
-    collection = data.load(str(home / "collection"))
-    splits = data.split(collection)
-    dev = data.search_set(collection, splits.dev, "dev")
-    judge = compress.Judge(
-        search_set=dev, original=kept.original(choose.encoder(model, "original", 1), dev, ["recall@10"]), threads=1,
-        keep_index=True,
-    )  # fmt: skip
+    model, samples, judge = judging(home)
     with pytest.raises(UsageError, match=r"simplify\.output_dim: vectors of 8 dimensions cannot search"):
-        compress.run(model, recipe(NARROW, metric="recall@10"), data.samples(collection, splits), judge)
+        compress.run(model, recipe(NARROW, metric="recall@10"), samples, judge)
 
 
 def test_vectors_of_any_length_do_not_stand_for_those_of_length_one() -> None:

@@ -57,7 +57,7 @@ class Telling:
         self.most = most
         self.seen: list[list[int]] = []
 
-    def propose(self, trials: Sequence[Trial], count: int, seconds: float) -> list[Plan]:
+    def propose(self, trials: Sequence[Trial], count: int) -> list[Plan]:
         self.seen.append([trial.number for trial in trials])
         known = hash(tuple((trial.number, trial.change and trial.change.relative) for trial in trials)) % 10_000
         there = max(0, min(count, self.most - (len(trials) - 1)))
@@ -148,7 +148,7 @@ def test_a_plan_of_an_interrupted_round_is_not_tried_by_another_number(tmp_path:
         def __init__(self, names: str) -> None:
             self.names = names
 
-        def propose(self, trials: Sequence[Trial], count: int, seconds: float) -> list[Plan]:
+        def propose(self, trials: Sequence[Trial], count: int) -> list[Plan]:
             known = {trial.plan.name for trial in trials}
             return [_plan(name) for name in self.names if name not in known][:count]
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimseek import choose, compress, integers, recipe
-from slimseek.budget.plans import completed, index_size, key, plan
+from slimseek.budget.plans import completed, index_size, key, plan, rescore_size
 from slimseek.budget.proposals import Sampler, first_guesses
 from slimseek.budget.space import BITS, Space, space, spread
 from slimseek.errors import UsageError
@@ -192,8 +192,10 @@ def test_a_choice_that_is_not_there_is_refused_in_one_line(minilm: Space) -> Non
 
 def test_bytes_of_the_index_by_hand(minilm: Space) -> None:
     assert index_size(minilm, {}) == 5000 * 384 * 4
-    assert index_size(minilm, {"precision": "int8", "dim": 192}) == 5000 * 192
-    assert index_size(minilm, {"precision": "binary"}) == 5000 * 48
+    assert index_size(minilm, {"precision": "int8", "dim": 192}) == 5000 * 192 + 2 * 192 * 4, "with its ranges"
+    assert index_size(minilm, {"precision": "binary"}) == 5000 * 48 + 2 * 384 * 4
+    assert rescore_size(minilm, {"precision": "binary"}) == 5000 * 384 + 2 * 384 * 4, "int8 on disk"
+    assert rescore_size(minilm, {"precision": "int8"}) == rescore_size(minilm, {}) == 0
 
 
 PLANS: tuple[dict[str, Any], ...] = (

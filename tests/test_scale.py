@@ -42,7 +42,7 @@ STEPS: list[list[tuple[str, dict[str, Any]]]] = [
     [("quantize.weights_int", {"bits": 8})],
     [("prune.layers", {"keep": [0]}), ("distil.embedding", {"steps": 4, "batch_size": 4})],
     [("quantize.weights_int", {"bits": 4}), ("quantize.activations_int", {"mode": "dynamic"})],
-    [("quantize.weights_int", {"bits": 3})],
+    [("quantize.weights_int", {"bits": 6})],  # without loss: no clock decides whether it is measured to the end
     [("prune.layers", {"keep": 7})],
     [("quantize.float", {"format": "fp16"})],
 ]
@@ -51,7 +51,7 @@ STEPS: list[list[tuple[str, dict[str, Any]]]] = [
 class Listed:
     """The plans of the list, in its order."""
 
-    def propose(self, trials: Sequence[Trial], count: int, seconds: float) -> list[Plan]:
+    def propose(self, trials: Sequence[Trial], count: int) -> list[Plan]:
         first = trials[-1].number
         return [
             Plan(recipe=Recipe(steps=tuple(RecipeStep(method=method, parameters=own) for method, own in steps)),

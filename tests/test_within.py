@@ -165,6 +165,34 @@ def test_a_total_is_kept_by_model_and_index_together(home: Path) -> None:
     assert shared.test.compressed.get("index_size").value == chosen.figures.index_size
 
 
+def test_the_original_with_a_smaller_index_can_be_what_a_total_asks_for(home: Path) -> None:
+    """Then there is no step to run, and the artifact is the original."""
+    original = choose.model(home / "model")
+    documents = sum(1 for _ in (home / "collection" / "corpus.jsonl").open())
+    alone = search(home, "alone", 3, Limits(total="99.7%"))
+    chosen = next(trial for trial in alone.trials if trial.number == alone.chosen)
+    assert (chosen.number, chosen.plan.recipe.steps) != (0, ())
+    assert chosen.plan.recipe.steps == ()
+    assert alone.met, alone.unmet
+    assert chosen.plan.precision != "f32"
+    binary = alone.trials[3].figures
+    assert alone.trials[3].plan.precision == "binary"
+    assert binary.index_size == documents * 32 // 8 + 2 * 32 * 4, "bits and ranges in memory"
+    assert binary.total == binary.size + indexes.bytes_of(documents, 32, "binary") + indexes.bytes_of(
+        documents, 32, "int8"
+    )
+    _, model = artifact.read(home / "alone" / "artifact")
+    assert {name: tensor.tobytes() for name, tensor in model.tensors.items()} == {
+        name: tensor.tobytes() for name, tensor in original.tensors.items()
+    }
+
+
+def test_a_model_that_is_quantized_is_refused_before_anything_is_measured(home: Path, found: Found) -> None:
+    with pytest.raises(UsageError, match="budget: the model is quantized already"):
+        within.compress_within(home / "out" / "artifact", home / "collection", Limits(size="60%"), home / "twice")
+    assert not (home / "twice").exists()
+
+
 def test_an_index_is_kept_through_a_search(home: Path) -> None:
     """Only queries are encoded anew, judged by what the original finds; no plan shortens the vectors."""
     options = dataclasses.replace(OPTIONS, keep_index=True)

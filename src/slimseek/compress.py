@@ -67,7 +67,7 @@ def run(model: Model, recipe: Recipe, samples: Samples, judge: Judge | None = No
     """
     records: list[StepRecord] = []
     steps = [(step, build(step)) for step in recipe.steps]
-    check_unquantized(model, recipe)
+    _check_unquantized(model, recipe)
     samples = dataclasses.replace(samples, original=samples.original or model)
     assert samples.original is not None
     good = model
@@ -119,7 +119,7 @@ def take(model: Model, given: RecipeStep, samples: Samples) -> tuple[Model, Step
     return changed, _record(given.method, step, model, changed, seconds, None, (finite,))
 
 
-def check_unquantized(model: Model, recipe: Recipe) -> None:
+def _check_unquantized(model: Model, recipe: Recipe) -> None:
     """Refuse steps that would quantize what others quantized before, which no step can read."""
     method = next((step.method for step in recipe.steps if step.method.startswith("quantize.")), None)
     marks = family(model).quantized_by(model) if method else ()

@@ -1,5 +1,9 @@
 """Every error that a user can cause or mend, each with the exit code that the command line returns for it."""
 
+import re
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 
 class SlimseekError(Exception):
     """Base of all errors raised on purpose; its text is one line: what was wrong, the value, what is allowed."""
@@ -40,3 +44,9 @@ class MissingExtra(SlimseekError):
         super().__init__(f"{library} is not installed; run: pip install 'slimseek[{extra}]'")
         self.library = library
         self.extra = extra
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, which is the reason; the rest are stacks. Its kind where there is none."""
+    lines = COLOUR.sub("", str(error)).splitlines()
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)

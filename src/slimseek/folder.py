@@ -10,10 +10,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -150,6 +150,20 @@ def read_manifest(path: Path, kind: type[M], newest: int) -> M:
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:
         raise ArtifactError(f"{path} is not valid: {error}") from error
+
+
+def other(found: Value, wanted: Mapping[str, Any], setting: Callable[[str], str]) -> str:
+    """What a file of an earlier run is of, in words, where that is not what is wanted; ``""`` where it is.
+
+    Args:
+        found: what the file says.
+        wanted: the same fields as this run has them, in the order in which they are told.
+        setting: words for a field that is neither model, collection nor version.
+    """
+    words = {"model_sha256": "another model", "collection_sha256": "another collection",
+             "made_with": f"slimseek {getattr(found, 'made_with', '')}"}  # fmt: skip
+    name = next((name for name, value in wanted.items() if getattr(found, name) != value), "")
+    return name and (words.get(name) or f"other settings ({setting(name)})")
 
 
 def read_json(path: Path, kind: type[M]) -> M:

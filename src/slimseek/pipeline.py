@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import artifact, choose, data, deploy, integers, kept, plugins, report, search, timing
+from slimseek import choose, data, deploy, integers, kept, plugins, search, timing
 from slimseek import compress as machine
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
@@ -19,7 +19,7 @@ from slimseek import sensitivity as alone
 from slimseek.compress import Judge
 from slimseek.errors import UsageError
 from slimseek.progress import say
-from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, prove
+from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, proven
 from slimseek.rebuild import rebuild
 from slimseek.report import sensitivity as sensitivity_page
 from slimseek.scale.connect import connected
@@ -29,7 +29,6 @@ from slimseek.schema import (
     Collection,
     Comparison,
     Gates,
-    KeptIndex,
     Measurement,
     Model,
     Precision,
@@ -107,14 +106,7 @@ def compress(
         samples = dataclasses.replace(samples, original=original)
         judge = _judge(original, found, splits.dev, steps, threads, options.keep_index)
         compressed = machine.run(student, steps, samples, judge)
-        test = data.search_set(found, splits.test, "test")
-        comparison = prove(choose.name_of(source), original, compressed, test, steps, threads, options)
-        artifact.write(
-            compressed.model, folder, recipe=steps, comparison=comparison, collection=found.path,
-            versions=timing.versions(timing.LIBRARIES), index_of=_index_of(original, source, threads, options),
-        )  # fmt: skip
-        report.write(comparison, folder / "report.html")
-    return comparison
+        return proven(folder, source, original, compressed, found, steps, threads, options)
 
 
 def evaluate(
@@ -251,13 +243,6 @@ def demo(out: str | Path, *, threads: int = 0) -> Comparison:
     say("rebuild as an ordinary model: " + rebuild(place / "artifact", place / "rebuilt", force=True).detail)
     deploy_on(place / "artifact", "auto", place / "served", threads=threads, force=True)
     return comparison
-
-
-def _index_of(original: Model, source: str | Path, threads: int, options: Options) -> KeptIndex | None:
-    """The original whose index the artifact searches, where it is kept."""
-    if not options.keep_index:
-        return None
-    return kept.index_of(choose.encoder(original, choose.name_of(source), threads), original)
 
 
 def _judge(model: Model, collection: Collection, qrels: Qrels, recipe: Recipe, threads: int, keep_index: bool) -> Judge:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimseek import alternatives as others
-from slimseek import choose, deploy, evaluate, kept, timing
+from slimseek import artifact, choose, data, deploy, evaluate, kept, report, timing
 from slimseek import compress as machine
 from slimseek.compress import Compressed
 from slimseek.costs import index_cost
@@ -16,6 +16,7 @@ from slimseek.encoder import Encoder
 from slimseek.evaluate import Quality
 from slimseek.indexes._vectors import RESCORED_WITH
 from slimseek.schema import (
+    Collection,
     Comparison,
     GateResult,
     Measurement,
@@ -55,6 +56,31 @@ class Options:
     precision: Precision = "f32"
     command: str = ""
     force: bool = False
+
+
+def proven(
+    folder: Path, source: str | Path, original: Model, compressed: Compressed, collection: Collection, recipe: Recipe,
+    threads: int, options: Options,
+) -> Comparison:  # fmt: skip
+    """Prove a result on the collection's test queries, and write the artifact with its report.
+
+    Args:
+        folder: an existing empty one.
+        source: the MODEL, for its name.
+        original: the model as it was given.
+        compressed: what the recipe made of it.
+        collection: whose test queries no step has seen.
+        recipe: what made it, and its gate.
+        threads: of the runtime.
+        options: target and alternatives.
+    """
+    name, test = choose.name_of(source), data.search_set(collection, data.split(collection).test, "test")
+    comparison = prove(name, original, compressed, test, recipe, threads, options)
+    index = kept.index_of(choose.encoder(original, name, threads), original) if options.keep_index else None
+    artifact.write(compressed.model, folder, recipe=recipe, comparison=comparison, collection=collection.path,
+                   versions=timing.versions(timing.LIBRARIES), index_of=index)  # fmt: skip
+    report.write(comparison, folder / "report.html")
+    return comparison
 
 
 def prove(

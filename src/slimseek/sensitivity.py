@@ -269,12 +269,9 @@ def _known(file: Path, wanted: dict[str, Any]) -> Sensitivity | None:
     if not file.exists():
         return None
     found = folders.read_manifest(file, Sensitivity, FORMAT_VERSION)
-    words = {"model_sha256": "another model", "collection_sha256": "another collection",
-             "made_with": f"slimseek {found.made_with}"}  # fmt: skip
-    for name, value in wanted.items():
-        if getattr(found, name) != value:
-            said = words.get(name) or f"other settings ({_difference(found.settings, value)})"
-            raise UsageError(f"{file} is of {said}; choose another --out, or add --force to measure anew")
+    said = folders.other(found, wanted, lambda name: _difference(found.settings, wanted[name]))
+    if said:
+        raise UsageError(f"{file} is of {said}; choose another --out, or add --force to measure anew")
     return found
 
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from slimseek.schema import Change, Comparison, Environment, Precision, Recipe, StepRecord, Value
+from slimseek.schema import Change, Comparison, Environment, Gates, Precision, Recipe, StepRecord, Value
 
+ANY_LOSS = 0.99
 Reached = Literal["size", "part", "whole"]
 COSTS = ("size", "latency_p95", "memory", "index_size")
 """The costs that a budget can limit, by the name that figures have: B, ms, B, B."""
@@ -43,6 +44,11 @@ class Budget(Value, frozen=True, omit_defaults=True):
     target: str = "onnxruntime"
     keep_index: bool = False
 
+    @property
+    def gates(self) -> Gates:
+        """What a recipe promises under this budget: the loss that is allowed, or next to nothing where any is."""
+        return Gates(metric=self.metric, max_loss=ANY_LOSS if self.max_loss is None else self.max_loss)
+
 
 class Plan(Value, frozen=True, omit_defaults=True):
     """What a trial tries.
@@ -68,7 +74,8 @@ class Figures(Value, frozen=True, omit_defaults=True):
         latency_p50: milliseconds of one query.
         latency_p95: the same, for 95 of 100 queries.
         memory: peak resident bytes of a fresh process.
-        index_size: bytes of the vectors of all documents.
+        index_size: bytes of the vectors of all documents that lie in memory.
+        rescore_size: bytes of finer ones on disk, which rank what those find.
     """
 
     size: int | None = None
@@ -76,6 +83,14 @@ class Figures(Value, frozen=True, omit_defaults=True):
     latency_p95: float | None = None
     memory: int | None = None
     index_size: int | None = None
+    rescore_size: int = 0
+
+    @property
+    def total(self) -> int | None:
+        """Bytes of package and index together; ``None`` where one is not known."""
+        if self.size is None or self.index_size is None:
+            return None
+        return self.size + self.index_size + self.rescore_size
 
 
 class Trial(Value, frozen=True, omit_defaults=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from slimseek import __version__, artifact, choose, data, deploy, integers, kept, plugins, recipe, report, timing
+from slimseek import __version__, choose, data, deploy, integers, kept, plugins, recipe, timing
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
 from slimseek.budget import front, loop, store
@@ -18,18 +18,19 @@ from slimseek.budget.bench import WHOLE_QUERIES, Bench, bench
 from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
 from slimseek.budget.proposer import Proposer
+from slimseek.budget.space import check_float
 from slimseek.compress import Compressed
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.progress import say
-from slimseek.prove import Options, prove
+from slimseek.prove import Options, proven
 from slimseek.report import search as page
 from slimseek.scale.connect import connected
 from slimseek.scale.trials import cluster
 from slimseek.schema import Collection, Comparison, Gates, Model, Recipe
 from slimseek.trial import Budget, Found, Trial, numbered
 
-RESULT, PAGE, FRONT = "search.json", "search.html", "front"
+FRONT = "front"
 LIBRARIES = ("optuna", "filelock", "jinja2", "altair", "vl_convert")
 DISK_NEEDED = 4
 """Packages, students and the teacher's vectors take at most so many times the original's bytes."""
@@ -83,7 +84,7 @@ def compress_within(
         budget = limits.absolute(measured.baseline.figures, metric=metric, target=options.target,
                                  keep_index=options.keep_index)  # fmt: skip
         proposer = Proposer(original, measured, budget, effort.seconds, seed)
-        _check_reachable(budget, *proposer.smallest)
+        _check_reachable(budget, proposer)
         workers: loop.Workers = loop.Alone(measured, at_once or 1)
         if connection is not None:
             workers = stack.enter_context(cluster(connection, original, found, measured, at_once))
@@ -109,9 +110,7 @@ def _metric(named: str, original: Model, collection: Collection, options: Option
 def _check(original: Model, out: Path) -> None:
     """Refuse what cannot be compressed, and a disk that is too full for it."""
     integers.check_finite(original, "compressed")
-    marks = choose.family(original).quantized_by(original)
-    if marks:
-        raise UsageError(f"the model is quantized already ({', '.join(marks)}); give the float model it was made from")
+    check_float(original)
     place = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
     needed = DISK_NEEDED * sum(integers.stored_bytes(tensor) for tensor in original.tensors.values())
     free = shutil.disk_usage(place).free
@@ -120,9 +119,12 @@ def _check(original: Model, out: Path) -> None:
                          f"{needed / 1e6:,.0f} MB; make room, or choose another --out")  # fmt: skip
 
 
-def _check_reachable(budget: Budget, smallest: int, plan: str) -> None:
+def _check_reachable(budget: Budget, proposer: Proposer) -> None:
     """Refuse a size that nothing reaches, before the first trial."""
-    if budget.size is not None and budget.size < smallest:
+    if budget.size is None:
+        return
+    smallest, plan = proposer.smallest()
+    if budget.size < smallest:
         raise UsageError(f"--max-size is {budget.size / 1e6:.2f} MB; the smallest that can be reached is about "
                          f"{smallest / 1e6:.2f} MB ({plan})")  # fmt: skip
 
@@ -142,22 +144,16 @@ def _written(
     out: Path, options: Options,
 ) -> Comparison:  # fmt: skip
     """The chosen model as an artifact with its proof on the test queries."""
-    model, records = measured.prefixes.run(trial.plan.recipe) if trial.number else (original, ())
-    gates = Gates(metric=budget.metric, max_loss=Gates().max_loss if budget.max_loss is None else budget.max_loss)
-    steps = msgspec.structs.replace(trial.plan.recipe, gates=gates, targets=(options.target,), name=trial.plan.name)
-    test = data.search_set(collection, data.split(collection).test, "test")
+    model, records = measured.prefixes.run(trial.plan.recipe)
+    steps = msgspec.structs.replace(
+        trial.plan.recipe, gates=budget.gates, targets=(options.target,), name=trial.plan.name
+    )
     made = Compressed(model=model, records=records, failed=None)
     say(f"proof of trial {trial.number} on the test queries: {trial.plan.name}")
-    name = choose.name_of(source)
     asked = dataclasses.replace(options, precision=trial.plan.precision)
-    comparison = prove(name, original, made, test, steps, measured.threads, asked)
-    index = kept.index_of(choose.encoder(original, name, measured.threads), original) if options.keep_index else None
     place = out / choose.SEARCHED
     with folders.writing(place, force=place.exists()) as folder:
-        artifact.write(model, folder, recipe=steps, comparison=comparison, collection=collection.path,
-                       versions=timing.versions(timing.LIBRARIES), index_of=index)  # fmt: skip
-        report.write(comparison, folder / "report.html")
-    return comparison
+        return proven(folder, source, original, made, collection, steps, measured.threads, asked)
 
 
 def _found(
@@ -181,8 +177,8 @@ def _found(
 
 def _write(found: Found, out: Path) -> None:
     _write_recipes(found, out / FRONT)
-    folders.write_atomically(out / RESULT, msgspec.json.format(msgspec.json.encode(found), indent=1))
-    page.write(found, out / PAGE)
+    folders.write_atomically(out / choose.SEARCH, msgspec.json.format(msgspec.json.encode(found), indent=1))
+    page.write(found, out / page.PAGE)
 
 
 def _write_recipes(found: Found, folder: Path) -> None:

@@ -16,15 +16,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from slimseek import choose, data, deploy, evaluate, kept, timing
+from slimseek import choose, data, deploy, evaluate, indexes, kept, timing
 from slimseek import folder as folders
-from slimseek.budget import joint, sizes
+from slimseek.budget import sizes
 from slimseek.budget.prefixes import Prefixes
 from slimseek.budget.store import Store
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, SlimseekError
 from slimseek.evaluate import Quality
-from slimseek.schema import Collection, Measurement, Model, Recipe, SearchSet, StepRecord, Value
+from slimseek.schema import Collection, Measurement, Model, Recipe, Samples, SearchSet, StepRecord, Value
 from slimseek.trial import Budget, Figures, Plan, Reached, Trial
 
 WHOLE_QUERIES = 500
@@ -123,7 +123,7 @@ class Bench:
             if known is not None:
                 trial = self._at_precision(trial, known, budget)
             else:
-                model, records = self.prefixes.run(plan.recipe) if plan.recipe.steps else (self.prefixes.original, ())
+                model, records = self.prefixes.run(plan.recipe)
                 trial = msgspec.structs.replace(trial, records=records)
                 with tempfile.TemporaryDirectory() as place:
                     trial = self._measured(trial, model, Path(place), promising, budget)
@@ -163,8 +163,9 @@ class Bench:
         return self._scored(trial, "whole", found, budget)
 
     def _sized(self, figures: Figures, plan: Plan, dim: int) -> Figures:
-        size = joint.vector_bytes(self.documents, dim, plan.precision)
-        return msgspec.structs.replace(figures, index_size=size)
+        asked = self.documents, dim, plan.precision
+        return msgspec.structs.replace(figures, index_size=indexes.bytes_of(*asked),
+                                       rescore_size=indexes.rescore_bytes_of(*asked))  # fmt: skip
 
     def _quality(self, package: Encoder, reached: Reached, plan: Plan) -> Quality:
         if self.originals:
@@ -205,11 +206,7 @@ def bench(
         keep_index: whether queries alone are encoded anew, and judged by what the original finds.
     """
     splits = data.split(collection)
-    # Development queries choose: a step that had seen them would look better than it is.
-    judging = dataclasses.replace(splits, test={**splits.test, **splits.dev})
-    samples = dataclasses.replace(
-        data.samples(collection, judging, seed=seed, queries_first=keep_index), original=original
-    )
+    samples = unseen(original, collection, seed=seed, keep_index=keep_index)
     sets = {
         reached: data.search_set(collection, splits.dev, "dev", max_queries=queries, max_documents=documents, seed=seed)
         for reached, (queries, documents) in ASKED.items()
@@ -225,7 +222,7 @@ def bench(
         median, high = latencies({"original": encoder}, sets["whole"])["original"]
         used = timing.fresh_start(str(store.cache / ORIGINAL), threads).peak_memory_bytes if memory else None
         figures = Figures(size=sum(encoder.shipped.values()), latency_p50=median, latency_p95=high, memory=used,
-                          index_size=joint.vector_bytes(documents, original.spec.dim, "f32"))  # fmt: skip
+                          index_size=indexes.bytes_of(documents, original.spec.dim, "f32"))  # fmt: skip
         scores: dict[str, Measurement] = {reached: quality.get(metric) for reached, quality in found.items()}
         baseline = Baseline(scores=scores, figures=figures, seconds_per_item=pace)
         folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(baseline))
@@ -235,6 +232,16 @@ def bench(
                  documents=documents,
                  target=target, tested=len(collection.items) + len(splits.test), metric=metric, threads=threads,
                  seed=seed, prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
+
+
+def unseen(original: Model, collection: Collection, *, seed: int, keep_index: bool = False) -> Samples:
+    """What the steps of a search may look at: no test query, and no development query either, for these choose, and a
+    step that had seen them would look better than it is.
+    """
+    splits = data.split(collection)
+    judging = dataclasses.replace(splits, test={**splits.test, **splits.dev})
+    found = data.samples(collection, judging, seed=seed, queries_first=keep_index)
+    return dataclasses.replace(found, original=original)
 
 
 def latencies(encoders: Mapping[str, Encoder], asked: SearchSet) -> dict[str, tuple[float, float]]:

@@ -144,11 +144,10 @@ def limits(trial: Trial, budget: Budget) -> tuple[Limit, ...]:
     A loss is kept when the one-sided 95 % lower bound of the change is at least -max_loss.
     """
     figures = trial.figures
-    both = None if figures.size is None or figures.index_size is None else figures.size + figures.index_size
     costs = [
         ("size", figures.size, budget.size), ("latency_p95", figures.latency_p95, budget.latency_p95),
         ("memory", figures.memory, budget.memory), ("index_size", figures.index_size, budget.index_size),
-        ("total", both, budget.total),
+        ("total", figures.total, budget.total),
     ]  # fmt: skip
     found = [_cost(name, value, most) for name, value, most in costs if most is not None]
     if budget.max_loss is not None:

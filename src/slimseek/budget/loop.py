@@ -43,11 +43,10 @@ class Effort(Value, frozen=True):
 class Proposer(Protocol):
     """Who says what to try next."""
 
-    def propose(self, trials: Sequence[Trial], count: int, seconds: float) -> list[Plan]:
-        """At most so many plans, all different, that none of the trials tried and that so many seconds are likely to do
-        for; none where there is nothing more to try.
+    def propose(self, trials: Sequence[Trial], count: int) -> list[Plan]:
+        """At most so many plans, all different, that none of the trials tried; none where there is nothing more to try.
 
-        The answer hangs on nothing but the trials, the count, what the seconds allow, and the seed.
+        The answer hangs on nothing but the trials, the count, and the seed.
         """
 
 
@@ -143,7 +142,7 @@ def run(
                 continue
             history = [trial for trial in _ordered(trials) if trial.number < numbers.start]
             # One is tried in any case: an original that takes all the time to measure says nothing.
-            plans = proposer.propose(history, workers.count, left()) if goes_on() or len(trials) == 1 else []
+            plans = proposer.propose(history, workers.count) if goes_on() or len(trials) == 1 else []
             if not plans:
                 break
             missing = _missing(dict(zip(numbers, plans, strict=False)), trials)

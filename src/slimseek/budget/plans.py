@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from slimseek.budget.space import ARRAYS, KEPT_FIRST, MIXED, PRECISIONS, TEXTS, Space, spread
+from slimseek import indexes
+from slimseek.budget.space import ARRAYS, KEPT_FIRST, MIXED, TEXTS, Space, spread
 from slimseek.errors import UsageError
 from slimseek.recipe import build
 from slimseek.schema import Recipe, RecipeStep
@@ -67,10 +68,15 @@ def key(plan: Plan) -> bytes:
 
 
 def index_size(space: Space, choices: Mapping[str, Any]) -> int:
-    """Bytes of the vectors of all documents by themselves; 0 where their number is not known."""
+    """Bytes in memory of the vectors of all documents; 0 where their number is not known."""
     chosen = completed(space, choices)
-    size: int = space.documents * -(-chosen["dim"] * PRECISIONS[chosen["precision"]] // 8)
-    return size
+    return indexes.bytes_of(space.documents, chosen["dim"], chosen["precision"]) if space.documents else 0
+
+
+def rescore_size(space: Space, choices: Mapping[str, Any]) -> int:
+    """Bytes on disk of the finer vectors that rank what those find; 0 where there are none."""
+    chosen = completed(space, choices)
+    return indexes.rescore_bytes_of(space.documents, chosen["dim"], chosen["precision"]) if space.documents else 0
 
 
 def in_words(space: Space, chosen: Mapping[str, Any]) -> str:

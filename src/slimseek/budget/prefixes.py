@@ -40,7 +40,7 @@ class Prefixes:
 
     def run(self, wanted: Recipe) -> State:
         """The model that a recipe makes, and what each step did; steps that find out that they are not needed are left
-        out.
+        out, and one without steps gives the original.
 
         Raises:
             UsageError: a step refuses.
@@ -48,7 +48,7 @@ class Prefixes:
         state: State = self.original, ()
         for number, step in enumerate(wanted.steps, 1):
             state = self._after(wanted.steps[:number], step, state)
-        if not state[1]:
+        if wanted.steps and not state[1]:
             raise NoEffect(f"{wanted.name}: no step changes anything")
         return state
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from slimseek import plugins
-from slimseek.budget.plans import completed, index_size, key, plan
+from slimseek.budget.plans import completed, index_size, key, plan, rescore_size
 from slimseek.budget.space import Space
 from slimseek.errors import UsageError
 from slimseek.trial import COSTS, Budget, Figures, Plan, Reached, Trial
@@ -133,9 +133,9 @@ def _index(space: Space, budget: Budget, choices: Mapping[str, Any], size_of: Si
 
 def _excess(space: Space, budget: Budget, plan: Plan, size: int | None) -> dict[str, float]:
     """By how much of each limit a plan is predicted to exceed it; empty where it does not, or it cannot be told."""
-    index = index_size(space, plan.choices)
+    index, finer = index_size(space, plan.choices), rescore_size(space, plan.choices)
     asked = {"size": (size or 0, budget.size), "index_size": (index, budget.index_size),
-             "total": ((size or 0) + index, budget.total)}  # fmt: skip
+             "total": ((size or 0) + index + finer, budget.total)}  # fmt: skip
     return {name: value / limit - 1 for name, (value, limit) in asked.items() if limit is not None and value > limit}
 
 
@@ -177,7 +177,6 @@ class Sampler:
         self._space, self._budget, self._seed, self._size_of = space, budget, seed, size_of
         self._told: dict[bytes, _Told] = {}
         self._waiting: dict[bytes, Plan] = {}
-        self._sizes: dict[bytes, int | None] = {}
         for trial in sorted(trials, key=lambda trial: trial.number):
             loss = None if trial.change is None else -trial.change.relative
             self.tell(trial.plan, trial.figures, loss, trial.reached)
@@ -253,20 +252,14 @@ class Sampler:
         figures, budget = told.figures, self._budget
         if figures is None or (told.loss is None and told.reached != "size"):
             return {"failed": 1.0}
-        total = None if figures.size is None or figures.index_size is None else figures.size + figures.index_size
-        costs = {name: (getattr(figures, name), getattr(budget, name)) for name in COSTS} | {
-            "total": (total, budget.total)
-        }
+        costs = {name: (getattr(figures, name), getattr(budget, name)) for name in (*COSTS, "total")}
         found = {name: _bounded(value / limit - 1) for name, (value, limit) in costs.items() if value and limit}
         if told.loss is not None and budget.max_loss is not None:
             found["loss"] = _bounded((told.loss - budget.max_loss) / max(budget.max_loss, 0.01))
         return found
 
     def _excess(self, plan: Plan) -> dict[str, float]:
-        name = key(plan)
-        if name not in self._sizes:
-            self._sizes[name] = self._size_of(plan)
-        return _excess(self._space, self._budget, plan, self._sizes[name])
+        return _excess(self._space, self._budget, plan, self._size_of(plan))
 
     def _proposed(self, plan: Plan) -> Plan:
         self.wait(plan)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
 
 from slimseek.budget import joint, sizes
 from slimseek.budget.bench import Bench
@@ -30,10 +29,14 @@ class Proposer:
         self._original, self._bench, self._budget, self._seed = original, bench, budget, seed
         samples = bench.prefixes.samples
         self._space: Space = space(original, budget, samples, documents=bench.documents, seconds=seconds)
-        self.smallest = sizes.smallest(original, samples, budget.target, bench.known)
-        self._size_of: Callable[[Plan], int | None] = self._sizes()
+        self._sizes: dict[bytes, int | None] = {}
 
-    def propose(self, trials: Sequence[Trial], count: int, seconds: float) -> list[Plan]:
+    def smallest(self) -> tuple[int, str]:
+        """The fewest bytes that a package of this model can have, and the plan in words."""
+        bench = self._bench
+        return sizes.smallest(self._original, bench.prefixes.samples, self._budget.target, bench.known)
+
+    def propose(self, trials: Sequence[Trial], count: int) -> list[Plan]:
         """At most so many plans that none of the trials tried."""
         tried = {key(trial.plan) for trial in trials}
         found: dict[bytes, Plan] = {}
@@ -70,21 +73,13 @@ class Proposer:
             if pair.precision != "f32":
                 yield plan(self._space, choices[pair.trial] | {"precision": pair.precision})
 
-    def _sizes(self) -> Callable[[Plan], int | None]:
-        @cache
-        def size(name: bytes) -> int | None:
-            wanted = known[name].recipe
+    def _size_of(self, wanted: Plan) -> int | None:
+        """Predicted bytes of a plan's package; ``None`` where a step refuses the model."""
+        name = key(wanted)
+        if name not in self._sizes:
             try:
-                outline = sizes.outlined(self._original, wanted, self._bench.prefixes.samples)
+                outline = sizes.outlined(self._original, wanted.recipe, self._bench.prefixes.samples)
+                self._sizes[name] = sizes.predicted(outline, self._budget.target, self._bench.known)
             except UsageError:
-                return None
-            return sizes.predicted(outline, self._budget.target, self._bench.known)
-
-        known: dict[bytes, Plan] = {}
-
-        def size_of(one: Plan) -> int | None:
-            name = key(one)
-            known[name] = one
-            return size(name)
-
-        return size_of
+                self._sizes[name] = None
+        return self._sizes[name]

@@ -10,7 +10,7 @@ place, which is another kind of model. Blocks are evenly spread, since the first
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 from slimseek import choose, integers, plugins
 from slimseek.errors import NoEffect, UsageError
@@ -24,8 +24,6 @@ GROUPS = (128, 64, 32)
 MIXED = (2, 3, 4, 5, 6, 8)
 """What a layer may get where bits are chosen layer by layer."""
 EFFORTS = (0, 300, 1000, 3000)
-PRECISIONS: dict[Precision, int] = {"f32": 32, "f16": 16, "int8": 8, "binary": 1}
-"""Bits of an element of a vector in the index."""
 TEXTS, ARRAYS = 64, 16
 """Items in a batch of training."""
 SHARE_OF_TIME = 0.25
@@ -105,10 +103,7 @@ def space(
     Raises:
         UsageError: the model is quantized already.
     """
-    family = choose.family(model)
-    stored = any(isinstance(tensor, QuantizedTensor) for tensor in model.tensors.values())
-    if stored or family.quantized_by(model):
-        raise UsageError("budget: the model is quantized already; give the float model that it was made from")
+    check_float(model)
     samples = samples or Samples(calibration=(), texts=())
     sizes = {name: integers.stored_bytes(tensor) for name, tensor in model.tensors.items()}
     total = sum(sizes.values())
@@ -124,7 +119,6 @@ def space(
         found["teach"] = ()
     if len(found["teach"]) > 1 and "dim" in found:
         found["dim_first"] = (False, True)
-    loss = 0.99 if budget.max_loss is None else budget.max_loss
     return Space(
         values={name: values for name, values in found.items() if len(values) > 1},
         depth=depth,
@@ -135,9 +129,20 @@ def space(
         rest_share=1 - sum(sizes[name] for name in {layer.weight for layer in model.layers}) / total,
         trains_by_gradient=trains,
         documents=documents,
-        gates=Gates(metric=budget.metric, max_loss=loss),
+        gates=budget.gates,
         target=budget.target,
     )
+
+
+def check_float(model: Model) -> None:
+    """Refuse what is quantized, here or by others.
+
+    Raises:
+        UsageError: it is.
+    """
+    stored = any(isinstance(tensor, QuantizedTensor) for tensor in model.tensors.values())
+    if stored or choose.family(model).quantized_by(model):
+        raise UsageError("budget: the model is quantized already; give the float model that it was made from")
 
 
 def spread(whole: int, count: int) -> tuple[int, ...]:
@@ -181,7 +186,7 @@ def _of_index(model: Model, samples: Samples, budget: Budget) -> dict[str, tuple
     """Shorter vectors, and fewer bits for each of their elements."""
     if budget.index_size is None and budget.total is None:
         return {}
-    found: dict[str, tuple[Any, ...]] = {"precision": tuple(PRECISIONS)}
+    found: dict[str, tuple[Any, ...]] = {"precision": get_args(Precision)}
     whole = model.spec.dim
     shorter = sorted({whole * share // 4 // 8 * 8 for share in (3, 2, 1)} - {0, whole}, reverse=True)
     # Vectors that the original gave cannot be searched with shorter ones.

@@ -112,7 +112,11 @@ def _begin(folder: Path, run: Run, force: bool) -> None:
     known = folder / RUN
     if known.is_file():
         found = folders.read_manifest(known, Run, FORMAT_VERSION)
-        other = _difference(found, run)
+        other = folders.other(
+            found,
+            msgspec.structs.asdict(run),
+            lambda name: f"{name} {getattr(found, name)} and not {getattr(run, name)}",
+        )
         if not other:
             return
         if not force:
@@ -120,14 +124,3 @@ def _begin(folder: Path, run: Run, force: bool) -> None:
         for path in (folder / TRIALS).glob("*.json"):
             path.unlink()
     folders.write_atomically(known, msgspec.json.encode(run))
-
-
-def _difference(found: Run, wanted: Run) -> str:
-    """The first thing that differs, in words; ``""`` where nothing does."""
-    words = {"model_sha256": "another model", "collection_sha256": "another collection",
-             "made_with": f"slimseek {found.made_with}"}  # fmt: skip
-    for name in found.__struct_fields__:
-        had, asked = getattr(found, name), getattr(wanted, name)
-        if had != asked:
-            return words.get(name) or f"other settings ({name} {had} and not {asked})"
-    return ""

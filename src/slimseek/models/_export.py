@@ -14,7 +14,7 @@ import onnxslim
 import torch
 from onnx import numpy_helper
 
-from slimseek.errors import UsageError
+from slimseek.errors import UsageError, first_line
 from slimseek.schema import Array, ModelSpec
 
 OPSET = 21
@@ -56,9 +56,8 @@ def export(
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many kinds, for whatever it cannot trace
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UsageError(
-                f"PyTorch cannot export this model to ONNX, so no runtime can take it: {reason}"
+                f"PyTorch cannot export this model to ONNX, so no runtime can take it: {first_line(error)}"
             ) from error
         assert program is not None
         model = onnxslim.slim(program.model_proto)

@@ -16,7 +16,7 @@ import onnxruntime
 import onnxslim
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from slimseek.errors import UsageError
+from slimseek.errors import UsageError, first_line
 from slimseek.integers import dequantize
 from slimseek.models import _text_files as text_files
 from slimseek.schema import (
@@ -117,7 +117,7 @@ def _raised(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
         except Exception as error:  # the converter raises RuntimeError and its own ConvertError
             raise UsageError(
                 f"integers, bf16 and fp8 need opset {OPSET}; this graph has {opset}, and onnx cannot convert it "
-                f"({_first_line(error)}); export it again with opset {OPSET}"
+                f"({first_line(error)}); export it again with opset {OPSET}"
             ) from error
         del model.graph.input[:]
         model.graph.input.extend(inputs)
@@ -284,10 +284,6 @@ def _rename_(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
                 for position, name in enumerate(places):
                     if name in names:
                         places[position] = names[name]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _linear_axis(node: Any, tensors: Mapping[str, Tensor]) -> int | None:

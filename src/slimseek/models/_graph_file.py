@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from slimseek.errors import UsageError
-from slimseek.models._graph import FILE, IR_VERSION, LFS, OPSET, SUFFIX, _first_line, _graphs, _opset, _tensors
+from slimseek.errors import UsageError, first_line
+from slimseek.models._graph import FILE, IR_VERSION, LFS, OPSET, SUFFIX, _graphs, _opset, _tensors
 
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training")
 RUNTIME_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
@@ -45,14 +45,14 @@ def _read(file: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(file, load_external_data=False)
     except Exception as error:  # protobuf's DecodeError, and whatever else a random file provokes
-        raise UsageError(f"{file} is cut off or no ONNX file: {_first_line(error)}") from error
+        raise UsageError(f"{file} is cut off or no ONNX file: {first_line(error)}") from error
     if not model.graph.node or not model.opset_import:
         raise UsageError(f"{file} is no ONNX file: it holds no graph")
     _check_data_files(model, file)
     try:
         onnx.load_external_data_for_model(model, str(file.parent))
     except Exception as error:  # the library raises ValueError, OSError and its checker's own ValidationError
-        raise UsageError(f"{file}: a data file beside it cannot be read: {_first_line(error)}") from error
+        raise UsageError(f"{file}: a data file beside it cannot be read: {first_line(error)}") from error
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _name_opsets_once_(model)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek.errors import UsageError
+from slimseek.errors import UsageError, first_line
 from slimseek.inputs.text import TOKENIZER
 from slimseek.models import _text_files as text_files
 from slimseek.models._graph import (
@@ -23,7 +23,6 @@ from slimseek.models._graph import (
     VECTOR_NAMES,
     Weights,
     _dense,
-    _first_line,
     _graphs,
     _is_table,
     _rename_,
@@ -138,7 +137,7 @@ def _take_weights_(graph: onnx.GraphProto, file: Path) -> Weights:
             array = numpy_helper.to_array(tensor)
             weights[tensor.name] = array.astype(np.float32) if array.dtype == np.float64 else array.copy()
         except ValueError as error:
-            raise UsageError(f"{file}: the weight {tensor.name} is not whole: {_first_line(error)}") from error
+            raise UsageError(f"{file}: the weight {tensor.name} is not whole: {first_line(error)}") from error
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return weights
@@ -154,7 +153,7 @@ def _end_in_vector_(
     try:
         found = _session(model, _dense(weights), threads=0)(_sample(model.graph, *SAMPLE))
     except Exception as error:  # ONNX Runtime raises its own kinds for a graph that it cannot load or run
-        raise UsageError(f"{file} cannot be run on a batch of {list(SAMPLE)} tokens: {_first_line(error)}") from error
+        raise UsageError(f"{file} cannot be run on a batch of {list(SAMPLE)} tokens: {first_line(error)}") from error
     values = dict(zip(names, found, strict=True))
     chosen = _chosen(values, file)
     source = model.graph.output[names.index(chosen)].name
@@ -268,7 +267,7 @@ def _dim(model: onnx.ModelProto, weights: Weights, longest: int, file: Path) -> 
     except Exception as error:  # ONNX Runtime raises its own kinds
         raise UsageError(
             f"{file} cannot be run on a text of {longest} tokens; put the longest it takes as max_seq_length into "
-            f"sentence_bert_config.json beside the tokenizer ({_first_line(error)})"
+            f"sentence_bert_config.json beside the tokenizer ({first_line(error)})"
         ) from error
     return int(vector.shape[1])
 

@@ -18,9 +18,9 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from slimseek.errors import UsageError
+from slimseek.errors import UsageError, first_line
 from slimseek.models import _torch_arithmetic, _torch_layout, _torch_recurrent, _torch_windows
-from slimseek.models._graph import Weights, _first_line, _opset, _settings
+from slimseek.models._graph import Weights, _opset, _settings
 from slimseek.models._torch_arithmetic import Operator
 from slimseek.schema import is_float
 
@@ -92,7 +92,7 @@ class GraphNetwork(nn.Module):
             try:
                 found = call.function(*(values[name] for name in call.inputs), **call.settings)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise UsageError(f"{call.title} cannot be computed in PyTorch: {_first_line(error)}") from error
+                raise UsageError(f"{call.title} cannot be computed in PyTorch: {first_line(error)}") from error
             values.update(zip(call.outputs, found if isinstance(found, tuple) else (found,), strict=False))
             for name in call.ended:
                 del values[name]

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek.errors import UsageError
+from slimseek.errors import UsageError, first_line
 from slimseek.inputs.arrays import BATCH, ArrayInput
 from slimseek.inputs.samples import examples
 from slimseek.models import _graph_head as head
@@ -22,7 +22,6 @@ from slimseek.models._graph import (
     OUTPUT,
     SUFFIX,
     _dense,
-    _first_line,
     _graph,
     _is_convolution,
     _is_table,
@@ -171,7 +170,7 @@ def _tried(
                 faults.append(error)
     except Exception as error:  # ONNX Runtime raises its own kinds for a graph that it cannot load or run
         faults.append(error)
-    raise UsageError(f"{file} cannot be run on {ROWS_TRIED} random items: {_first_line(faults[0])}") from faults[0]
+    raise UsageError(f"{file} cannot be run on {ROWS_TRIED} random items: {first_line(faults[0])}") from faults[0]
 
 
 def _random_inputs(

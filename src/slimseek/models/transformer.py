@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimseek.bases import Family
-from slimseek.errors import UsageError
+from slimseek.errors import UsageError, first_line
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import dense
 from slimseek.models import _factors as two_factors
@@ -285,7 +285,7 @@ def _build(files: Any, path: Path, weights: dict[str, dict[str, torch.Tensor]] |
             config = transformers.AutoConfig.from_pretrained(temporary, local_files_only=True)
             transformer = _transformer(config, None if weights is None else weights[""], path)
         except (ValueError, KeyError, OSError) as error:
-            raise UsageError(f"{path}: transformers cannot build this model: {_first_line(error)}") from error
+            raise UsageError(f"{path}: transformers cannot build this model: {first_line(error)}") from error
     dense: list[nn.Module] = []
     for place in plan.dense:
         layer = head.dense_layer(text_files.json_of(files, f"{place}/config.json"), f"{path}/{place}")
@@ -381,7 +381,3 @@ def _takes_additive_mask(network: Any, ids: torch.Tensor, mask: torch.Tensor) ->
 
 def _array(value: torch.Tensor) -> Array:
     return np.ascontiguousarray(value.detach().numpy())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

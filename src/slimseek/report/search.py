@@ -17,7 +17,7 @@ from slimseek.folder import write_atomically
 from slimseek.report import _format, _trials
 from slimseek.report._page import source, template
 from slimseek.schema import Comparison
-from slimseek.trial import Budget, Found, Trial
+from slimseek.trial import Budget, Found, Trial, numbered
 
 PAGE = "search.html"
 SCRIPT = "search.js.j2"
@@ -61,7 +61,7 @@ def headline(found: Found) -> str:
 
 def chosen(found: Found) -> Trial:
     """The trial that was written."""
-    return next(trial for trial in found.trials if trial.number == found.chosen)
+    return numbered(found.trials, found.chosen)
 
 
 def original(found: Found) -> Trial:

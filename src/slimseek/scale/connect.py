@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from slimseek import __version__, plugins, timing
-from slimseek.errors import SlimseekError, UsageError
+from slimseek.errors import SlimseekError, UsageError, first_line
 
 LOCAL, AUTO = "local", "auto"
 ADDRESS = re.compile(r"(?P<host>[^:/\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWER_SECONDS = 3.0
 STORE_BYTES = 200_000_000
 """Memory for what workers share on a cluster that is started here; Ray keeps the rest on disk."""
@@ -123,9 +122,3 @@ def _check_answers(address: str, host: str, port: int) -> None:
         raise UsageError(
             f"--ray {address}: what answers there is no Ray cluster; give the port of its head, often 6379"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of Ray says first, which is the reason; the rest are stacks of other processes."""
-    lines = COLOUR.sub("", str(error)).splitlines()
-    return next((line.strip() for line in lines if line.strip()), type(error).__name__)

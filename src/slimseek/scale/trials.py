@@ -23,9 +23,9 @@ from slimseek import folder as folders
 from slimseek.budget.bench import BASELINE, Baseline, Bench, bench
 from slimseek.budget.loop import Round
 from slimseek.budget.store import Store
-from slimseek.errors import SlimseekError, UsageError
+from slimseek.errors import SlimseekError, UsageError, first_line
 from slimseek.progress import say
-from slimseek.scale.connect import Machine, check_version, first_line, machines
+from slimseek.scale.connect import Machine, check_version, machines
 from slimseek.schema import Collection, Model, ModelSpec, Value
 from slimseek.trial import Figures, Plan, Trial
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from slimseek.errors import UsageError
-from slimseek.models._graph import Weights, _first_line, _session
+from slimseek.errors import UsageError, first_line
+from slimseek.models._graph import Weights, _session
 from slimseek.models._graph_folding import _take_constants_
 from slimseek.schema import Array, Batch
 
@@ -114,7 +114,7 @@ def _runs(
         try:
             return [compute(batch) for batch in batches]
         except Exception as error:  # ONNX Runtime raises its own kinds, for instance where a picture is too small
-            reason = _first_line(error)
+            reason = first_line(error)
     raise UsageError(f"the graph cannot be run on samples of any of {len(LENGTHS)} sizes: {reason}")
 
 
