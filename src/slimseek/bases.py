@@ -215,15 +215,31 @@ class Backend(ABC):
 
     @abstractmethod
     def available(self) -> str | None:
-        """``None`` when it works here, else the reason and what would bring it."""
+        """``None`` when packages can be written here, else the reason and what would bring it."""
+
+    def runs(self) -> str | None:
+        """``None`` when packages run here, else the reason: one that needs a device is written and checked without."""
+        return self.available()
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
         """Libraries and versions that this package was written and tested with."""
 
-    @abstractmethod
+    def preflight(self, model: Model) -> None:
+        """Refuse, before any long work, a model whose operators, shapes or integers this runtime does not take.
+
+        Raises:
+            UsageError: naming them, and the target that takes them.
+        """
+        return None
+
     def lowered(self, graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
-        """The float graph with the model's integers in it, as this runtime takes them: most of what ``export`` does."""
+        """The float graph with the model's integers in it, as this runtime takes them: most of what ``export`` does.
+
+        Raises:
+            UsageError: the runtime takes no graphs in ONNX.
+        """
+        raise UsageError(f"{type(self).__name__} takes no graphs in ONNX")
 
     @abstractmethod
     def export(self, model: Model, folder: Path) -> None:
@@ -232,6 +248,17 @@ class Backend(ABC):
     @abstractmethod
     def open(self, folder: Path, threads: int) -> Encode:
         """Load what ``export`` wrote."""
+
+    def stand_in(self, folder: Path, threads: int) -> Encode:
+        """What computes the same as the package where :meth:`runs` says that it cannot run, for the check of parity."""
+        return self.open(folder, threads)
+
+    def stored(self, folder: Path) -> Mapping[str, Array]:
+        """The integers of linear layers, convolutions and tables as they stand in the package, unpacked, int8 or
+        uint8 in the artifact's orientation, by their tensor's name; where the runtime has a form of its own (another
+        grid, fewer or more bits), its dequantized values, float32.
+        """
+        raise UsageError(f"what packages of {type(self).__name__} store cannot be read")
 
 
 class Metric(ABC):
