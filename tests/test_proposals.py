@@ -354,6 +354,16 @@ def test_sixty_trials_find_nine_tenths_of_the_front(every: dict[bytes, Plan], bu
     assert all(one > other for one, other in zip(learned, random, strict=True))
 
 
+def test_under_tight_limits_few_trials_find_most_of_the_front(every: dict[bytes, Plan]) -> None:
+    tight = Budget(size=8_000_000, max_loss=0.04)
+    whole = volume([point(found) for found in every.values()], tight)
+    found = [
+        volume([point(plan) for plan in search(tight, seed, 15, guesses=True)], tight) / whole for seed in range(5)
+    ]
+    print(f"found {np.mean(found):.3f} of the volume in fifteen trials")
+    assert np.mean(found) >= 0.75
+
+
 def test_nothing_is_proposed_twice_or_too_large() -> None:
     for seed in range(3):
         tried = search(TINY, seed, 50, guesses=True)
@@ -433,11 +443,11 @@ def test_first_guesses_have_every_level_and_the_largest_that_fits_comes_first(mi
     guesses = first_guesses(only, SIZE, lambda found: int(9e7 * completed(only, found.choices)["bits"] / 32))
     names = [found.name for found in guesses]
     assert names[0].startswith("8 bits"), "fp16 is 45 MB of the 30 that are allowed"
-    assert {"8 bits, static", "8 bits, dynamic", "4 bits, dynamic", "mixed 4 bits, dynamic",
+    assert {"8 bits, static", "8 bits, dynamic", "4 bits, dynamic", "4 bits, static", "mixed 4 bits, dynamic",
             "4 bits, dynamic, vocabulary", "table 3 bits, rest 6 bits, dynamic, vocabulary",
             "3 bits, dynamic, vocabulary"} <= set(names)  # fmt: skip
     assert "fp16" not in names
-    assert len(names) <= 12
+    assert len(names) <= 15
     taught = ["taught" in name for name in names]
     assert taught == sorted(taught), "what trains stands last"
     assert sum(taught) == 3
