@@ -52,7 +52,7 @@ TARGETS = {
 
 
 def folder(target: str) -> Path:
-    """Where the target's environment is, or would be: ``$XDG_DATA_HOME/slimseek``, by default ~/.local/share/slimseek."""
+    """Where the target's environment is, or would be: below ``$XDG_DATA_HOME``, by default ~/.local/share."""
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(home) / "slimseek" / target
 

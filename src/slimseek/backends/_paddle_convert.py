@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from slimseek.backends import _paddle_operators, _paddle_products
-from slimseek.backends._paddle_format import Operator, Value, parameters_file, program
+from slimseek.backends._paddle_format import ON_INTEGERS, Operator, Value, parameters_file, program
 from slimseek.backends._paddle_graph import observe
 from slimseek.backends._paddle_package import Fed, Kept
 from slimseek.backends._paddle_writer import Writer, refused
@@ -27,12 +27,14 @@ class Converted:
         parameters: the bytes of the parameters' file.
         fed: constants that are inputs, since they grow with the text.
         kept: where each tensor of few bits stands.
+        integers: whether some operator computes on integers.
     """
 
     program: bytes
     parameters: bytes
     fed: Mapping[str, Fed]
     kept: Mapping[str, Kept]
+    integers: bool
 
 
 def unknown(graph: onnx.ModelProto) -> list[str]:
@@ -71,6 +73,7 @@ def convert(graph: onnx.ModelProto, model: Model) -> Converted:
         program=program(writer.operators, values, writer.parameters, read, graph.graph.output[0].name, writer.widened),
         parameters=b"".join(parameters_file(writer.parameters)),
         fed={name: one for name, one in seen.fed.items() if name in read}, kept=writer.kept,
+        integers=any(ON_INTEGERS in operator.attributes for operator in writer.operators),
     )  # fmt: skip
 
 

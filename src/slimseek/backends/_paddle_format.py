@@ -23,6 +23,8 @@ LONGS = ("padding_idx",)
 """Attributes that are declared to have 64 bits."""
 PREFIX = "x."
 """Before every name: the optimizer calls its nodes fc1, conv2d2 and so on, and stops at a value of such a name."""
+ON_INTEGERS = "enable_int8"
+"""The attribute of operators that compute on integers."""
 SCALES = "_quant_scale"
 """What the name of the attribute ends in that holds a parameter's scales."""
 VERSION = 2_004_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ Rule = Callable[[Writer, Any], None]
 UNARY: dict[str, tuple[str, dict[str, Any]]] = {
     "Relu": ("relu", {}), "Sigmoid": ("sigmoid", {}), "Tanh": ("tanh", {}), "Exp": ("exp", {}), "Log": ("log", {}),
     "Abs": ("abs", {}), "Sqrt": ("sqrt", {}), "Erf": ("erf", {}), "Floor": ("floor", {}), "Ceil": ("ceil", {}),
-    "Reciprocal": ("reciprocal", {}), "Softsign": ("softsign", {}), "Softplus": ("softplus", {"beta": 1.0, "threshold": 20.0}),
+    "Reciprocal": ("reciprocal", {}), "Softsign": ("softsign", {}),
+    "Softplus": ("softplus", {"beta": 1.0, "threshold": 20.0}),
     "HardSwish": ("hard_swish", {"threshold": 6.0, "scale": 6.0, "offset": 3.0}), "Mish": ("mish", {"threshold": 20.0}),
     "Not": ("logical_not", {}), "Neg": ("scale", {"scale": -1.0, "bias": 0.0, "bias_after_scale": True}),
 }  # fmt: skip
@@ -25,6 +26,7 @@ BINARY = {"Add": "elementwise_add", "Sub": "elementwise_sub", "Mul": "elementwis
           "Or": "logical_or", "Equal": "equal", "Less": "less_than", "Greater": "greater_than",
           "LessOrEqual": "less_equal", "GreaterOrEqual": "greater_equal"}  # fmt: skip
 COMMUTES = ("Add", "Mul", "Max", "Min", "And", "Or", "Equal")
+LARGEST = 2**31 - 1
 COMPARES = ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
 REDUCTIONS = {"ReduceSum": "reduce_sum", "ReduceMean": "reduce_mean", "ReduceMax": "reduce_max",
               "ReduceMin": "reduce_min", "ReduceProd": "reduce_prod"}  # fmt: skip
@@ -42,7 +44,9 @@ def with_number(writer: Writer, node: Any) -> None:
     kind, attributes = {
         "LeakyRelu": ("leaky_relu", {"alpha": float(given.get("alpha", 0.01))}),
         "Elu": ("elu", {"alpha": float(given.get("alpha", 1.0))}),
-        "HardSigmoid": ("hard_sigmoid", {"slope": float(given.get("alpha", 0.2)), "offset": float(given.get("beta", 0.5))}),
+        "HardSigmoid": (
+            "hard_sigmoid", {"slope": float(given.get("alpha", 0.2)), "offset": float(given.get("beta", 0.5))},
+        ),
         "Gelu": ("gelu", {"approximate": given.get("approximate", "none") == "tanh"}),
     }[node.op_type]  # fmt: skip
     writer.node(kind, {"X": [writer.use(node.input[0])]}, node.output[0], **attributes)
@@ -66,15 +70,10 @@ def _two(writer: Writer, node: Any, one: str, other: str, output: str) -> None:
     if writer.constant(one) is not None and node.op_type in COMMUTES:
         one, other = other, one
     number = writer.constant(other)
-    if (
-        number is not None
-        and number.size == 1
-        and node.op_type in ("Add", "Sub", "Mul", "Div")
-        and writer.dtype(one) == "float32"
-    ):
-        if writer.rank(one) == rank:
-            _by_number(writer, node, one, float(number.reshape(-1)[0]), output)
-            return
+    scales = number is not None and number.size == 1 and node.op_type in ("Add", "Sub", "Mul", "Div")
+    if number is not None and scales and writer.dtype(one) == "float32" and writer.rank(one) == rank:
+        _by_number(writer, node, one, float(number.reshape(-1)[0]), output)
+        return
     inputs = {"X": [_of_rank(writer, one, rank)], "Y": [_of_rank(writer, other, rank)]}
     more: dict[str, Any] = {"axis": -1, "force_cpu": False} if node.op_type in COMPARES else {"axis": -1}
     writer.write(
@@ -138,12 +137,9 @@ def clip(writer: Writer, node: Any) -> None:
 
 
 def reshaped(writer: Writer, node: Any) -> None:
-    """Any operator that changes the shape alone: numbers for what is fixed, 0 for what the same axis of the input has."""
-    reshape(writer, writer.use(node.input[0]), node.input[0], node.output[0])
+    """Any operator that changes the shape alone: what is fixed, and 0 for what the same axis of the input has."""
+    name, output = node.input[0], node.output[0]
 
-
-def reshape(writer: Writer, source: str, name: str, output: str) -> None:
-    """Write it; ``source`` is the value of ``name``."""
     given, wanted = writer.seen.shapes[name], writer.seen.shapes[output]
     sizes = []
     for axis, (one, other) in enumerate(zip(*wanted, strict=True)):
@@ -155,7 +151,7 @@ def reshape(writer: Writer, source: str, name: str, output: str) -> None:
             sizes.append(-1)
     if sizes.count(-1) > 1:
         raise refused(f"{output}: more than one axis of a shape is computed")
-    writer.node("reshape2", {"X": [source]}, output, extra=("XShape",), shape=sizes)
+    writer.node("reshape2", {"X": [writer.use(name)]}, output, extra=("XShape",), shape=sizes)
 
 
 def transpose(writer: Writer, node: Any) -> None:
@@ -219,10 +215,15 @@ def slices(writer: Writer, node: Any) -> None:
     given = _known(writer, node.input[3], "a Slice").reshape(-1) if len(node.input) > 3 else range(len(starts))
     if len(node.input) > 4 and node.input[4] and (_known(writer, node.input[4], "a Slice") != 1).any():
         raise refused("a Slice with steps")
-    largest = 2**31 - 1
-    writer.node("slice", {"Input": [writer.use(node.input[0])]}, node.output[0], axes=[int(axis) % rank for axis in given],
-                starts=[int(np.clip(one, -largest, largest)) for one in starts],
-                ends=[int(np.clip(one, -largest, largest)) for one in ends], decrease_axis=[], infer_flags=[])  # fmt: skip
+    part(writer, node.input[0], node.output[0], [int(axis) % rank for axis in given], starts.tolist(), ends.tolist())
+
+
+def part(writer: Writer, name: str, output: str, axes: list[int], starts: list[int], ends: list[int],
+         dropped: Sequence[int] = ()) -> None:  # fmt: skip
+    """Write what lies between starts and ends on some axes; ``dropped`` axes, of one place, leave the shape."""
+    held = [[min(max(one, -LARGEST), LARGEST) for one in places] for places in (starts, ends)]
+    writer.node("slice", {"Input": [writer.use(name)]}, output, axes=axes, starts=held[0], ends=held[1],
+                decrease_axis=list(dropped), infer_flags=[])  # fmt: skip
 
 
 def split(writer: Writer, node: Any) -> None:
@@ -233,8 +234,7 @@ def split(writer: Writer, node: Any) -> None:
         size = writer.shape(name)[axis]
         if size < 0:
             raise refused("a Split of an axis that changes")
-        writer.node("slice", {"Input": [writer.use(node.input[0])]}, name, axes=[axis], starts=[start], ends=[start + size],
-                    decrease_axis=[], infer_flags=[])  # fmt: skip
+        part(writer, node.input[0], name, [axis], [start], [start + size])
         start += size
 
 

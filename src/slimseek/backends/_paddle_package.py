@@ -10,6 +10,8 @@ import numpy as np
 from slimseek.schema import Array, Value
 
 BATCH, LENGTH, FIXED = "batch", "length", ""
+MIDDLE = 128
+"""What stands for 0 in a table whose integers are signed in the artifact."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +30,7 @@ class Kept(Value, frozen=True, omit_defaults=True):
         axis: of its outputs in the artifact.
         transposed: whether it stands transposed.
         exact: whether these are the artifact's own integers.
-        beside: of a table: the parameters of its zero points and its scales [rows, 1].
+        beside: of a table: the parameters of its zero points (empty where all are 128) and its scales, [rows, 1].
         signed: of a table: whether its integers lie around 128 here and around 0 in the artifact.
     """
 
@@ -67,11 +69,11 @@ def tensor(kept: Kept, parameters: Mapping[str, Array], scales: Mapping[str, Arr
     """A tensor out of the parameters of a file: the artifact's integers, or float32 values where it has others."""
     integers = parameters[kept.parameter]
     if kept.beside is not None:
-        zero, scale = (parameters[name] for name in kept.beside)
+        zero = parameters[kept.beside[0]] if kept.beside[0] else MIDDLE
         if not kept.exact:
-            values: Array = (integers.astype(np.float32) - zero) * scale
+            values: Array = (integers.astype(np.float32) - zero) * parameters[kept.beside[1]]
             return values
-        return (integers.astype(np.int16) - 128).astype(np.int8) if kept.signed else integers
+        return (integers.astype(np.int16) - MIDDLE).astype(np.int8) if kept.signed else integers
     integers = integers.T if kept.transposed else integers
     if kept.exact:
         return integers

@@ -8,13 +8,15 @@ import numpy as np
 
 from slimseek.backends import _paddle_weights as weights
 from slimseek.backends._lowering import tensor_name
-from slimseek.backends._paddle_format import TYPES
-from slimseek.backends._paddle_operators import Rule
+from slimseek.backends._paddle_format import ON_INTEGERS, TYPES
+from slimseek.backends._paddle_operators import LARGEST, Rule, part
 from slimseek.backends._paddle_package import Kept
 from slimseek.backends._paddle_writer import Writer, refused
 from slimseek.integers import is_integer
-from slimseek.schema import ActivationQuant, Array, QuantizedTensor
+from slimseek.schema import ActivationQuant, QuantizedTensor
 
+LEVELS = 254
+"""Steps of the range of an input: from -127 to 127; the library never gives -128."""
 PAIR = 128
 """What two weights of one sign that stand side by side may have together: more than that times 255 leaves 16 bits."""
 
@@ -65,9 +67,8 @@ def gather(writer: Writer, node: Any) -> None:
     if place is None or place.size != 1:
         raise refused("a Gather of several places of a value")
     start = int(place.reshape(-1)[0])
-    end = start + 1 if start != -1 else 2**31 - 1
-    writer.node("slice", {"Input": [writer.use(name)]}, node.output[0], axes=[axis], starts=[start], ends=[end],
-                decrease_axis=[] if place.ndim else [axis], infer_flags=[])  # fmt: skip
+    end = start + 1 if start != -1 else LARGEST
+    part(writer, name, node.output[0], [axis], [start], [end], dropped=[] if place.ndim else [axis])
 
 
 def table(writer: Writer, name: str, places: str, output: str) -> None:
@@ -88,10 +89,12 @@ def table(writer: Writer, name: str, places: str, output: str) -> None:
 def _rows_of_integers(writer: Writer, own: str, tensor: QuantizedTensor, index: str, output: str) -> None:
     """(rows - their zero points) * their scales."""
     rows, zero_points, scales = weights.table(tensor)
-    names = tuple(writer.parameter(f"{own}.{what}", array)
-                  for what, array in (("rows", rows), ("zero_point", zero_points), ("scale", scales)))  # fmt: skip
+    around = bool((zero_points == weights.MIDDLE).all())
+    held = {"rows": rows, "scale": scales} | ({} if around else {"zero_point": zero_points})
+    names = {what: writer.parameter(f"{own}.{what}", array) for what, array in held.items()}
     exact = tensor.spec.granularity != "group" and tensor.spec.axis == 0
-    writer.kept[own] = Kept(parameter=names[0], axis=0, exact=exact, beside=(names[1], names[2]),
+    beside = (names.get("zero_point", ""), names["scale"])
+    writer.kept[own] = Kept(parameter=names["rows"], axis=0, exact=exact, beside=beside,
                             signed=tensor.zero_point is None)  # fmt: skip
     shape = writer.shape(output)
     single = (*shape[:-1], 1)
@@ -104,47 +107,39 @@ def _rows_of_integers(writer: Writer, own: str, tensor: QuantizedTensor, index: 
         return writer.write("cast", {"X": [found]}, writer.fresh(output), width, in_dtype=TYPES["uint8"],
                             out_dtype=TYPES["float32"])  # fmt: skip
 
-    value = steps(names[0], shape)
-    if (zero_points == 128).all():
-        value = writer.write("scale", {"X": [value]}, writer.fresh(output), shape, scale=1.0, bias=-128.0,
-                             bias_after_scale=True)  # fmt: skip
+    value = steps(names["rows"], shape)
+    if around:
+        value = writer.write("scale", {"X": [value]}, writer.fresh(output), shape, scale=1.0,
+                             bias=float(-weights.MIDDLE), bias_after_scale=True)  # fmt: skip
     else:
-        both = {"X": [value], "Y": [steps(names[1], single)]}
+        both = {"X": [value], "Y": [steps(names["zero_point"], single)]}
         value = writer.write("elementwise_sub", both, writer.fresh(output), shape, axis=-1)
-    writer.node("elementwise_mul", {"X": [value], "Y": [looked_up(names[2], "float32", single)]}, output, axis=-1)
+    writer.node("elementwise_mul", {"X": [value], "Y": [looked_up(names["scale"], "float32", single)]}, output, axis=-1)
 
 
 def convolution(writer: Writer, node: Any) -> None:
     """A convolution over one or two axes; on integers where its input has a range."""
-    given = writer.settings(node)
     name, own = node.input[1], tensor_name(node.input[1])
-    held = writer.constant(name)
-    flat = writer.rank(node.input[0]) == 3
+    held, flat = writer.constant(name), writer.rank(node.input[0]) == 3
     if held is None or held.ndim not in (3, 4):
         raise refused("a Conv over three axes, or by a computed kernel")
-    shape = held.shape if not flat else (*held.shape[:2], 1, held.shape[2])
-    groups = int(given.get("group", 1))
-    strides, dilations = (_pair(given.get(what), flat) for what in ("strides", "dilations"))
-    attributes: dict[str, Any] = {"strides": strides, "dilations": dilations, "groups": groups, "data_format": "NCHW",
-                                  "paddings": _paddings(writer, node, given, shape[2:], strides, dilations, flat),
-                                  "padding_algorithm": "EXPLICIT"}  # fmt: skip
-    source = writer.use(node.input[0])
-    how = writer.model.activations.get(own)
-    if how is not None and how.mode == "static" and is_integer(writer.model.tensors[own]) and not flat:
-        kernel = _on_integers(writer, own, how, attributes)
+    shape = (*held.shape[:2], 1, held.shape[2]) if flat else held.shape
+    attributes = _window(writer, node, shape, flat)
+    bias = node.input[2] if len(node.input) > 2 else ""
+    how, (_, tensor) = writer.model.activations.get(own), writer.weight_of(name)
+    static = how is not None and how.mode == "static" and attributes["groups"] == 1 and not flat
+    if static and how is not None and tensor is not None and is_integer(tensor):
+        inputs = _on_integers(writer, node, tensor, how, attributes)
     else:
         kernel, more = writer.kernel(name)
         attributes |= more
-    if flat:
-        writer.parameters[kernel] = writer.parameters[kernel].reshape(shape)
-        source = writer.write("unsqueeze2", {"X": [source]}, writer.fresh(node.input[0]),
-                              _with_one(writer.shape(node.input[0])), extra=("XShape",), axes=[2])  # fmt: skip
-    inputs = {"Input": [source], "Filter": [kernel]}
-    if len(node.input) > 2 and node.input[2]:
-        inputs["Bias"] = [writer.use(node.input[2])]
-    elif "enable_int8" in attributes:  # the library reads one even where there is none
-        inputs["Bias"] = [writer.parameter(f"{own}.no_bias", np.zeros(shape[0], np.float32))]
-    kind = "depthwise_conv2d" if groups == shape[0] and shape[1] == 1 else "conv2d"
+        source = writer.use(node.input[0])
+        if flat:
+            writer.parameters[kernel] = writer.parameters[kernel].reshape(shape)
+            source = writer.write("unsqueeze2", {"X": [source]}, writer.fresh(node.input[0]),
+                                  _with_one(writer.shape(node.input[0])), extra=("XShape",), axes=[2])  # fmt: skip
+        inputs = {"Input": [source], "Filter": [kernel]} | ({"Bias": [writer.use(bias)]} if bias else {})
+    kind = "depthwise_conv2d" if attributes["groups"] == shape[0] and shape[1] == 1 else "conv2d"
     output = writer.fresh(node.output[0]) if flat else node.output[0]
     sizes = writer.shape(node.output[0])
     writer.write(kind, inputs, output, _with_one(sizes) if flat else sizes, parameter="Output", **attributes)
@@ -152,22 +147,53 @@ def convolution(writer: Writer, node: Any) -> None:
         writer.node("squeeze2", {"X": [output]}, node.output[0], extra=("XShape",), axes=[2])
 
 
-def _on_integers(writer: Writer, own: str, how: ActivationQuant, attributes: dict[str, Any]) -> str:
-    """The kernel's integers, and the attributes that make the library round the input to eight bits around zero."""
-    kept = weights.stored(writer.model.tensors[own], 0)
-    if not fits_pairs(kept.integers):
-        kept = weights.halved(kept)
-    reach = max(how.zero_point, 255 - how.zero_point) * how.scale
-    attributes |= {"enable_int8": True, "Input0_scale": [reach / 127], "bit_length": 8,
+def _window(writer: Writer, node: Any, shape: tuple[int, ...], flat: bool) -> dict[str, Any]:
+    given = writer.settings(node)
+    strides, dilations = (_pair(given.get(what), flat) for what in ("strides", "dilations"))
+    paddings = _paddings(writer, node, given, shape[2:], strides, dilations, flat)
+    return {"strides": strides, "dilations": dilations, "groups": int(given.get("group", 1)), "data_format": "NCHW",
+            "paddings": paddings, "padding_algorithm": "EXPLICIT"}  # fmt: skip
+
+
+def _on_integers(
+    writer: Writer, node: Any, tensor: QuantizedTensor, how: ActivationQuant, attributes: dict[str, Any]
+) -> dict[str, list[str]]:
+    """The inputs of a convolution on eight bits, and its attributes.
+
+    The library rounds its input to signed integers around zero, which would waste half of them on what is never
+    negative. So the middle of the range is taken off before, and what it gives through the kernel added to the bias.
+    It has 255 integers, one less than the artifact. What lies around the picture must be there before.
+    """
+    own, source = tensor_name(node.input[1]), writer.use(node.input[0])
+    kept = without_overflow(weights.stored(tensor, 0))
+    step = how.scale * 255 / LEVELS
+    middle = (LEVELS // 2 - round(how.zero_point * LEVELS / 255)) * step
+    sums = weights.values(kept.integers, kept.scale, 0).reshape(len(kept.scale), -1).sum(1, dtype=np.float64)
+    given = writer.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    bias = (sums * middle + (0 if given is None else given)).astype(np.float32)
+    if middle and any(attributes["paddings"]):
+        shape = tuple(size if size < 0 or axis < 2 else size + sum(attributes["paddings"][2 * axis - 4 : 2 * axis - 2])
+                      for axis, size in enumerate(writer.shape(node.input[0])))  # fmt: skip
+        source = writer.write("pad2d", {"X": [source]}, writer.fresh(node.input[0]), shape, mode="constant",
+                              data_format="NCHW", pad_value=0.0, paddings=attributes["paddings"])  # fmt: skip
+        attributes["paddings"] = [0, 0, 0, 0]
+    if middle:
+        shift = writer.parameter(f"{own}.middle", np.full((1, 1, 1, 1), middle, np.float32))
+        source = writer.write("elementwise_sub", {"X": [source], "Y": [shift]}, writer.fresh(node.input[0]),
+                              (-1, -1, -1, -1), axis=-1)  # fmt: skip
+    attributes |= {ON_INTEGERS: True, "Input0_scale": [step], "bit_length": 8,
                    "Filter0_scale": [float(number) for number in kept.scale]}  # fmt: skip
-    return writer.keep(own, kept, 0)
+    return {"Input": [source], "Filter": [writer.keep(own, kept, 0)], "Bias": [writer.parameter(f"{own}.bias", bias)]}
 
 
-def fits_pairs(integers: Array) -> bool:
-    """Whether products with the largest inputs stay inside of 16 bits, which the library adds pairs of them in."""
-    rows = integers.reshape(len(integers), -1).astype(np.int32)
-    rows = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2)))
-    return bool(np.abs(rows.reshape(len(rows), -1, 2).sum(2)).max(initial=0) <= PAIR)
+def without_overflow(kept: weights.Stored) -> weights.Stored:
+    """The same on seven bits for outputs whose products with the largest inputs could leave 16 bits, which the library
+    adds pairs of them in.
+    """
+    rows = np.abs(kept.integers.reshape(len(kept.integers), -1).astype(np.int32))
+    pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2).sum(2)
+    wide = pairs.max(1, initial=0) > PAIR
+    return weights.halved(kept, wide) if wide.any() else kept
 
 
 def pool(writer: Writer, node: Any) -> None:
@@ -189,29 +215,28 @@ def pool(writer: Writer, node: Any) -> None:
     window = [1, 1] if whole else list(given["kernel_shape"])
     strides = _pair(given.get("strides"), False)
     paddings = [0, 0, 0, 0] if whole else _paddings(writer, node, given, tuple(window), strides, [1, 1], False)
-    writer.node("pool2d", {"X": [writer.use(node.input[0])]}, node.output[0], pooling_type=kind, ksize=window, strides=strides,
-                paddings=paddings, global_pooling=whole, adaptive=False, padding_algorithm="EXPLICIT",
+    writer.node("pool2d", {"X": [writer.use(node.input[0])]}, node.output[0], pooling_type=kind, ksize=window,
+                strides=strides, paddings=paddings, global_pooling=whole, adaptive=False, padding_algorithm="EXPLICIT",
                 exclusive=not given.get("count_include_pad", 0), ceil_mode=bool(given.get("ceil_mode", 0)))  # fmt: skip
 
 
 def pad(writer: Writer, node: Any) -> None:
-    """Numbers around a picture."""
-    given, rank = writer.settings(node), writer.rank(node.input[0])
-    sizes = writer.constant(node.input[1])
-    value = writer.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-    if (
-        rank != 4
-        or sizes is None
-        or value is None
-        or given.get("mode", "constant") != "constant"
-        or len(node.input) > 3
-    ):
+    """Numbers around a value."""
+    given, rank, source = writer.settings(node), writer.rank(node.input[0]), {"X": [writer.use(node.input[0])]}
+    sizes, value, axes = (writer.constant(name) for name in [*node.input[1:], "", ""][:3])
+    computed = any(name and writer.constant(name) is None for name in node.input[1:])
+    mode = given.get("mode", "constant")
+    if computed or sizes is None or mode not in ("constant", "edge", "reflect"):
         raise refused("a Pad of this kind")
-    before, after = sizes.reshape(2, 4).tolist()
-    if any(before[:2]) or any(after[:2]):
-        raise refused("a Pad of batch or channels")
-    writer.node("pad2d", {"X": [writer.use(node.input[0])]}, node.output[0], mode="constant", data_format="NCHW",
-                pad_value=float(value.reshape(-1)[0]), paddings=[before[2], after[2], before[3], after[3]])  # fmt: skip
+    pairs = np.zeros((rank, 2), np.int64)
+    pairs[np.arange(rank) if axes is None else axes] = sizes.reshape(2, -1).T
+    each, filled = pairs.reshape(-1).tolist(), 0.0 if value is None else float(value.reshape(-1)[0])
+    if rank != 4 or any(each[:4]):
+        if mode != "constant":
+            raise refused(f"a Pad in the mode {mode} of other axes than those of a picture")
+        writer.node("pad", source, node.output[0], pad_value=filled, paddings=each)
+        return
+    writer.node("pad2d", source, node.output[0], mode=mode, data_format="NCHW", pad_value=filled, paddings=each[4:])
 
 
 def batch_norm(writer: Writer, node: Any) -> None:
@@ -223,9 +248,10 @@ def batch_norm(writer: Writer, node: Any) -> None:
     shape = [1, -1, *([1] * (writer.rank(node.input[0]) - 2))]
     names = [writer.parameter(f"{node.output[0]}.{what}", array.astype(np.float32).reshape(shape))
              for what, array in (("factor", factor), ("summand", shift - mean * factor))]  # fmt: skip
-    value = writer.write("elementwise_mul", {"X": [writer.use(node.input[0])], "Y": [names[0]]}, writer.fresh(node.output[0]),
-                         writer.shape(node.output[0]), axis=-1)  # fmt: skip
-    writer.node("elementwise_add", {"X": [value], "Y": [names[1]]}, node.output[0], axis=-1)
+    output = node.output[0]
+    inputs = {"X": [writer.use(node.input[0])], "Y": [names[0]]}
+    value = writer.write("elementwise_mul", inputs, writer.fresh(output), writer.shape(output), axis=-1)
+    writer.node("elementwise_add", {"X": [value], "Y": [names[1]]}, output, axis=-1)
 
 
 def _pair(given: Any, flat: bool) -> list[int]:
@@ -255,6 +281,7 @@ def _paddings(writer: Writer, node: Any, given: dict[str, Any], window: tuple[in
 
 
 RULES: dict[str, Rule] = {
-    "MatMul": product, "Gemm": gemm, "Gather": gather, "Conv": convolution, "Pad": pad, "BatchNormalization": batch_norm,
+    "MatMul": product, "Gemm": gemm, "Gather": gather, "Conv": convolution, "Pad": pad,
+    "BatchNormalization": batch_norm,
     **dict.fromkeys(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"), pool),
 }  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slimseek.backends._paddle_package import MIDDLE
 from slimseek.integers import dequantize, is_integer
 from slimseek.schema import Array, QuantizedTensor, Tensor
 
@@ -52,9 +53,11 @@ def stored(tensor: Tensor, axis: int, divisor: Array | None = None) -> Stored:
     return Stored(integers=integers.astype(f"int{bits}"), scale=scale, exact=False)
 
 
-def halved(weight: Stored) -> Stored:
-    """On seven bits: steps twice as large."""
-    return Stored(integers=np.rint(weight.integers / 2).astype(np.int8), scale=weight.scale * 2, exact=False)
+def halved(weight: Stored, chosen: Array) -> Stored:
+    """With steps twice as large for the chosen outputs, bool [outputs], which lie on axis 0."""
+    factor = np.where(chosen, np.float32(2), np.float32(1))
+    integers = np.rint(weight.integers / _along(factor, 0, weight.integers.ndim)).astype(np.int8)
+    return Stored(integers=integers, scale=weight.scale * factor, exact=False)
 
 
 def values(integers: Array, scale: Array, axis: int) -> Array:
@@ -92,8 +95,8 @@ def table(tensor: QuantizedTensor) -> tuple[Array, Array, Array]:
     if tensor.spec.granularity != "group" and tensor.spec.axis == 0 and tensor.zero_point is not None:
         return tensor.integers, each(tensor.zero_point, "uint8"), each(tensor.scale, "float32")
     weight = stored(tensor, 0)
-    shifted = (weight.integers.astype(np.int16) + 128).astype(np.uint8)
-    return shifted, np.full((rows, 1), 128, np.uint8), each(weight.scale, "float32")
+    shifted = (weight.integers.astype(np.int16) + MIDDLE).astype(np.uint8)
+    return shifted, np.full((rows, 1), MIDDLE, np.uint8), each(weight.scale, "float32")
 
 
 def _along(numbers: Array, axis: int, count: int) -> Array:

@@ -79,8 +79,9 @@ class Writer:
             return self._widened_value(name)
         return self.parameter(name, self.seen.constants[name])
 
-    def write(self, kind: str, inputs: Mapping[str, Sequence[str]], output: str, shape: Sequence[int], dtype: str = "float32",
-              /, *, parameter: str = "Out", extra: Sequence[str] = (), **attributes: Attribute) -> str:  # fmt: skip
+    def write(self, kind: str, inputs: Mapping[str, Sequence[str]], output: str, shape: Sequence[int],
+              dtype: str = "float32", /, *, parameter: str = "Out", extra: Sequence[str] = (),
+              **attributes: Attribute) -> str:  # fmt: skip
         """Append an operator whose first output has this name; ``extra`` are outputs that nothing reads."""
         outputs = {parameter: [output]} | {name: [f"{output}.{name}"] for name in extra}
         for name in extra:

@@ -5,10 +5,10 @@ and then the bytes of the arrays that its "arrays" names: [[name, dtype, shape],
 answers go to what was standard output, and the library's own talk to standard error. A library that aborts ends this
 process alone.
 
-    {"do": "version"}                                                      -> {"version": "v2.13-rc"}
-    {"do": "build", "model": FILE, "parameters": FILE, "places": "x86", "out": FILE.nb}    -> {}
-    {"do": "open", "model": FILE.nb, "threads": N}                         -> {"inputs": [NAME, ...]}
-    {"do": "run"} and arrays by the names of inputs                        -> {} and the array "vector"
+    {"do": "version"}                                                                   -> {"version": "v2.13-rc"}
+    {"do": "build", "model": FILE, "parameters": FILE, "integers": BOOL, "out": FILE.nb} -> {}
+    {"do": "open", "model": FILE.nb, "threads": N}                                      -> {"inputs": [NAME, ...]}
+    {"do": "run"} and arrays by the names of inputs                                     -> {} and the array "vector"
 
 What fails with an exception is answered {"error": TEXT}.
 """
@@ -17,16 +17,18 @@ import json
 import os
 import sys
 
+# mypy: ignore-errors
+
 
 def build(lite, order):
     """Optimize a program of PaddlePaddle into one file; the library adds the ending .nb itself."""
-    opt = lite.Opt()
-    opt.set_model_file(order["model"])
-    opt.set_param_file(order["parameters"])
-    opt.set_valid_places(order["places"])
-    opt.set_model_type("naive_buffer")
-    opt.set_optimize_out(order["out"][: -len(".nb")])
-    opt.run()
+    config = lite.CxxConfig()
+    config.set_model_file(order["model"])
+    config.set_param_file(order["parameters"])
+    kinds = [lite.PrecisionType.INT8] if order["integers"] else []
+    kinds += [lite.PrecisionType.FP32, lite.PrecisionType.INT64, lite.PrecisionType.Any]
+    config.set_valid_places([lite.Place(lite.TargetType.X86, kind) for kind in kinds])
+    lite.create_paddle_predictor(config).save_optimized_model(order["out"][: -len(".nb")])
     if not os.path.isfile(order["out"]):
         raise RuntimeError("the optimizer wrote nothing")
     return {}
@@ -43,7 +45,7 @@ def opened(lite, order, state):
 
 def answer(order, arrays, state):
     """The answer to one order, and the arrays that go with it."""
-    import paddlelite.lite as lite
+    from paddlelite import lite
 
     if order["do"] == "version":
         return {"version": lite.Opt().version()}, {}
@@ -52,7 +54,7 @@ def answer(order, arrays, state):
     if order["do"] == "open":
         return opened(lite, order, state), {}
     if order["do"] != "run":
-        raise ValueError("unknown order %r" % order["do"])
+        raise ValueError("unknown order {!r}".format(order["do"]))
     predictor = state["predictor"]
     for number, name in enumerate(predictor.get_input_names()):
         predictor.get_input(number).from_numpy(arrays[name])
@@ -99,7 +101,7 @@ def main():
         try:
             found, arrays = answer(message[0], message[1], state)
         except Exception as error:
-            found, arrays = {"error": "%s: %s" % (type(error).__name__, error)}, {}
+            found, arrays = {"error": f"{type(error).__name__}: {error}"}, {}
         send(answers, found, arrays)
 
 

@@ -23,7 +23,6 @@ NAME = "paddlelite"
 FILE = "model.nb"
 FED = "model.fed.npz"
 SETTINGS = "paddlelite.json"
-PLACES = "x86"
 
 
 class PaddleLite(Backend):
@@ -52,7 +51,7 @@ class PaddleLite(Backend):
             files = {"model": Path(temporary) / "model", "parameters": Path(temporary) / "parameters"}
             files["model"].write_bytes(converted.program)
             files["parameters"].write_bytes(converted.parameters)
-            order = {"do": "build", "places": PLACES, "out": str((folder / FILE).resolve())}
+            order = {"do": "build", "integers": converted.integers, "out": str((folder / FILE).resolve())}
             worker = Worker(setup.python(NAME))
             try:
                 worker.ask(order | {name: str(file) for name, file in files.items()}, seconds=SECONDS_TO_BUILD)
