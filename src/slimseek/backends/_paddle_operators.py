@@ -186,7 +186,7 @@ def reduction(writer: Writer, node: Any) -> None:
         axes = [int(axis) for axis in _known(writer, node.input[1], "axes of a reduction").reshape(-1)]
     rank = writer.rank(node.input[0])
     axes = [axis % rank for axis in axes] or list(range(rank))
-    how = {"dim": axes, "keep_dim": bool(given.get("keepdims", 1)), "reduce_all": len(axes) == rank}
+    how: dict[str, Any] = {"dim": axes, "keep_dim": bool(given.get("keepdims", 1)), "reduce_all": len(axes) == rank}
     if node.op_type in REDUCTIONS:
         writer.node(REDUCTIONS[node.op_type], {"X": [source]}, node.output[0], **how)
         return

@@ -10,15 +10,14 @@ from slimseek.backends import _paddle_weights as weights
 from slimseek.backends._lowering import tensor_name
 from slimseek.backends._paddle_format import ON_INTEGERS, TYPES
 from slimseek.backends._paddle_operators import LARGEST, Rule, part
-from slimseek.backends._paddle_package import Kept
+from slimseek.backends._paddle_package import MIDDLE, Kept
 from slimseek.backends._paddle_writer import Writer, refused
 from slimseek.integers import is_integer
 from slimseek.schema import ActivationQuant, QuantizedTensor
 
-LEVELS = 254
-"""Steps of the range of an input: from -127 to 127; the library never gives -128."""
-PAIR = 128
-"""What two weights of one sign that stand side by side may have together: more than that times 255 leaves 16 bits."""
+LOWEST, LEVELS = 127, 126
+"""Inputs are rounded to -127 to -1, which the library multiplies as 1 to 127: two products with the largest weights fit
+into the 16 bits that it adds them in."""
 
 
 def product(writer: Writer, node: Any) -> None:
@@ -89,7 +88,7 @@ def table(writer: Writer, name: str, places: str, output: str) -> None:
 def _rows_of_integers(writer: Writer, own: str, tensor: QuantizedTensor, index: str, output: str) -> None:
     """(rows - their zero points) * their scales."""
     rows, zero_points, scales = weights.table(tensor)
-    around = bool((zero_points == weights.MIDDLE).all())
+    around = bool(np.all(zero_points == MIDDLE))
     held = {"rows": rows, "scale": scales} | ({} if around else {"zero_point": zero_points})
     names = {what: writer.parameter(f"{own}.{what}", array) for what, array in held.items()}
     exact = tensor.spec.granularity != "group" and tensor.spec.axis == 0
@@ -110,7 +109,7 @@ def _rows_of_integers(writer: Writer, own: str, tensor: QuantizedTensor, index: 
     value = steps(names["rows"], shape)
     if around:
         value = writer.write("scale", {"X": [value]}, writer.fresh(output), shape, scale=1.0,
-                             bias=float(-weights.MIDDLE), bias_after_scale=True)  # fmt: skip
+                             bias=float(-MIDDLE), bias_after_scale=True)  # fmt: skip
     else:
         both = {"X": [value], "Y": [steps(names["zero_point"], single)]}
         value = writer.write("elementwise_sub", both, writer.fresh(output), shape, axis=-1)
@@ -160,14 +159,14 @@ def _on_integers(
 ) -> dict[str, list[str]]:
     """The inputs of a convolution on eight bits, and its attributes.
 
-    The library rounds its input to signed integers around zero, which would waste half of them on what is never
-    negative. So the middle of the range is taken off before, and what it gives through the kernel added to the bias.
-    It has 255 integers, one less than the artifact. What lies around the picture must be there before.
+    The library rounds its input to integers around zero. A number is taken off before, so that the range of the
+    artifact becomes that of ``LEVELS``, and what it gives through the kernel is added to the bias. What lies around
+    the picture must be there before.
     """
     own, source = tensor_name(node.input[1]), writer.use(node.input[0])
-    kept = without_overflow(weights.stored(tensor, 0))
+    kept = weights.stored(tensor, 0)
     step = how.scale * 255 / LEVELS
-    middle = (LEVELS // 2 - round(how.zero_point * LEVELS / 255)) * step
+    middle = (LOWEST - round(how.zero_point * LEVELS / 255)) * step
     sums = weights.values(kept.integers, kept.scale, 0).reshape(len(kept.scale), -1).sum(1, dtype=np.float64)
     given = writer.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     bias = (sums * middle + (0 if given is None else given)).astype(np.float32)
@@ -184,16 +183,6 @@ def _on_integers(
     attributes |= {ON_INTEGERS: True, "Input0_scale": [step], "bit_length": 8,
                    "Filter0_scale": [float(number) for number in kept.scale]}  # fmt: skip
     return {"Input": [source], "Filter": [writer.keep(own, kept, 0)], "Bias": [writer.parameter(f"{own}.bias", bias)]}
-
-
-def without_overflow(kept: weights.Stored) -> weights.Stored:
-    """The same on seven bits for outputs whose products with the largest inputs could leave 16 bits, which the library
-    adds pairs of them in.
-    """
-    rows = np.abs(kept.integers.reshape(len(kept.integers), -1).astype(np.int32))
-    pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2).sum(2)
-    wide = pairs.max(1, initial=0) > PAIR
-    return weights.halved(kept, wide) if wide.any() else kept
 
 
 def pool(writer: Writer, node: Any) -> None:

@@ -53,13 +53,6 @@ def stored(tensor: Tensor, axis: int, divisor: Array | None = None) -> Stored:
     return Stored(integers=integers.astype(f"int{bits}"), scale=scale, exact=False)
 
 
-def halved(weight: Stored, chosen: Array) -> Stored:
-    """With steps twice as large for the chosen outputs, bool [outputs], which lie on axis 0."""
-    factor = np.where(chosen, np.float32(2), np.float32(1))
-    integers = np.rint(weight.integers / _along(factor, 0, weight.integers.ndim)).astype(np.int8)
-    return Stored(integers=integers, scale=weight.scale * factor, exact=False)
-
-
 def values(integers: Array, scale: Array, axis: int) -> Array:
     """The float32 values of integers with a scale for each output."""
     found: Array = integers.astype(np.float32) * _along(scale, axis, integers.ndim)
