@@ -123,7 +123,7 @@ def test_the_reason_and_the_remedy_where_there_is_no_interpreter(tmp_path: Path,
 
 def test_setup_refuses_unknown_targets_and_other_interpreters(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match="unknown target 'abacus'; slimseek setup knows: paddlelite"):
+    with pytest.raises(UsageError, match="unknown target 'abacus'; slimseek setup knows: paddlelite, paddle"):
         setup.install("abacus")
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     with pytest.raises(UsageError, match=f"is {version}"):
@@ -306,6 +306,27 @@ def test_a_real_network(tmp_path: Path) -> None:
     found = packaged(model, "paddlelite", tmp_path).documents(items)
     assert cosines(choose.encoder(model, "artifact", 1).documents(items), found).min() > 0.99999
     assert (tmp_path / "model.nb").stat().st_size < 0.4 * RESNET8.stat().st_size
+
+
+PADDLE = Path(__file__).parent / "data" / "paddle"
+
+
+@pytest.mark.skipif(setup.missing("paddle") is not None, reason=str(setup.missing("paddle")))
+def test_a_model_of_paddlepaddle_comes_in(tmp_path: Path) -> None:
+    """``net`` is a random Conv2D, BatchNorm2D, ReLU, AdaptiveAvgPool2D, Flatten and Linear, saved by paddle.jit.save of
+    PaddlePaddle 2.6.2, its stacks of calls taken out; ``net.npz`` holds items and what PaddlePaddle gives for them.
+    """
+    setup.paddle_to_onnx(PADDLE / "net.pdmodel", tmp_path / "net.onnx")
+    with np.load(PADDLE / "net.npz") as held:
+        found = choose.choose(tmp_path / "net.onnx", 1).encode({"pixels": held["pixels"]})
+        expected = held["expected"] / np.linalg.norm(held["expected"], axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_model_of_paddlepaddle_without_its_parameters_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.pdmodel").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"there is no .*net\.pdiparams; a model of PaddlePaddle is"):
+        setup.paddle_to_onnx(tmp_path / "net.pdmodel", tmp_path / "net.onnx")
 
 
 def test_a_file_that_is_no_nb_is_refused(tmp_path: Path) -> None:

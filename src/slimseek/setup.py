@@ -48,6 +48,15 @@ TARGETS = {
         packages={"paddlelite": "paddlelite==2.13rc0", "numpy": "numpy>=1.24,<2"},
         variable="SLIMSEEK_PADDLELITE_PYTHON",
     ),
+    "paddle": Target(
+        pythons=("3.11",),
+        packages={
+            "paddle2onnx": "paddle2onnx==2.1.0",
+            "paddlepaddle": "paddlepaddle==3.3.1",
+            "packaging": "packaging==26.4",
+        },
+        variable="SLIMSEEK_PADDLE_PYTHON",
+    ),
 }
 
 
@@ -114,6 +123,31 @@ def install(target: str, chosen: str = "") -> Path:
     )
     _versions.cache_clear()
     return _inside(place)
+
+
+def paddle_to_onnx(program: str | Path, out: str | Path) -> None:
+    """Convert an inference model of PaddlePaddle into an ``.onnx`` file, in the interpreter of the target ``paddle``.
+
+    Args:
+        program: ``NAME.pdmodel``; the parameters lie beside it in ``NAME.pdiparams``.
+        out: file to write.
+
+    Raises:
+        UsageError: a file or the interpreter is missing, or the converter does not know an operator.
+    """
+    source, parameters = Path(program), Path(program).with_suffix(".pdiparams")
+    for file in (source, parameters):
+        if not file.is_file():
+            raise UsageError(f"there is no {file}; a model of PaddlePaddle is NAME.pdmodel and NAME.pdiparams")
+    reason = missing("paddle")
+    if reason is not None:
+        raise UsageError(reason)
+    # Its tools for folding constants install themselves from an index of their own; slimseek folds them anyway.
+    tool = str(python("paddle").with_name("paddle2onnx"))
+    _run([tool, "--model_dir", str(source.parent), "--model_filename", source.name,
+          "--params_filename", parameters.name, "--save_file", str(out), "--opset_version", "17", "--optimize_tool", "None"])  # fmt: skip
+    if not Path(out).is_file():
+        raise UsageError(f"paddle2onnx wrote nothing for {source}")
 
 
 def _known(target: str) -> Target:
