@@ -143,9 +143,10 @@ def paddle_to_onnx(program: str | Path, out: str | Path) -> None:
     if reason is not None:
         raise UsageError(reason)
     # Its tools for folding constants install themselves from an index of their own; slimseek folds them anyway.
-    tool = str(python("paddle").with_name("paddle2onnx"))
-    _run([tool, "--model_dir", str(source.parent), "--model_filename", source.name,
-          "--params_filename", parameters.name, "--save_file", str(out), "--opset_version", "17", "--optimize_tool", "None"])  # fmt: skip
+    named = {"model_dir": source.parent, "model_filename": source.name, "params_filename": parameters.name,
+             "save_file": out, "opset_version": 17, "optimize_tool": None}  # fmt: skip
+    options = [text for name, value in named.items() for text in (f"--{name}", str(value))]
+    _run([str(python("paddle").with_name("paddle2onnx")), *options])
     if not Path(out).is_file():
         raise UsageError(f"paddle2onnx wrote nothing for {source}")
 
