@@ -20,7 +20,7 @@ from slimseek.evaluate import cosines
 from slimseek.inputs.samples import examples
 from slimseek.plugins import require
 from slimseek.schema import Model, QuantizedTensor, QuantSpec, Samples
-from small import conv_network, packaged, tiny_model
+from small import bare, conv_network, packaged, tiny_model
 
 TEXTS = ["the cat sleeps", "a dog runs through the winter forest near the river", "stone", "apple"]
 REASON = setup.missing("paddlelite")
@@ -277,6 +277,17 @@ def test_a_static_convolution_runs_on_integers(tmp_path: Path) -> None:
         tensor = model.tensors[name]
         assert isinstance(tensor, QuantizedTensor)
         assert np.array_equal(stored[name], tensor.integers)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("kind", ["MPNet", "DistilBert"])
+def test_other_text_encoders(kind: str, tmp_path: Path) -> None:
+    """MPNet counts its positions and looks up distances of a table that grows with the text."""
+    (tmp_path / "m").mkdir()
+    bare(tmp_path / "m", kind)
+    model = choose.model(tmp_path / "m")
+    found = packaged(model, "paddlelite", tmp_path / "p").documents(TEXTS)
+    assert cosines(choose.encoder(model, "artifact", 1).documents(TEXTS), found).min() > 0.99999
 
 
 @needs_interpreter

@@ -200,6 +200,13 @@ def reduction(writer: Writer, node: Any) -> None:
     writer.node("sqrt", {"X": [total]}, node.output[0])
 
 
+def cumulative_sum(writer: Writer, node: Any) -> None:
+    """Along one axis."""
+    given, axis = writer.settings(node), int(_known(writer, node.input[1], "the axis of a CumSum").reshape(-1)[0])
+    writer.node("cumsum", {"X": [writer.use(node.input[0])]}, node.output[0], axis=axis, flatten=False,
+                exclusive=bool(given.get("exclusive", 0)), reverse=bool(given.get("reverse", 0)))  # fmt: skip
+
+
 def concat(writer: Writer, node: Any) -> None:
     """Values side by side."""
     axis = int(writer.settings(node)["axis"]) % writer.rank(node.output[0])
@@ -263,5 +270,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), reshaped),
     **dict.fromkeys((*REDUCTIONS, "ReduceL1", "ReduceL2", "ReduceSumSquare"), reduction),
     "Cast": cast, "Clip": clip, "Transpose": transpose, "Softmax": softmax, "LayerNormalization": layer_norm,
-    "Concat": concat, "Slice": slices, "Split": split, "Expand": expand,
+    "Concat": concat, "CumSum": cumulative_sum, "Slice": slices, "Split": split, "Expand": expand,
 }  # fmt: skip
