@@ -254,6 +254,17 @@ def deploy(artifact: Artifact, out: Out, target: Target = "auto", data: MaybeDat
 
 
 @app.command()
+def setup(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Such as paddlelite.")],
+    python: Annotated[str, typer.Option("--python", metavar="PATH", help="The CPython to make it with.")] = "",
+) -> None:
+    """Make the interpreter of its own that a runtime needs which does not install beside slimseek."""
+    from slimseek import setup as environments
+
+    print(environments.install(target, python))
+
+
+@app.command()
 def index(
     model: Model, data: Data, out: Out,
     kind: Annotated[str, typer.Option("--kind", help="exact or usearch.")] = "exact",
