@@ -19,6 +19,8 @@ BATCH = "batch"
 SMALL, LARGE = 3, 5
 """Two sizes of a free axis, neither of which means anything."""
 
+MISSING = {"If", "Loop", "Scan", "LSTM", "GRU", "RNN"}
+"""Operators that are refused before the graph is folded, which takes long and may stop at their shapes."""
 OPERATORS: dict[str, Callable[[Conversion, Node], None]] = {
     **_litert_operators.OPERATORS, **_litert_linear.OPERATORS, **_litert_pictures.OPERATORS,
 }  # fmt: skip
@@ -71,9 +73,8 @@ def _batch(symbols: list[tuple[str, str]]) -> str:
 
 
 def _check_operators(graph: onnx.ModelProto) -> None:
-    known = {*OPERATORS, "Shape", "Size", "Constant", "ConstantOfShape", "Range", "Loop", "If"}
-    unknown = {node.op_type for node in graph.graph.node if node.op_type in ("If", "Loop", "LSTM", "GRU", "RNN", "Scan")}
-    if unknown - known or unknown:
+    unknown = {node.op_type for node in graph.graph.node} & MISSING
+    if unknown:
         raise UsageError(f"LiteRT takes no {', '.join(sorted(unknown))} here; deploy for onnxruntime instead")
 
 

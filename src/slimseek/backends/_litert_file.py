@@ -151,7 +151,7 @@ class Writer:
         schema = self._schema
 
         class Buffer(schema.BufferT):  # type: ignore[misc,name-defined]
-            def Pack(self, builder: Any) -> Any:  # noqa: N802
+            def Pack(self, builder: Any) -> Any:
                 vector = None
                 if self.data is not None:
                     builder.StartVector(1, len(self.data), ALIGNMENT)
@@ -226,10 +226,8 @@ def read_tensors(path: Path) -> tuple[dict[str, tuple[Array, Grid | None]], dict
             continue
         shape, kind = tuple(tensor.shape if tensor.shape is not None else ()), kinds[tensor.type]
         raw = np.asarray(data, np.uint8)
-        if kind in FEW_BITS:
-            values = unpack_few(raw, FEW_BITS[kind], int(np.prod(shape)))
-        else:
-            values = raw.view(_dtype(kind))
+        few = FEW_BITS.get(kind)
+        values = raw.view(_dtype(kind)) if few is None else unpack_few(raw, few, int(np.prod(shape)))
         tensors[tensor.name.decode()] = values.reshape(shape), _grid(tensor.quantization)
     metadata = {entry.name.decode(): bytes(np.asarray(model.buffers[entry.buffer].data, np.uint8))
                 for entry in model.metadata or ()}  # fmt: skip

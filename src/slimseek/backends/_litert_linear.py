@@ -69,8 +69,7 @@ def general_product(c: Conversion, node: Node) -> None:
 def _linear(c: Conversion, source: str, right: str, bias: str, output: str, *, transposed: bool) -> None:
     """FULLY_CONNECTED; ``transposed`` says that the weight stands as [in, out], where LiteRT wants [out, in].
 
-    A layer that rounds its inputs has integer weights and float inputs, which the runtime rounds row by row; a static
-    range rounds them before, so that the kernel meets no other values than the artifact does.
+    A layer that rounds its inputs has integer weights and float inputs, which the runtime rounds row by row.
     """
     name = tensor_name(right)
     tensor = stored_tensor(c, right)
@@ -86,8 +85,8 @@ def _linear(c: Conversion, source: str, right: str, bias: str, output: str, *, t
         factors = c.constant((1 / c.model.smoothing[name]).reshape(-1).astype(np.float32))
         x = c.write.operator("MUL", [x, factors], c.write.shapes[x])
     if how is not None:
-        x = _rounded(c, x, how)
-        w, _ = rounding_weight(c, name, order, 0)
+        x, more = _ranged(c, x, how)
+        w, _ = rounding_weight(c, name, order, 0, more=more)
     elif matching:
         w = values(c, name, order)
     elif tensor is None:
@@ -102,10 +101,26 @@ def _linear(c: Conversion, source: str, right: str, bias: str, output: str, *, t
     c.done.add(output)
 
 
-def _rounded(c: Conversion, x: int, how: ActivationQuant) -> int:
+def _ranged(c: Conversion, x: int, how: ActivationQuant) -> tuple[int, int]:
+    """What makes the runtime round each row to the static range: the values clipped to it and, in two more columns, its
+    ends; and the number of columns more, whose weights are zero.
+
+    XNNPACK spreads 256 levels from the least to the greatest value of a row, 0 included: from these ends it gets the
+    artifact's own scale and zero point.
+    """
     if how.mode == "dynamic":
-        return x
-    return c.write.operator("DEQUANTIZE", [c.quantized(x, how.scale, how.zero_point)], c.write.shapes[x])
+        return x, 0
+    low, high = (np.float32(how.scale) * np.float32(level - how.zero_point) for level in (0, 255))
+    shape = c.write.shapes[x]
+    wide = (*shape[:-1], shape[-1] + 2)
+    pads = np.zeros((len(shape), 2), np.int32)
+    pads[-1, 1] = 2
+    x = c.write.operator("PAD", [x, c.write.constant(pads)], wide)
+    ends = np.array([low, high], np.float32)
+    for kind, limit in (("MAXIMUM", low), ("MINIMUM", high)):
+        bounds = np.concatenate([np.full(shape[-1], limit, np.float32), ends])
+        x = c.write.operator(kind, [x, c.write.constant(bounds)], wide)
+    return x, 2
 
 
 def _batch_product(c: Conversion, node: Node) -> None:
@@ -139,7 +154,9 @@ def look_up(c: Conversion, node: Node) -> None:
     else:
         index = c.value(indices)
     source = operand(c, table)
-    found = c.write.operator("GATHER", [source, index], shape, c.kind(source), settings=("GatherOptions", {"axis": axis}))
+    found = c.write.operator(
+        "GATHER", [source, index], shape, c.kind(source), settings=("GatherOptions", {"axis": axis})
+    )
     c.give(node.outputs[0], found)
 
 
@@ -200,7 +217,9 @@ def layer_norm(c: Conversion, node: Node) -> None:
     last = c.numbers(len(shape) - 1)
     mean = c.write.operator("MEAN", [x, last], narrow, settings=keep)
     centred = c.write.operator("SUB", [x, mean], shape)
-    variance = c.write.operator("MEAN", [c.write.operator("MUL", [centred, centred], shape), last], narrow, settings=keep)
+    variance = c.write.operator(
+        "MEAN", [c.write.operator("MUL", [centred, centred], shape), last], narrow, settings=keep
+    )
     epsilon = c.constant(np.array(node.settings.get("epsilon", 1e-5), np.float32))
     factor = c.write.operator("RSQRT", [c.write.operator("ADD", [variance, epsilon], narrow)], narrow)
     found = c.write.operator("MUL", [centred, factor], shape)

@@ -12,7 +12,6 @@ from onnx import helper
 from slimseek.backends._litert_conversion import LAST, Conversion, Node
 from slimseek.backends._litert_linear import operand
 from slimseek.errors import UsageError
-from slimseek.schema import Array
 
 Rule = Callable[[Conversion, Node], None]
 UNARY = {"Relu": "RELU", "Sigmoid": "LOGISTIC", "Tanh": "TANH", "Sqrt": "SQRT", "Exp": "EXP", "Log": "LOG",
@@ -24,7 +23,6 @@ BINARY = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Div": "DIV", "Max": "MAXIMU
 TRUTHS = ("EQUAL", "GREATER", "LESS", "GREATER_EQUAL", "LESS_EQUAL", "LOGICAL_AND", "LOGICAL_OR")
 REDUCTIONS = {"ReduceSum": "SUM", "ReduceMean": "MEAN", "ReduceMax": "REDUCE_MAX", "ReduceMin": "REDUCE_MIN",
               "ReduceProd": "REDUCE_PROD"}  # fmt: skip
-OPTIONS = {"GELU": "GeluOptions", "SOFTMAX": "SoftmaxOptions"}
 
 
 def refused(node: Node, why: str) -> UsageError:
@@ -68,8 +66,13 @@ def gelu(c: Conversion, node: Node) -> None:
     unary("GELU", node, c, ("GeluOptions", {"approximate": approximate}))
 
 
+def leaky_relu(c: Conversion, node: Node) -> None:
+    """LEAKY_RELU with the node's slope."""
+    unary("LEAKY_RELU", node, c, ("LeakyReluOptions", {"alpha": node.settings.get("alpha", 0.01)}))
+
+
 def erf(c: Conversion, node: Node) -> None:
-    """By GELU, which LiteRT has: erf(x) = 2 gelu(z) / z - 1 for z = sqrt(2) x, nudged away from zero."""
+    """The error function of x by way of GELU: it is 2 gelu(z) / z - 1 for z = sqrt(2) x, nudged away from zero."""
     x = operand(c, node.inputs[0])
     shape = c.write.shapes[x]
 
@@ -163,7 +166,13 @@ def constants(c: Conversion, node: Node, position: int, label: str) -> list[int]
 
 def reshape(c: Conversion, node: Node) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: what they give is known."""
-    c.give(node.outputs[0], c.reshaped(operand(c, node.inputs[0]), c.dims(node.outputs[0])))
+    x, shape = operand(c, node.inputs[0]), c.dims(node.outputs[0])
+    if node.kind == "Unsqueeze" and shape.count(-1) > 1:
+        for axis in sorted(axis % len(shape) for axis in constants(c, node, 1, "axes") or []):
+            before = c.write.shapes[x]
+            inputs = [x, c.write.constant(np.array(axis, np.int32))]
+            x = c.write.operator("EXPAND_DIMS", inputs, (*before[:axis], 1, *before[axis:]), c.kind(x))
+    c.give(node.outputs[0], c.reshaped(x, shape))
 
 
 def same(c: Conversion, node: Node) -> None:
@@ -274,7 +283,9 @@ def cumulative_sum(c: Conversion, node: Node) -> None:
     settings = ("CumsumOptions", {"exclusive": bool(node.settings.get("exclusive", 0)),
                                   "reverse": bool(node.settings.get("reverse", 0))})  # fmt: skip
     axis_index = c.write.constant(np.array(axis % len(c.write.shapes[x]), np.int32))
-    c.give(node.outputs[0], c.write.operator("CUMSUM", [x, axis_index], c.write.shapes[x], c.kind(x), settings=settings))
+    c.give(
+        node.outputs[0], c.write.operator("CUMSUM", [x, axis_index], c.write.shapes[x], c.kind(x), settings=settings)
+    )
 
 
 def gather_elements(c: Conversion, node: Node) -> None:
@@ -304,15 +315,11 @@ def _with(kind: str, rule: Callable[[str, Node, Conversion], None]) -> Rule:
     return lambda c, node: rule(kind, node, c)
 
 
-def as_array(value: Any) -> Array:
-    """A number or numbers as an array."""
-    return np.asarray(value)
-
-
 OPERATORS: dict[str, Rule] = {
     **{name: _with(kind, unary) for name, kind in UNARY.items()},
     **{name: _with(kind, binary) for name, kind in BINARY.items()},
     **{name: _with(kind, reduction) for name, kind in REDUCTIONS.items()},
+    "LeakyRelu": leaky_relu,
     "Gelu": gelu, "Erf": erf, "Clip": clip, "Softmax": softmax, "ReduceL2": norm, "ReduceSumSquare": norm,
     "Reshape": reshape, "Flatten": reshape, "Squeeze": reshape, "Unsqueeze": reshape, "Identity": same,
     "Dropout": same, "Transpose": transpose, "Cast": cast, "Where": where, "Expand": expand, "Concat": concatenate,

@@ -9,7 +9,7 @@ import numpy as np
 from slimseek.backends._litert_conversion import LAST, Conversion, Node
 from slimseek.backends._litert_file import Grid, Shape
 from slimseek.backends._litert_linear import operand, stored_tensor
-from slimseek.backends._litert_operators import Rule, binary, constants, limits, reduction, refused, same
+from slimseek.backends._litert_operators import Rule, binary, constants, limits, reduction, refused
 from slimseek.backends._litert_weights import rounding_weight, unsmoothed, values
 from slimseek.backends._lowering import LARGEST_BIAS, tensor_name
 from slimseek.schema import ActivationQuant, Array, QuantizedTensor
@@ -33,7 +33,7 @@ def convolution(c: Conversion, node: Node) -> None:
     if ranges is not None:
         _integer_convolution(c, node, depthwise, *ranges)
         return
-    x, padding = _padded(c, node, c.picture(source), shape[2:], 0.0)
+    x, padding = _padded(c, node, c.picture(source), shape[2:])
     tensor = stored_tensor(c, kernel)
     order = DEPTHWISE if depthwise else KERNEL
     if tensor is None:
@@ -105,7 +105,7 @@ def _integer_convolution(c: Conversion, node: Node, depthwise: bool, how: Activa
     assert x is not None
     if not c.is_picture(node.inputs[0]):
         x = c.transposed(x, LAST)
-    x, padding = _padded(c, node, x, c.dims(node.inputs[1])[2:], None)
+    x, padding = _padded(c, node, x, c.dims(node.inputs[1])[2:])
     result = Grid((after.scale,), (after.zero_point - 128,))
     found = _write(c, node, [x, w, b], depthwise, padding, activation, result)
     c.give_integers(rounded, found, picture=True)
@@ -129,9 +129,9 @@ def _write(c: Conversion, node: Node, inputs: list[int], depthwise: bool, paddin
     )  # fmt: skip
 
 
-def _padded(c: Conversion, node: Node, x: int, window: Shape, filling: float | None) -> tuple[int, int]:
-    """The picture [n, height, width, channels], filled up where LiteRT's own padding is another, and that padding: 0
-    for SAME, 1 for VALID. ``filling`` is ``None`` for integers, whose zero fills.
+def _padded(c: Conversion, node: Node, x: int, window: Shape) -> tuple[int, int]:
+    """The picture [n, height, width, channels], filled up with zeros where LiteRT's own padding is another, and that
+    padding: 0 for SAME, 1 for VALID.
     """
     before, after = pads_of(c, node, window)
     sizes = c.write.shapes[x][1:3]
@@ -139,13 +139,20 @@ def _padded(c: Conversion, node: Node, x: int, window: Shape, filling: float | N
         return x, 1
     if (before, after) == _same(node, sizes, window):
         return x, 0
-    pads = np.array([[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]], np.int32)
+    return _filled(c, x, before, after, 0.0), 1
+
+
+def _filled(c: Conversion, x: int, before: tuple[int, int], after: tuple[int, int], value: float) -> int:
+    """More rows and columns before and after; integers are filled with their zero."""
+    if (before, after) == ((0, 0), (0, 0)):
+        return x
     shape = c.write.shapes[x]
-    wide = (shape[0], *(size + one + other for size, one, other in zip(sizes, before, after, strict=True)), shape[3])
+    pads = np.array([[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]], np.int32)
+    wide = (shape[0], shape[1] + before[0] + after[0], shape[2] + before[1] + after[1], shape[3])
     inputs = [x, c.write.constant(pads)]
-    if filling is None or filling == 0:
-        return c.write.operator("PAD", inputs, wide, c.kind(x), grid=c.write.grids[x]), 1
-    return c.write.operator("PADV2", [*inputs, c.constant(np.array(filling, np.float32))], wide), 1
+    if value == 0:
+        return c.write.operator("PAD", inputs, wide, c.kind(x), grid=c.write.grids[x])
+    return c.write.operator("PADV2", [*inputs, c.constant(np.array(value, np.float32))], wide)
 
 
 def pads_of(c: Conversion, node: Node, window: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -185,23 +192,16 @@ def pool(c: Conversion, node: Node) -> None:
     sizes = c.write.shapes[x][1:3]
     if not most and not counted and (before, after) not in (((0, 0), (0, 0)), _same(node, sizes, window)):
         raise refused(node, "that leaves its own padding out")
-    if not most and counted and (before, after) != ((0, 0), (0, 0)):
-        x, padding = _filled(c, x, before, after, 0.0), 1
+    if (before, after) == _same(node, sizes, window) and not counted:
+        padding = 0
     else:
-        x, padding = _padded(c, node, x, window, LOWEST if most else 0.0)
+        x, padding = _filled(c, x, before, after, LOWEST if most else 0.0), 1
     strides = node.settings.get("strides", [1, 1])
     fields = {"padding": padding, "strideH": strides[0], "strideW": strides[1], "filterHeight": window[0],
               "filterWidth": window[1]}  # fmt: skip
     found = c.write.operator("MAX_POOL_2D" if most else "AVERAGE_POOL_2D", [x], tuple(shape[axis] for axis in LAST),
                              settings=("Pool2DOptions", fields))  # fmt: skip
     c.give(node.outputs[0], found, picture=True)
-
-
-def _filled(c: Conversion, x: int, before: tuple[int, int], after: tuple[int, int], value: float) -> int:
-    shape = c.write.shapes[x]
-    pads = np.array([[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]], np.int32)
-    wide = (shape[0], shape[1] + before[0] + after[0], shape[2] + before[1] + after[1], shape[3])
-    return c.write.operator("PADV2", [x, c.write.constant(pads), c.constant(np.array(value, np.float32))], wide)
 
 
 def _floor_sizes(c: Conversion, node: Node, window: Shape) -> Shape:
@@ -264,9 +264,14 @@ def addition(c: Conversion, node: Node) -> None:
         return
     how, activation, rounded = found
     shape = c.dims(node.outputs[0])
-    index = c.write.operator("ADD", [index for index in integers if index is not None],
-                             tuple(shape[axis] for axis in LAST), "int8", grid=Grid((how.scale,), (how.zero_point - 128,)),
-                             settings=("AddOptions", {"fusedActivationFunction": activation}))  # fmt: skip
+    index = c.write.operator(
+        "ADD",
+        [index for index in integers if index is not None],
+        tuple(shape[axis] for axis in LAST),
+        "int8",
+        grid=Grid((how.scale,), (how.zero_point - 128,)),
+        settings=("AddOptions", {"fusedActivationFunction": activation}),
+    )
     c.give_integers(rounded, index, picture=True)
     c.done |= {rounded, _activation(c, node)[1]}
 
@@ -312,5 +317,4 @@ def _mean(c: Conversion, node: Node) -> None:
 OPERATORS: dict[str, Rule] = {
     "Conv": convolution, "MaxPool": pool, "AveragePool": pool, "GlobalAveragePool": global_pool,
     "GlobalMaxPool": global_pool, "QuantizeLinear": quantize, "DequantizeLinear": dequantize, "Add": addition,
-    "BatchNormalization": batch_norm, "Pad": pad, "ReduceMean": _mean, "Identity": same,
-}  # fmt: skip
+    "BatchNormalization": batch_norm, "Pad": pad, "ReduceMean": _mean, }  # fmt: skip

@@ -92,7 +92,7 @@ def values(c: Conversion, name: str, order: tuple[int, ...]) -> int:
 
 
 def rounding_weight(c: Conversion, name: str, order: tuple[int, ...], channel: int,
-                    least: Array | float = 0.0) -> tuple[int, Array]:  # fmt: skip
+                    least: Array | float = 0.0, more: int = 0) -> tuple[int, Array]:  # fmt: skip
     """Symmetric integers for arithmetic on eight bits, and their scale [channels].
 
     The artifact's own where they are symmetric and have one scale for a channel; else the nearest on a grid of eight
@@ -104,6 +104,7 @@ def rounding_weight(c: Conversion, name: str, order: tuple[int, ...], channel: i
         order: of its axes in the file.
         channel: the axis of outputs in the file.
         least: the smallest scale [channels] that may be used.
+        more: columns of zeros behind those of a matrix.
     """
     tensor = c.model.tensors[name]
     assert isinstance(tensor, QuantizedTensor)
@@ -113,13 +114,19 @@ def rounding_weight(c: Conversion, name: str, order: tuple[int, ...], channel: i
         few = tensor.spec.bits if is_linear_order(order) else 8  # kernels of convolutions have eight bits only
         if (scale >= least).all():
             grid = Grid(tuple(map(float, scale)), (0,) * len(scale), channel)
-            return put(c, name, tensor.integers.transpose(order), few, grid, _stored(tensor, order, 0)), scale
+            return put(
+                c, name, _wider(tensor.integers.transpose(order), more), few, grid, _stored(tensor, order, 0)
+            ), scale
     scale = eight_bit_scale(tensor, least)
     beside = [-1 if axis == tensor.spec.axis else 1 for axis in range(len(tensor.shape))]
     integers = np.clip(np.rint(dequantize(tensor) / scale.reshape(beside)), -127, 127).astype(np.int8)
     grid = Grid(tuple(map(float, scale)), (0,) * len(scale), channel)
     how = Stored(shape=tensor.shape, order=order, axis=tensor.spec.axis, exact=False)
-    return put(c, f"{name}#int8", integers.transpose(order), 8, grid, how), scale
+    return put(c, f"{name}#int8", _wider(integers.transpose(order), more), 8, grid, how), scale
+
+
+def _wider(integers: Array, more: int) -> Array:
+    return np.pad(integers, ((0, 0), (0, more))) if more else integers
 
 
 def is_linear_order(order: tuple[int, ...]) -> bool:
@@ -272,6 +279,7 @@ def read(path: Path) -> dict[str, Array]:
 def _oriented(array: Array, how: Stored) -> Array:
     """In the artifact's shape."""
     if how.order:
+        array = array[tuple(slice(how.shape[axis]) for axis in how.order)]  # without columns of zeros
         return array.transpose(np.argsort(how.order))
     moved = (how.shape[how.axis], *how.shape[: how.axis], *how.shape[how.axis + 1 :])
     rows = array.reshape(moved[0], -1)[:, : int(np.prod(moved[1:]))]

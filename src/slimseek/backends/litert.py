@@ -87,9 +87,7 @@ def _interpreter(path: Path, threads: int) -> Any:
         interpreter = library.Interpreter(model_path=str(path), num_threads=threads)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"LiteRT cannot load {path} ({_last_line(error)}); deploy for onnxruntime instead"
-        ) from error
+        raise UsageError(f"LiteRT cannot load {path} ({_last_line(error)}); deploy for onnxruntime instead") from error
     return interpreter
 
 
