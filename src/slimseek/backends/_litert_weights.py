@@ -6,6 +6,7 @@ own, each a channel to LiteRT. What is asymmetric is moved by half of its range,
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -186,11 +187,11 @@ def _halves(c: Conversion, name: str, tensor: Tensor, order: tuple[int, ...]) ->
 
 def blocks_of(tensor: QuantizedTensor) -> tuple[Array, int]:
     """Signed integers [channels, groups, size], the last group filled with its zero; and what was taken off them."""
-    rows = matrix(tensor)
     integers, added = signed(tensor)
-    rows = np.moveaxis(integers, tensor.spec.axis, 0).reshape(rows.shape)
-    size = min(tensor.spec.group_size or rows.shape[1], rows.shape[1])
-    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % size))).reshape(len(rows), -1, size), added
+    rows = matrix(dataclasses.replace(tensor, integers=integers))
+    width = rows.shape[1]
+    size = min(tensor.spec.group_size or width, width)
+    return np.pad(rows, ((0, 0), (0, -width % size))).reshape(len(rows), -1, size), added
 
 
 def _group_rows(c: Conversion, name: str, tensor: QuantizedTensor) -> int:
