@@ -48,6 +48,7 @@ class Writer:
     def __init__(self, free: int) -> None:
         self.free = free
         self._schema = require(SCHEMA)
+        self._buffer_class, self._grid_class = _packers(self._schema)
         self._buffers: list[Any] = [self._buffer(None)]
         self._tensors: list[Any] = []
         self._operators: list[Any] = []
@@ -61,7 +62,7 @@ class Writer:
                content: bytes | None = None) -> int:  # fmt: skip
         """A new tensor; ``content`` makes it a constant."""
         tensor = self._schema.TensorT()
-        tensor.name = (name or f"value_{len(self._tensors)}").encode()
+        tensor.name = name.encode() if name else None
         tensor.shape = np.array([self.free if axis < 0 else axis for axis in shape], np.int32)
         if -1 in shape:
             tensor.shapeSignature = np.array(shape, np.int32)
@@ -147,28 +148,12 @@ class Writer:
         return bytes(builder.Output())
 
     def _buffer(self, content: bytes | None) -> Any:
-        """A buffer that packs itself on a boundary of sixteen bytes, as kernels want their weights."""
-        schema = self._schema
-
-        class Buffer(schema.BufferT):  # type: ignore[misc,name-defined]
-            def Pack(self, builder: Any) -> Any:
-                vector = None
-                if self.data is not None:
-                    builder.StartVector(1, len(self.data), ALIGNMENT)
-                    builder.head -= len(self.data)
-                    builder.Bytes[builder.head : builder.head + len(self.data)] = self.data
-                    vector = builder.EndVector()
-                schema.BufferStart(builder)
-                if vector is not None:
-                    schema.BufferAddData(builder, vector)
-                return schema.BufferEnd(builder)
-
-        buffer = Buffer()
+        buffer = self._buffer_class()
         buffer.data = content
         return buffer
 
     def _quantization(self, grid: Grid) -> Any:
-        found = self._schema.QuantizationParametersT()
+        found = self._grid_class()
         found.scale = np.array(grid.scale, np.float32)
         found.zeroPoint = np.array(grid.zero_point, np.int64)
         found.quantizedDimension = grid.axis
@@ -189,6 +174,42 @@ class Writer:
         entry.name, entry.buffer = name.encode(), len(self._buffers)
         self._buffers.append(self._buffer(content))
         return entry
+
+
+def _packers(schema: Any) -> tuple[type[Any], type[Any]]:
+    """Buffers that pack themselves on a boundary of sixteen bytes, as kernels want their weights; and grids that share
+    their numbers, since a zero point for each channel is eight bytes of zeros.
+    """
+    shared: dict[tuple[Any, ...], Any] = {}
+
+    class Buffer(schema.BufferT):  # type: ignore[misc]
+        def Pack(self, builder: Any) -> Any:
+            vector = None
+            if self.data is not None:
+                builder.StartVector(1, len(self.data), ALIGNMENT)
+                builder.head -= len(self.data)
+                builder.Bytes[builder.head : builder.head + len(self.data)] = self.data
+                vector = builder.EndVector()
+            schema.BufferStart(builder)
+            if vector is not None:
+                schema.BufferAddData(builder, vector)
+            return schema.BufferEnd(builder)
+
+    class Parameters(schema.QuantizationParametersT):  # type: ignore[misc]
+        def Pack(self, builder: Any) -> Any:
+            vectors = []
+            for numbers in (self.scale, self.zeroPoint):
+                key = (numbers.dtype.name, numbers.tobytes())
+                if key not in shared:
+                    shared[key] = builder.CreateNumpyVector(numbers)
+                vectors.append(shared[key])
+            schema.QuantizationParametersStart(builder)
+            schema.QuantizationParametersAddScale(builder, vectors[0])
+            schema.QuantizationParametersAddZeroPoint(builder, vectors[1])
+            schema.QuantizationParametersAddQuantizedDimension(builder, self.quantizedDimension)
+            return schema.QuantizationParametersEnd(builder)
+
+    return Buffer, Parameters
 
 
 def pack_few(array: Array, bits: int) -> bytes:
@@ -222,7 +243,7 @@ def read_tensors(path: Path) -> tuple[dict[str, tuple[Array, Grid | None]], dict
     tensors = {}
     for tensor in model.subgraphs[0].tensors:
         data = model.buffers[tensor.buffer].data
-        if data is None:
+        if data is None or tensor.name is None:
             continue
         shape, kind = tuple(tensor.shape if tensor.shape is not None else ()), kinds[tensor.type]
         raw = np.asarray(data, np.uint8)

@@ -115,12 +115,12 @@ def _ranged(c: Conversion, x: int, how: ActivationQuant) -> tuple[int, int]:
     wide = (*shape[:-1], shape[-1] + 2)
     pads = np.zeros((len(shape), 2), np.int32)
     pads[-1, 1] = 2
-    x = c.write.operator("PAD", [x, c.write.constant(pads)], wide)
-    ends = np.array([low, high], np.float32)
     for kind, limit in (("MAXIMUM", low), ("MINIMUM", high)):
-        bounds = np.concatenate([np.full(shape[-1], limit, np.float32), ends])
-        x = c.write.operator(kind, [x, c.write.constant(bounds)], wide)
-    return x, 2
+        x = c.write.operator(kind, [x, c.constant(np.array(limit, np.float32))], shape)
+    x = c.write.operator("PAD", [x, c.write.constant(pads)], wide)
+    ends = np.zeros(wide[-1], np.float32)
+    ends[-2:] = low, high
+    return c.write.operator("ADD", [x, c.write.constant(ends)], wide), 2
 
 
 def _batch_product(c: Conversion, node: Node) -> None:

@@ -23,7 +23,7 @@ METADATA = "slimseek.stored"
 LARGEST_FLOAT16 = 65504.0
 
 
-class Stored(msgspec.Struct, frozen=True):
+class Stored(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a tensor of the artifact stands in the file.
 
     Attributes:
