@@ -163,10 +163,10 @@ class Conversion:
 
     def reshaped(self, index: int, shape: Shape) -> int:
         """The tensor in another shape; at most one axis may be free."""
-        if sum(axis < 0 for axis in shape) > 1:
-            raise UsageError("LiteRT takes no Reshape to a shape with two free axes; deploy for onnxruntime instead")
         if shape == self.write.shapes[index]:
             return index
+        if sum(axis < 0 for axis in shape) > 1:
+            raise UsageError("LiteRT takes no Reshape to a shape with two free axes; deploy for onnxruntime instead")
         target = self.numbers(*shape) if shape else self.write.constant(np.zeros(0, np.int32))
         return self.write.operator("RESHAPE", [index, target], shape, self.kind(index), grid=self.write.grids[index])
 
