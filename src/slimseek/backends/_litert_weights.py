@@ -137,7 +137,8 @@ def is_linear_order(order: tuple[int, ...]) -> bool:
 
 def put(c: Conversion, label: str, integers: Array, bits: int, grid: Grid | None, how: Stored) -> int:
     """Integers as a constant of the narrowest type, noted for reading."""
-    kind = "int2" if bits <= 2 else "int4" if bits <= 4 else "int8"
+    # Only DEQUANTIZE and products take two bits; what is looked up has four at least.
+    kind = "int2" if bits <= 2 and grid is not None else "int4" if bits <= 4 else "int8"
     key = f"{label}@{'_'.join(map(str, how.order)) or 'rows'}"
     c.stored[key] = msgspec.to_builtins(how)
     return c.write.constant(np.ascontiguousarray(integers), kind="" if kind == "int8" else kind, name=key, grid=grid)
@@ -232,7 +233,7 @@ def _shared_rows(c: Conversion, name: str, tensor: QuantizedTensor) -> int:
 def shared_places(c: Conversion, name: str, tensor: QuantizedTensor, rows: Array, indices: int | None = None,
                   shape: Shape = ()) -> int:  # fmt: skip
     """Int32 places in a code book [channels, values]; those of some rows, in a given shape, where there are indices."""
-    width = next(width for width in (2, 4, 8) if width >= tensor.spec.bits)
+    width = next(width for width in (4, 8) if width >= tensor.spec.bits)
     added = 2 ** (width - 1)
     how = Stored(shape=tensor.shape, order=(), axis=tensor.spec.axis, added=added)
     stored = put(c, name, (rows.astype(np.int16) - added).astype(np.int8), width, None, how)
