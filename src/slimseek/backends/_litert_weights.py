@@ -239,7 +239,7 @@ def shared_places(c: Conversion, name: str, tensor: QuantizedTensor, rows: Array
     stored = put(c, name, (rows.astype(np.int16) - added).astype(np.int8), width, None, how)
     if indices is not None:
         stored = gathered(c, stored, indices, shape)
-    places = c.cast(stored, "int32")
+    places = c.cast(c.cast(stored, "float32"), "int32")  # four bits are cast to float32 alone
     return c.write.operator("ADD", [places, c.constant(np.array(added, np.int32))], c.write.shapes[places], "int32")
 
 
