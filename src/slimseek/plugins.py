@@ -17,6 +17,8 @@ EXTRAS = {
     "onnxscript": "text",
     "onnxslim": "text",
     "openvino": "openvino",
+    "ai_edge_litert": "litert",
+    "flatbuffers": "litert",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",
