@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,10 @@ class OpenVino(Backend):
             return result
 
         return encode
+
+    def stored(self, folder: Path) -> Mapping[str, Array]:
+        """Read from the graph."""
+        return require("slimseek.backends._stored").stored(folder / FILE)  # type: ignore[no-any-return]
 
 
 def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
