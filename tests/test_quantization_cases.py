@@ -440,7 +440,7 @@ def test_padding_does_not_change_a_text(rounded: dict[str, Model], mode: str, ba
 def test_sums_of_a_thousand_products_at_the_ends_of_the_range(
     kind: str, bits: int, saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CASES Q6: K = 1024, weights of 127 and -127, inputs of 255, and what is stored for a CPU that saturates."""
+    """CASES Q6, S6: K = 1024, weights of 127 and -127, inputs of 255, and what is stored for a CPU that saturates."""
     if not saturates and _saturation.saturates():
         pytest.skip("this CPU saturates: what is written for the others is not for it")
     generator = np.random.default_rng(0)
