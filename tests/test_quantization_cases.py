@@ -473,7 +473,9 @@ def test_sums_of_a_thousand_products_at_the_ends_of_the_range(
     assert cosines(saturated, exact).max() < 0.98, "the case is one where saturation shows"
     stored = {one.name: one for one in onnx.load(tmp_path / "package" / "model.onnx").graph.initializer}
     kinds = {stored[name].data_type for name in stored if name in (f"{weight}.zero_point", f"{weight}.int8_zero_point")}
-    kinds |= {stored[f"{weight}.integers"].data_type} if bits == 8 else set()
+    own = [stored[name] for name in stored if name in (f"{weight}.integers", f"{weight}.integers.T")]
+    assert len(own) == (bits == 8)
+    kinds |= {one.data_type for one in own}
     if saturates:
         assert kinds == {TensorProto.UINT8}
     else:
