@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -101,6 +104,26 @@ def test_the_fresh_process_opens_what_it_is_told_to(model: Path, tmp_path: Path)
         verify.encode_in_fresh_process(tmp_path / "out", TEXTS, 1, stand_in=stand_in) for stand_in in (False, True)
     )
     assert np.array_equal(run, stands_in)
+
+
+def test_the_fresh_process_opens_the_stand_in_of_what_does_not_run(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script of that process, run in this one, where opening the package itself is a failure."""
+    does_not_run(monkeypatch)
+    ran = []
+
+    def here(command: list[str], *, input: bytes, **_: object) -> subprocess.CompletedProcess[bytes]:
+        ran.append(command[2])
+        monkeypatch.setattr(sys, "argv", command[2:])
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(input)))
+        runpy.run_module(command[2], run_name="__main__")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(verify.subprocess, "run", here)
+    package = deploy.deploy(model, "onnxruntime", tmp_path / "out", texts=TEXTS, threads=1)
+    assert ran == ["slimseek.probe"]
+    assert package.parity["cosine_mean"] > 0.99999
 
 
 def test_the_manifest_of_a_package_that_ran_has_no_new_field(model: Path, tmp_path: Path) -> None:
