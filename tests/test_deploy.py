@@ -501,3 +501,16 @@ def test_a_network_of_keras_goes_through_every_target(two: tuple[str, ...], tmp_
     for target in two:
         vectors = choose.choose(tmp_path / "out" / target, 1).documents(items)
         assert cosines(stored["expected"], vectors).min() > 0.9999
+
+
+@pytest.mark.parametrize("target", ONNX)
+def test_integers_whose_channels_are_columns_are_read_back_as_they_stand(target: str, tmp_path: Path) -> None:
+    """A square MatMul by [in, out], where a wrong orientation would show in nothing but the order."""
+    file = graph(tmp_path, [("MatMul", ["x", "w"], "embedding", {})], {"w": random(8, 8)}, ["n", 8])
+    step = plugins.load("methods", "quantize.weights_int")(bits=6, granularity="group", group_size=5)
+    changed = step.apply(choose.model(file), None)
+    [layer] = changed.layers
+    assert layer.axis == 1
+    packaged(changed, target, tmp_path / "package")
+    stored = backend(target)().stored(tmp_path / "package")
+    assert np.array_equal(stored[layer.weight], changed.tensors[layer.weight].integers)
