@@ -440,7 +440,7 @@ def test_padding_does_not_change_a_text(rounded: dict[str, Model], mode: str, ba
 def test_sums_of_a_thousand_products_at_the_ends_of_the_range(
     kind: str, bits: int, saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CASES Q6: K = 1024, weights of 127 and -127, inputs of 255, and what is stored for a CPU that saturates."""
+    """CASES Q6, S6: K = 1024, weights of 127 and -127, inputs of 255, and what is stored for a CPU that saturates."""
     if not saturates and _saturation.saturates():
         pytest.skip("this CPU saturates: what is written for the others is not for it")
     generator = np.random.default_rng(0)
@@ -473,7 +473,9 @@ def test_sums_of_a_thousand_products_at_the_ends_of_the_range(
     assert cosines(saturated, exact).max() < 0.98, "the case is one where saturation shows"
     stored = {one.name: one for one in onnx.load(tmp_path / "package" / "model.onnx").graph.initializer}
     kinds = {stored[name].data_type for name in stored if name in (f"{weight}.zero_point", f"{weight}.int8_zero_point")}
-    kinds |= {stored[f"{weight}.integers"].data_type} if bits == 8 else set()
+    own = [stored[name] for name in stored if name in (f"{weight}.integers", f"{weight}.integers.T")]
+    assert len(own) == (bits == 8)
+    kinds |= {one.data_type for one in own}
     if saturates:
         assert kinds == {TensorProto.UINT8}
     else:

@@ -13,7 +13,7 @@ from slimseek import choose, plugins, timing
 from slimseek.backends import _saturation
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
-from slimseek.schema import Model, Samples
+from slimseek.schema import Model, QuantizedTensor, Samples
 from small import tiny_bert
 
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
@@ -75,5 +75,11 @@ def test_a_package_for_a_cpu_that_saturates_gives_the_same_vectors(
     dtypes = {one.name: numpy_helper.to_array(one).dtype for one in graph.initializer}
     products = [node for node in graph.node if node.op_type in ("MatMulIntegerToFloat", "QuantizeLinear")]
     weights = {dtypes[node.input[-1]] for node in products if "int8_zero_point" in node.input[-1]}
-    weights |= {dtypes[node.input[1]] for node in products if node.input[1].endswith(".integers")}
+    weights |= {dtypes[node.input[1]] for node in products if node.input[1].endswith((".integers", ".integers.T"))}
     assert weights == {np.dtype(np.uint8)}, "whether stored or expanded, weights of linear layers are unsigned"
+    stored = plugins.load("backends", "onnxruntime")().stored(tmp_path / "1")
+    for layer in model.layers:
+        tensor = model.tensors[layer.weight]
+        if layer.weight in stored and isinstance(tensor, QuantizedTensor):
+            shift = 128 if stored[layer.weight].dtype != tensor.integers.dtype else 0
+            assert np.array_equal(stored[layer.weight].astype(np.int16) - shift, tensor.integers), layer.weight

@@ -253,12 +253,14 @@ class Backend(ABC):
         """What computes the same as the package where :meth:`runs` says that it cannot run, for the check of parity."""
         return self.open(folder, threads)
 
+    @abstractmethod
     def stored(self, folder: Path) -> Mapping[str, Array]:
         """The integers of linear layers, convolutions and tables as they stand in the package, unpacked, int8 or
         uint8 in the artifact's orientation, by their tensor's name; where the runtime has a form of its own (another
         grid, fewer or more bits), its dequantized values, float32.
+
+        Signed integers of eight bits may stand unsigned, 128 added, where the runtime multiplies these exactly.
         """
-        raise UsageError(f"what packages of {type(self).__name__} store cannot be read")
 
 
 class Metric(ABC):

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto
 
 from slimseek.backends._editor import Editor, scale_constant
-from slimseek.backends._expansion import numbers, packed
+from slimseek.backends._expansion import numbers, of_channels, packed
 from slimseek.integers import matrix
 from slimseek.schema import QuantizedTensor
 
@@ -48,7 +48,8 @@ def _places(editor: Editor, name: str, tensor: QuantizedTensor, kind: int) -> st
     """The places [channels, values], the tensor's own rows where one code book is for all; of an ONNX integer type."""
     bits, whole = tensor.spec.bits, tensor.spec.granularity == "tensor"
     rows = tensor.integers.reshape(len(tensor.integers), -1) if whole else matrix(tensor)
-    stored = packed(editor, f"{name}.places", rows, bits, signed=False)
+    label = "places" if whole else of_channels("places", tensor)
+    stored = packed(editor, f"{name}.{label}", rows, bits, signed=False)
     if bits < 8:  # not every runtime casts four bits to any type
         stored = editor.node("Cast", [stored], to=TensorProto.UINT8)
     return stored if kind == TensorProto.UINT8 else editor.node("Cast", [stored], to=kind)

@@ -38,12 +38,13 @@ def _steps(editor: Editor, name: str, tensor: QuantizedTensor, blocks: Array) ->
         stored = packed(editor, f"{name}.{label}", integers, tensor.spec.bits, tensor.spec.symmetric)
         return editor.node("Cast", [editor.node("Cast", [stored], to=TensorProto.FLOAT16)], to=TensorProto.FLOAT)
 
+    label = of_channels("blocks", tensor)
     if tensor.zero_point is None:
-        return wide("blocks", blocks)
+        return wide(label, blocks)
     zero_point = _beside(blocks, tensor.zero_point)
     used = (blocks != zero_point).reshape(-1)
     thin = pays(used, tensor.spec.bits)
-    values = wide("blocks", blocks.reshape(-1)[used] if thin else blocks)
+    values = wide(label, blocks.reshape(-1)[used] if thin else blocks)
     if not thin:
         return editor.node("Sub", [values, wide("block_zero_point", zero_point)])
     places = editor.node("Reshape", [numbered(editor, f"{name}.spread", used), numbers(editor, *blocks.shape)])
@@ -136,6 +137,11 @@ def _looked_up(editor: Editor, values: str, places: str) -> str:
 
 def _zero(editor: Editor) -> str:
     return editor.constant("slim_zero", np.zeros(1, np.float32))
+
+
+def of_channels(label: str, tensor: QuantizedTensor) -> str:
+    """The label of a constant [channels, ...], with the tensor's axis of channels where that is not the first."""
+    return f"{label}.{tensor.spec.axis}" if tensor.spec.axis else label
 
 
 def numbers(editor: Editor, *values: int) -> str:

@@ -20,6 +20,8 @@ from slimseek.models._export import IR_VERSION
 from slimseek.schema import Model
 
 LARGEST_SINGLE_FILE = 2**31 - 1
+SMALLEST_BESIDE = 1024
+"""Bytes of a constant from which on it moves into a data file."""
 
 
 def fused(model: Model) -> onnx.ModelProto:
@@ -75,4 +77,8 @@ def write(graph: onnx.ModelProto, path: Path) -> None:
     once.
     """
     merge_equal_(graph.graph)
-    onnx.save(graph, path, save_as_external_data=graph.ByteSize() > LARGEST_SINGLE_FILE)
+    if graph.ByteSize() > LARGEST_SINGLE_FILE:
+        for constant in graph.graph.initializer:
+            if len(constant.raw_data) >= SMALLEST_BESIDE:
+                onnx.external_data_helper.set_external_data(constant, f"{path.name}.data")
+    onnx.save(graph, path)

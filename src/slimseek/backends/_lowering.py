@@ -219,7 +219,8 @@ def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bo
     spec = tensor.spec
     if is_eight_bit(tensor):
         tensor = shifted(tensor) if unsigned else tensor
-        integers = integer_constant(editor, f"{name}.integers", tensor, transposed=spec.axis == 0)
+        transposed = spec.axis == 0
+        integers = integer_constant(editor, f"{name}.integers{'.T' if transposed else ''}", tensor, transposed)
         scale = np.broadcast_to(tensor.scale.reshape(-1), (tensor.shape[spec.axis],)).astype(np.float32)
         zero = np.zeros(scale.shape, np.int8)
         if tensor.zero_point is not None:

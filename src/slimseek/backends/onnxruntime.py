@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,10 @@ class OnnxRuntime(Backend):
     def open(self, folder: Path, threads: int) -> Encode:
         """A session with exactly ``threads`` threads."""
         return open_session(folder / FILE, threads)
+
+    def stored(self, folder: Path) -> Mapping[str, Array]:
+        """Read from the graph."""
+        return require("slimseek.backends._stored").stored(folder / FILE)  # type: ignore[no-any-return]
 
 
 def open_session(model: Path | bytes, threads: int) -> Encode:
