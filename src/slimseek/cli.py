@@ -28,6 +28,9 @@ Model = Annotated[
 ]
 Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="What slimseek compress wrote, or any MODEL.")]
 Data = Annotated[str, typer.Option("--data", metavar="DATA", help="Folder in the BEIR layout, or the built-in 'news'.")]
+DeployData = Annotated[
+    str, typer.Option("--data", metavar="DATA", help="Collection for parity; a package for the web holds it.")
+]
 MaybeData = Annotated[
     str, typer.Option("--data", metavar="DATA", help="Collection; by default the one it was judged by.")
 ]
@@ -38,7 +41,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard er
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime; 0 for all cores.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 Ray = Annotated[str, typer.Option("--ray", metavar="ADDRESS", help="Ray cluster: HOST:PORT, auto, or local.")]
-Target = Annotated[str, typer.Option("--target", help="Runtime: onnxruntime, openvino, or auto for the fastest here.")]
+Target = Annotated[str, typer.Option("--target", help="Runtime: onnxruntime, openvino, web, or auto for the fastest here.")]
 
 
 @app.command()
@@ -242,7 +245,7 @@ def rebuild(artifact: Artifact, out: Out, threads: Threads = 0, force: Force = F
 
 
 @app.command()
-def deploy(artifact: Artifact, out: Out, target: Target = "auto", data: MaybeData = "", threads: Threads = 0,
+def deploy(artifact: Artifact, out: Out, target: Target = "auto", data: DeployData = "", threads: Threads = 0,
            force: Force = False, json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
     """Write a package for a runtime, reopen it in a fresh process and check that it gives the same vectors."""
     from slimseek import show

@@ -6,7 +6,7 @@ import itertools
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from slimseek.errors import GateFailed, SlimseekError, UsageError
 from slimseek.evaluate import cosines, invariance, neighbours_shared
 from slimseek.inputs.samples import examples
 from slimseek.inputs.text import TOKENIZER
-from slimseek.progress import say
+from slimseek.progress import say, track
 from slimseek.schema import Array, Batch, GateResult, KeptIndex, Model
 
 SHAPES = ((1, 3), (3, 17), (8, 128))
@@ -49,12 +49,18 @@ def check_target(target: str) -> None:
         raise UsageError(f"target {target} does not work here: {works[target]}")
 
 
+def searches(target: str) -> bool:
+    """Whether packages for this target can hold documents and search them by themselves."""
+    return target in plugins.names("backends") and plugins.load("backends", target).most_documents > 0
+
+
 def deploy(
     source: str | Path,
     target: str,
     out: str | Path,
     *,
     texts: Sequence[str] = (),
+    corpus: Mapping[str, str] | None = None,
     threads: int | None = None,
     force: bool = False,
 ) -> Package:
@@ -65,11 +71,12 @@ def deploy(
         target: a backend, or ``auto``: all that work here are written and timed, the fastest that passes stays.
         out: folder to write.
         texts: real items (texts, or paths of arrays) for parity and timing; none for built-in examples.
+        corpus: document id to text, which a package that searches by itself holds; others leave it.
         threads: threads for checks and timing.
         force: replace what an earlier run wrote.
 
     Raises:
-        UsageError: an unknown target, or one that does not work here.
+        UsageError: an unknown target, or one that does not work here; a corpus that the package cannot hold.
         GateFailed: no target passes its gates; nothing is written.
     """
     if target != AUTO:
@@ -78,6 +85,7 @@ def deploy(
     inputs = (Path(source),) if Path(source).exists() else ()
     collection, index_of = choose.collection_of(source), choose.index_of(source)
     count = threads or timing.default_threads()
+    held = _held(model, target, corpus, index_of)
     with folders.writing(Path(out), inputs=inputs, force=force) as folder:
         if target != AUTO:
             package = write(model, target, folder, texts=texts, threads=count, collection=collection, index_of=index_of)
@@ -86,8 +94,8 @@ def deploy(
                 raise GateFailed(
                     f"the package for {target} fails its gate {failed.gate}: {failed.detail}; nothing was written"
                 )
-            return package
-        names = [name for name, reason in targets().items() if reason is None]
+            return _with_documents(package, folder, held, count) if held else package
+        names = [name for name, reason in targets().items() if reason is None and _is_local(name)]
         return _fastest(model, names, folder, texts, count, collection, index_of)
 
 
@@ -127,6 +135,45 @@ def export(
         files=folders.entries(folder, leave_out=PACKAGE),
         index_of=index_of or msgspec.UNSET,
     )
+    folders.write_json(folder / PACKAGE, package)
+    return package
+
+
+def _is_local(target: str) -> bool:
+    return bool(plugins.load("backends", target).local)
+
+
+def _held(
+    model: Model, target: str, corpus: Mapping[str, str] | None, index_of: KeptIndex | None
+) -> Mapping[str, str] | None:
+    """The documents that go into the package; ``None`` where its target does not search.
+
+    Raises:
+        UsageError: more documents than it takes, or a model that makes no vectors of documents.
+    """
+    if not corpus or not searches(target):
+        return None
+    most = plugins.load("backends", target).most_documents
+    if len(corpus) > most:
+        raise UsageError(
+            f"a package for {target} holds {most:,} documents at most, and the collection has {len(corpus):,}; give a "
+            "smaller one with --data, or serve this one by slimseek serve"
+        )
+    if model.spec.preprocess is None or model.spec.output != "embedding" or index_of is not None:
+        raise UsageError(
+            f"a package for {target} holds documents only of a model that makes vectors of texts, queries and "
+            "documents alike; leave out --data"
+        )
+    return corpus
+
+
+def _with_documents(package: Package, folder: Path, corpus: Mapping[str, str], threads: int) -> Package:
+    """The package with documents in it, whose vectors it has made itself."""
+    backend: Backend = plugins.load("backends", package.target)()
+    with track("encode documents", len(corpus)) as advance:
+        vectors = choose.choose(folder, threads).documents(list(corpus.values()), advance)
+    backend.hold(folder, vectors, corpus)
+    package = msgspec.structs.replace(package, files=folders.entries(folder, leave_out=PACKAGE))
     folders.write_json(folder / PACKAGE, package)
     return package
 
