@@ -230,7 +230,7 @@ def packaged(model: Model, backend: str, folder: Path) -> Encoder:
     folder.mkdir(parents=True, exist_ok=True)
     runtime = plugins.load("backends", backend)()
     runtime.export(model, folder)
-    run = runtime.open(folder, 1)
+    run = (runtime.open if runtime.runs() is None else runtime.stand_in)(folder, 1)
     return choose.assemble(backend, model.spec, model.files, run, shipped={}, runtime=backend, threads=1)
 
 

@@ -131,9 +131,7 @@ STORED = {
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("form", STORED)
-def test_integers_are_read_back_from_planes_and_masks(
-    backend: str, form: str, pruned: bool, tmp_path: Path
-) -> None:
+def test_integers_are_read_back_from_planes_and_masks(backend: str, form: str, pruned: bool, tmp_path: Path) -> None:
     """With nine in ten weights zero too, whose places are a mask in the package."""
     model = tiny_model(tmp_path / "wide", width=256, heads=4)
     if pruned:

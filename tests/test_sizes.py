@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from slimseek import choose, compress, deploy, hollow, integers, plugins
+from slimseek import choose, compress, data, deploy, hollow, integers, plugins
 from slimseek import outline as outlines
+from slimseek.bases import Backend
 from slimseek.budget import sizes
+from slimseek.budget.bench import bench
+from slimseek.budget.store import Store
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.methods.quantize._allocation import allocate
 from slimseek.methods.quantize.mixed import _filled
 from slimseek.methods.simplify import vocabulary
 from slimseek.methods.simplify._ranks import even
-from slimseek.schema import Model, QuantizedTensor, QuantSpec, Recipe, RecipeStep, Samples
-from small import CORPUS, conv_network, tiny_model
+from slimseek.schema import Array, Encode, Model, QuantizedTensor, QuantSpec, Recipe, RecipeStep, Samples
+from slimseek.trial import Budget, Plan
+from small import CORPUS, conv_network, tiny_collection, tiny_model
 
 TEXTS = [CORPUS["d1"], CORPUS["d2"], "a word of letters"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
@@ -289,3 +294,73 @@ def test_the_smallest_plan_can_be_built_and_none_of_the_table_is_smaller(
     assert size == pytest.approx(shipped(real, target, tmp_path / "package") + manifest, rel=0.03)
     others = [sizes.predicted(sizes.outlined(model, one, SAMPLES), target) for one in RECIPES.values()]
     assert size < min(others)
+
+
+# ---------------------------------------------------------------- a runtime that was never measured
+
+
+class Flat(Backend):
+    """Takes no graph in ONNX: one file of the tensors' bytes behind a long head, and a number to find the model by."""
+
+    head = 300_000
+    models: ClassVar[list[Model]] = []
+
+    def available(self) -> str | None:
+        return None
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def export(self, model: Model, folder: Path) -> None:
+        self.models.append(model)
+        unused = choose.family(model).unused(model)
+        size = sum(integers.stored_bytes(one) for name, one in model.tensors.items() if name not in unused)
+        (folder / "model.flat").write_bytes(bytes([len(self.models) - 1]) * (size + self.head))
+
+    def open(self, folder: Path, threads: int) -> Encode:
+        model = self.models[(folder / "model.flat").read_bytes()[0]]
+        return choose.family(model).run(model, threads)
+
+    def stored(self, folder: Path) -> Mapping[str, Array]:
+        return {}
+
+
+@pytest.fixture
+def flat(monkeypatch: pytest.MonkeyPatch) -> str:
+    load = plugins.load
+    monkeypatch.setattr(plugins, "load", lambda folder, name: Flat if name == "flat" else load(folder, name))
+    return "flat"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_runtime_without_onnx_is_guessed_like_onnx_runtime_until_its_first_package(
+    name: str, flat: str, model: Model, built: dict[str, Model], tmp_path: Path
+) -> None:
+    outline = sizes.outlined(model, RECIPES[name], SAMPLES)
+    assert sizes.predicted(outline, flat) == sizes.predicted(outline, "onnxruntime")
+    manifest = sizes.PACKAGE + len(sizes.msgspec.json.encode(outline.spec))
+    first = shipped(model, flat, tmp_path / "original") + manifest
+    known = [sizes.learned(model, flat, first)]
+    assert sizes.predicted(model, flat, known) == first
+    true = shipped(built[name], flat, tmp_path / "package") + manifest
+    guessed, told = (abs(sizes.predicted(outline, flat, one) - true) for one in ((), known))
+    assert guessed > Flat.head / 3
+    assert told < Flat.head / 2, "nodes, which it does not have, are all that is left to be guessed"
+
+
+def test_a_search_measures_its_trials_in_a_runtime_that_was_never_measured(
+    flat: str, model: Model, tmp_path: Path
+) -> None:
+    tiny_collection(tmp_path / "collection")
+    measured = bench(model, data.load(str(tmp_path / "collection")), Store(tmp_path), target=flat, metric="ndcg@10",
+                     threads=1, seed=0)  # fmt: skip
+    size, words = sizes.smallest(model, SAMPLES, flat, measured.known)
+    assert measured.baseline.figures.size is not None
+    assert Flat.head < size < measured.baseline.figures.size
+    assert "2 bits" in words
+    plan = Plan(recipe=RECIPES["int4"], name="int4")
+    trial = measured.attempt(1, plan, lambda _: "", Budget(max_loss=0.5))
+    assert (trial.ended, trial.reached) == ("", "whole")
+    assert trial.figures.size == pytest.approx(
+        sizes.predicted(sizes.outlined(model, plan.recipe, SAMPLES), flat, measured.known), rel=0.2
+    )

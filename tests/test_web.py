@@ -25,7 +25,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from typer.testing import CliRunner
 
-from slimseek import choose, cli, deploy, folder, integers, plugins, search
+from slimseek import choose, cli, deploy, integers, plugins, search
 from slimseek.backends import _web, _web_node
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
@@ -208,8 +208,304 @@ def test_a_model_that_no_page_can_hold_is_refused(original: Model, monkeypatch: 
 # ---------------------------------------------------------------- tokens
 
 
-def ids_in_node(tokenizer: Tokenizer, texts: list[str], place: Path, longest: int) -> tuple[Any, Any]:
-    """Token ids by Python and by the page; no model is run."""
-    place.mkdir(exist_ok=True)
-    spec = dataclasses.replace  # noqa: F841
-    return None, None
+def ids_in_node(tokenizer: Tokenizer, model: Model, folder: Path, texts: list[str], longest: int) -> tuple[Any, Any]:
+    """Token ids by Python and by the page, in a package whose tokenizer is another."""
+    spec = msgspec.structs.replace(model.spec, preprocess=TextPreprocess(max_length=longest))
+    (folder / TOKENIZER).write_text(tokenizer.to_str())
+    _web.write_settings(folder, spec)
+    return TextInput(spec, (folder / TOKENIZER).read_bytes()).rows(texts), _web_node.Node(folder).ids(texts)
+
+
+@pytest.fixture(scope="module")
+def package(original: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("package")
+    WEB.export(original, place)
+    return place
+
+
+def real_texts() -> list[str]:
+    files = [SHARED / name / "corpus.jsonl" for name in ("xquad_en", "xquad_zh")]
+    return [json.loads(line)["text"] for file in files if file.is_file() for line in file.open(encoding="utf-8")]
+
+
+def word_piece(texts: list[str], **settings: Any) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(**settings)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=3000, special_tokens=special))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tokenizer
+
+
+def byte_level(texts: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=2000, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=alphabet)
+    )
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    return tokenizer
+
+
+def unigram(texts: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "</s>", "<pad>", "<unk>"]
+    tokenizer.train_from_iterator(
+        texts, trainers.UnigramTrainer(vocab_size=1000, special_tokens=special, unk_token="<unk>")
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return tokenizer
+
+
+TOKENIZERS = {
+    "BERT": word_piece,
+    "BERT, cased": functools.partial(word_piece, lowercase=False),
+    "BERT, accents kept": functools.partial(word_piece, strip_accents=False),
+    "byte level": byte_level,
+    "unigram": unigram,
+}
+
+
+@in_node
+@pytest.mark.parametrize("longest", [16, 512])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_tokens_in_javascript_are_those_in_python(kind: str, longest: int, original: Model, package: Path) -> None:
+    """CASES A2, A3: hard texts and real ones, cut between the special tokens where they are too long."""
+    texts = [*_web_node.HARD_TEXTS, *CORPUS.values(), *real_texts()[::8]]
+    tokenizer = TOKENIZERS[kind](texts)
+    expected, found = ids_in_node(tokenizer, original, package, texts, longest)
+    assert max(map(len, expected)) == longest
+    for text, ours, theirs in zip(texts, expected, found, strict=True):
+        assert ours == theirs, text[:80]
+
+
+@in_node
+def test_no_common_character_is_read_otherwise(original: Model, package: Path) -> None:
+    """Every character that Unicode 3.2 had: those that differ came later, or moved to another category since."""
+    old = unicodedata.ucd_3_2_0
+    assigned = [chr(code) for code in range(0x30000) if old.category(chr(code)) not in ("Cn", "Cs", "Co")]
+    texts = ["ab" + character + "cd " + character for character in assigned]
+    expected, found = ids_in_node(word_piece(["ab cd abcd b c d"]), original, package, texts, 64)
+    differing = [c for c, ours, theirs in zip(assigned, expected, found, strict=True) if ours != theirs]
+    assert len(assigned) > 80_000
+    assert len(differing) <= 5, [hex(ord(character)) for character in differing]
+
+
+@in_node
+def test_an_empty_text_is_one_token_and_a_prefix_counts(original: Model, package: Path) -> None:
+    tokenizer = word_piece(list(CORPUS.values()))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    assert ids_in_node(tokenizer, original, package, [""], 16) == ([[0]], [[0]])
+    both = TextInput(original.spec, tokenizer.to_str().encode()).rows(["the cat"], prefix="a dog: ")
+    assert _web_node.Node(package).ids(["the cat"], prefix="a dog: ") == both
+
+
+@in_node
+def test_a_tokenizer_that_javascript_reads_otherwise_is_refused(original: Model, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s"), "merged_with_next")
+    tokenizer.train_from_iterator(CORPUS.values(), trainers.BpeTrainer(vocab_size=80, special_tokens=["[UNK]"]))
+    model = dataclasses.replace(original, files=dict(original.files) | {TOKENIZER: tokenizer.to_str().encode()})
+    with pytest.raises(UsageError, match="^web: the model's tokenizer gives other tokens in JavaScript than in Python"):
+        WEB.export(model, tmp_path)
+
+
+# ---------------------------------------------------------------- the search
+
+
+def vectors_of(count: int, dim: int) -> Array:
+    vectors = np.random.default_rng(1).standard_normal((count, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@in_node
+@pytest.mark.parametrize("precision", ["int8", "f32"])
+def test_hits_and_scores_are_those_of_the_exact_index(precision: Any, original: Model, tmp_path: Path) -> None:
+    """Twice the same vector stands among them: of equal scores the first document is first."""
+    native = packaged(original, "onnxruntime", tmp_path / "native")
+    WEB.export(original, tmp_path)
+    vectors = vectors_of(500, 32)
+    vectors[400] = vectors[7] = native.queries(QUERIES[:1])[0]
+    WEB.hold(tmp_path, vectors, {f"d{number}": f"text {number}" for number in range(500)}, precision=precision)
+    index = plugins.load("indexes", "exact")(precision=precision)
+    index.build(vectors)
+    node = _web_node.Node(tmp_path)
+    for query, ids, scores in zip(QUERIES, *vars_of(index.query(native.queries(QUERIES), 20)), strict=True):
+        hits = node.search(query, 20)
+        assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=1e-5)
+        assert [hit["id"] for hit in hits][:10] == [f"d{number}" for number in ids[:10]]
+        assert hits[0]["text"] == f"text {ids[0]}"
+    assert [hit["id"] for hit in node.search(QUERIES[0], 2)] == ["d7", "d400"]
+    assert len(node.search(QUERIES[0], 1000)) == 500
+
+
+def vars_of(hits: Any) -> tuple[Array, Array]:
+    return hits.ids, hits.scores
+
+
+def test_vectors_that_are_not_one_a_document_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there are 2 vectors for 1 documents"):
+        WEB.hold(tmp_path, vectors_of(2, 4), {"a": "b"})
+    with pytest.raises(UsageError, match=r"precision 'f16' is not one that the page searches; it has int8, f32"):
+        WEB.hold(tmp_path, vectors_of(1, 4), {"a": "b"}, precision="f16")
+
+
+@in_node
+@pytest.mark.parametrize("longest", [50, 128, 200])
+def test_the_width_that_texts_are_padded_to_is_the_same(longest: int) -> None:
+    page = _web.page_file("search.mjs").read_text()
+    function = re.search(r"export (function bucket.*?\n})", page, re.DOTALL)
+    assert function is not None
+    lengths = list(range(1, longest + 1))
+    script = f"{function[1]}\nconsole.log(JSON.stringify({lengths}.map((n) => bucket(n, {longest}))))"
+    done = subprocess.run(["node", "-e", script], capture_output=True, check=True)
+    assert json.loads(done.stdout) == [bucket(length, longest) for length in lengths]
+
+
+# ---------------------------------------------------------------- deployment
+
+
+@in_node
+def test_a_deployed_package_holds_the_documents_and_is_whole(deployed: Path) -> None:
+    package = choose.read_package(deployed)
+    listed = {entry.path for entry in package.files}
+    assert listed == {path.name for path in deployed.iterdir()} - {"package.json"}
+    assert {"index.html", "search.mjs", "model.onnx", TOKENIZER, "index.bin", "index.json", _web.RUNTIME} <= listed
+    assert (deployed / "index.bin").stat().st_size == 4 * 2 * 32 + 6 * 32
+    settings = json.loads((deployed / "page.json").read_text())
+    assert settings["documents"] == 6
+    assert all((deployed / name).stat().st_size == size for name, size in settings["bytes"].items())
+    assert {"onnxruntime-web", "@huggingface/tokenizers"} <= set(package.tested_with)
+    assert [gate.status for gate in package.gates] == ["passed"] * 3
+
+
+@in_node
+def test_without_data_a_package_holds_no_documents_and_other_targets_hold_none(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "m")
+    deploy.deploy(tmp_path / "m", "web", tmp_path / "out", texts=QUERIES, threads=1)
+    assert not (tmp_path / "out" / "index.bin").exists()
+    assert json.loads((tmp_path / "out" / "page.json").read_text())["documents"] == 0
+    deploy.deploy(tmp_path / "m", "onnxruntime", tmp_path / "native", texts=QUERIES, corpus=CORPUS, threads=1)
+    assert not (tmp_path / "native" / "index.bin").exists()
+    assert not WEB.local
+
+
+@in_node
+def test_more_documents_than_a_page_takes_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_bert(tmp_path / "m")
+    monkeypatch.setattr(plugins.load("backends", "web"), "most_documents", 5)
+    with pytest.raises(UsageError, match="holds 5 documents at most, and the collection has 6; give a smaller one"):
+        deploy.deploy(tmp_path / "m", "web", tmp_path / "out", corpus=CORPUS)
+    assert not (tmp_path / "out").exists()
+
+
+@in_node
+def test_a_model_that_encodes_queries_alone_takes_no_documents(original: Model) -> None:
+    kept = KeptIndex(model="other", probe=(0.0,))
+    with pytest.raises(UsageError, match="holds documents only of a model that makes vectors of texts"):
+        deploy._held(original, "web", CORPUS, kept)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_writes_texts_as_texts() -> None:
+    page = Page(_web.page_file("index.html").read_text())
+    [policy] = [tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules.pop("img-src") == "data:"
+    assert rules.pop("script-src") == "'self' 'wasm-unsafe-eval'"
+    assert set(rules.values()) == {"'none'", "'self'"}
+    assert rules["default-src"] == "'none'"
+    assert not any(key.startswith("on") or key == "style" for _, attributes in page.tags for key in attributes)
+    for name in _web.PAGE:
+        text = _web.page_file(name).read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text and "https://" not in text, name  # noqa: PT018
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text), name
+    assert len(_web.page_file("search.mjs").read_text().splitlines()) <= 200
+
+
+HARNESS = """<!doctype html><iframe src="index.html?q=QUERY" width="375" height="700"></iframe><script>
+const frame = document.querySelector("iframe");
+const timer = setInterval(() => {
+  const page = frame.contentDocument, bad = page.querySelector("#status.bad");
+  const hits = [...page.querySelectorAll(".hit")];
+  if (!bad && !hits.length) return;
+  clearInterval(timer);
+  fetch("found", {method: "POST", body: JSON.stringify({
+    bad: bad && bad.textContent, status: page.querySelector("#status").textContent,
+    about: page.querySelector("#about").textContent, made: page.querySelectorAll("#hits img, #hits b").length,
+    overflow: page.documentElement.scrollWidth - frame.clientWidth,
+    ids: hits.map((hit) => hit.querySelector(".id").textContent),
+    texts: hits.map((hit) => hit.querySelector(".text").textContent)})});
+}, 100);
+</script>"""
+
+
+@contextmanager
+def served(place: Path, query: str) -> Iterator[tuple[str, queue.Queue[Any]]]:
+    """The folder on a local port, and a page that looks at it in a frame and reports what it shows."""
+    found: queue.Queue[Any] = queue.Queue()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/harness":
+                return super().do_GET()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(HARNESS.replace("QUERY", query).encode())
+
+        def do_POST(self) -> None:
+            found.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(place)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/harness", found
+    finally:
+        server.shutdown()
+
+
+@in_node
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_shows_the_hits_of_the_exact_search(small: Model, tmp_path: Path) -> None:
+    """And markup in a document stays a text."""
+    corpus = CORPUS | {"<i>": "the cat <img src=x onerror=alert(1)> <b>sleeps</b> &amp; eats"}
+    encoder = packaged(small, "web", tmp_path / "web")
+    WEB.hold(tmp_path / "web", encoder.documents(list(corpus.values())), corpus)
+    native = packaged(small, "onnxruntime", tmp_path / "native")
+    hits = search.rank(native.queries(["the cat sleeps"]), native.documents(list(corpus.values())), 7)
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+               f"--user-data-dir={tmp_path / 'profile'}", "--remote-debugging-port=0"]  # fmt: skip
+    with served(tmp_path / "web", "the+cat+sleeps") as (url, found):
+        browser = subprocess.Popen(
+            [*command, url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            seen = found.get(timeout=SECONDS)
+        finally:
+            os.killpg(browser.pid, signal.SIGKILL)
+            browser.wait()
+    assert seen["bad"] is None
+    assert seen["ids"] == [list(corpus)[place] for place in hits.ids[0]]
+    assert seen["texts"] == [list(corpus.values())[place] for place in hits.ids[0]]
+    assert seen["made"] == 0, "no element came out of a document"
+    assert seen["overflow"] <= 0
+    assert seen["about"].startswith("7 documents, model ")
+    assert re.fullmatch(r"7 results in [\d.]+\xa0ms: encode [\d.]+\xa0ms, search [\d.]+\xa0ms", seen["status"])

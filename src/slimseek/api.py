@@ -3,6 +3,7 @@
 They stand here and not in the package itself because each verb's module bears the verb's name.
 """
 
+from slimseek.bench import bench
 from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
 from slimseek.choose import choose
@@ -11,6 +12,7 @@ from slimseek.data import describe, load
 from slimseek.deploy import targets
 from slimseek.inspect import inspect
 from slimseek.pipeline import compress, demo, evaluate, sensitivity, serve_on, train
+from slimseek.pipeline import deploy_all_on as deploy_all
 from slimseek.pipeline import deploy_on as deploy
 from slimseek.prove import Options
 from slimseek.rebuild import rebuild
@@ -32,11 +34,13 @@ __all__ = [
     "SensitivitySettings",
     "TrainSettings",
     "Training",
+    "bench",
     "choose",
     "compress",
     "compress_within",
     "demo",
     "deploy",
+    "deploy_all",
     "describe",
     "evaluate",
     "index",

@@ -254,6 +254,10 @@ class Backend(ABC):
     def export(self, model: Model, folder: Path) -> None:
         """Write the runtime's files into an existing folder."""
 
+    def beside(self) -> int:
+        """Bytes of the files of every package that do not hang on the model, such as a runtime that goes with it."""
+        return 0
+
     def hold(self, folder: Path, vectors: Array, corpus: Mapping[str, str]) -> None:
         """Put float32 [documents, dim] vectors and the texts by their ids, in the same order, into a package."""
         raise UsageError(f"packages of {type(self).__name__} hold no documents")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from slimseek import plugins, recipe, timing
+from slimseek.bases import Backend
 from slimseek.choose import BUILT_IN
 from slimseek.schema import Environment, Value
 
@@ -30,10 +31,18 @@ def catalogue() -> Catalogue:
         methods=plugins.names("methods"),
         recipes=recipe.shorthands(),
         metrics=plugins.names("metrics"),
-        backends={name: plugins.load("backends", name)().available() for name in plugins.names("backends")},
+        backends={name: _backend(plugins.load("backends", name)()) for name in plugins.names("backends")},
         extras=_extras(),
         environment=timing.environment(timing.default_threads()),
     )
+
+
+def _backend(backend: Backend) -> str | None:
+    """Why packages cannot be written here, or do not run here where they can; ``None`` where both work."""
+    unwritten, unrun = backend.available(), backend.runs()
+    if unwritten is not None or unrun is None:
+        return unwritten
+    return f"writes; does not run here: {unrun}"
 
 
 def _model(name: str) -> str | None:

@@ -71,6 +71,8 @@ class Package(Value, frozen=True):
         collection: path of the collection that the model was judged by.
         files: every other file with its hash.
         index_of: the original whose index it searches; unset for one that encodes documents too.
+        not_run: why it did not run on the machine that wrote it, so that a stand-in was checked; unset for one that
+            ran.
     """
 
     format_version: int
@@ -84,6 +86,7 @@ class Package(Value, frozen=True):
     collection: str
     files: tuple[FileEntry, ...]
     index_of: KeptIndex | msgspec.UnsetType = msgspec.UNSET
+    not_run: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def choose(source: str | Path, threads: int | None = None) -> Encoder:
@@ -94,13 +97,25 @@ def choose(source: str | Path, threads: int | None = None) -> Encoder:
         threads: threads of the runtime; ``None`` for all cores that this process may use.
 
     Raises:
-        UsageError: nothing there is a model; the text says what is missing.
+        UsageError: nothing there is a model, or it is a package that does not run here; the text says what is missing.
     """
     count = threads or default_threads()
     path = _path(source)
     if (path / PACKAGE).is_file():
         return _package(path, count)
     return dataclasses.replace(encoder(model(source), name_of(source), count), index_of=_index_of(path))
+
+
+def stand_in(source: str | Path, threads: int | None = None) -> Encoder:
+    """What computes the same as a package that does not run here, to check that package; never to search with.
+
+    Args:
+        source: a package.
+        threads: threads of the runtime; ``None`` for all cores that this process may use.
+    """
+    path, count = _path(source), threads or default_threads()
+    package = read_package(path)
+    return _assembled(path, package, plugins.load("backends", package.target)().stand_in(path, count), count)
 
 
 def model(source: str | Path) -> Model:
@@ -242,14 +257,19 @@ def _index_of(path: Path) -> KeptIndex | None:
 def _package(path: Path, threads: int) -> Encoder:
     package = read_package(path)
     backend = plugins.load("backends", package.target)()
-    reason = backend.available()
+    reason = backend.runs()
     if reason is not None:
-        raise UsageError(f"{path} is a package for {package.target}, which does not work here: {reason}")
+        raise UsageError(f"{path} is a package for {package.target}, which does not run here: {reason}")
+    return _assembled(path, package, backend.open(path, threads), threads)
+
+
+def _assembled(path: Path, package: Package, encode: Encode, threads: int) -> Encoder:
+    """An opened package with its tokenizer and its bytes."""
     sizes = {entry.path: entry.bytes for entry in package.files}
     weights = sum(size for name, size in sizes.items() if name.startswith("model."))
     rest = sum(sizes.values()) - weights + (path / PACKAGE).stat().st_size
     files = {TOKENIZER: (path / TOKENIZER).read_bytes()} if TOKENIZER in sizes else {}
-    return assemble(path.resolve().name, package.spec, files, backend.open(path, threads),
+    return assemble(path.resolve().name, package.spec, files, encode,
                     shipped={"weights": weights, "rest": rest}, runtime=package.target, threads=threads,
                     index_of=package.index_of or None)  # fmt: skip
 

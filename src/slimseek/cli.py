@@ -41,7 +41,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard er
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime; 0 for all cores.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 Ray = Annotated[str, typer.Option("--ray", metavar="ADDRESS", help="Ray cluster: HOST:PORT, auto, or local.")]
-Target = Annotated[str, typer.Option("--target", help="Runtime: onnxruntime, openvino, web, or auto for the fastest here.")]
+Target = Annotated[str, typer.Option("--target", help="Runtime (see slimseek models), auto: the fastest here, or all.")]
 
 
 @app.command()
@@ -249,11 +249,30 @@ def deploy(artifact: Artifact, out: Out, target: Target = "auto", data: DeployDa
            force: Force = False, json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
     """Write a package for a runtime, reopen it in a fresh process and check that it gives the same vectors."""
     from slimseek import show
-    from slimseek.pipeline import deploy_on
+    from slimseek.pipeline import deploy_all_on, deploy_on
 
     with Command(json, quiet) as run:
+        if target == "all":
+            found = deploy_all_on(artifact, out, data=data, threads=threads, force=force)
+            run.answer(found, lambda console: show.deployed(found, console, out))
+            if not found.packages:
+                raise GateFailed(f"no target passes its gates here; {out / 'targets.json'} says why")
+            return
         package = deploy_on(artifact, target, out, data=data, threads=threads, force=force)
         run.answer(package, lambda console: show.package(package, console, out))
+
+
+@app.command()
+def bench(packages: Annotated[list[str], typer.Argument(metavar="PACKAGE...", help="Packages, or any MODELs.")],
+          data: Annotated[str, typer.Option("--data", metavar="DATA", help="Whose texts are timed.")] = "",
+          threads: Threads = 0, json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
+    """Measure packages side by side, in turns: one query, batches, memory, bytes; name the fastest."""
+    from slimseek import bench as benches
+    from slimseek import show
+
+    with Command(json, quiet) as run:
+        found = benches.bench(packages, data, threads=threads)
+        run.answer(found, lambda console: show.side_by_side(found, console))
 
 
 @app.command()
@@ -313,19 +332,11 @@ def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], out: A
     from slimseek.report import search as pages
 
     with Command(json, quiet=True) as run:
-        found = search_of(artifact)
-        if found is not None:
-            pages.write(found, out)
-            run.answer(
-                found, lambda console: console.print(f"{pages.verdict(found)}\n{out}", markup=False, soft_wrap=True)
-            )
-            return
-        comparison = report_of(artifact)
-        reports.write(comparison, out)
-        run.answer(
-            comparison,
-            lambda console: console.print(f"{reports.verdict(comparison)}\n{out}", markup=False, soft_wrap=True),
-        )
+        found: Any = search_of(artifact)
+        page: Any = reports if found is None else pages
+        found = report_of(artifact) if found is None else found
+        page.write(found, out)
+        run.answer(found, lambda console: console.print(f"{page.verdict(found)}\n{out}", markup=False, soft_wrap=True))
 
 
 @app.command()

@@ -2,51 +2,84 @@
 
 from __future__ import annotations
 
-import itertools
-import subprocess
-import sys
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 
-from slimseek import choose, plugins, timing
+from slimseek import bench, choose, plugins, timing
 from slimseek import folder as folders
 from slimseek.bases import Backend
 from slimseek.choose import PACKAGE, PACKAGE_VERSION, Package
-from slimseek.encoder import Encoder
-from slimseek.errors import GateFailed, SlimseekError, UsageError
-from slimseek.evaluate import cosines, invariance, neighbours_shared
+from slimseek.errors import GateFailed, SlimseekError, UsageError, first_line
 from slimseek.inputs.samples import examples
 from slimseek.inputs.text import TOKENIZER
 from slimseek.progress import say, track
-from slimseek.schema import Array, Batch, GateResult, KeptIndex, Model
+from slimseek.schema import KeptIndex, Model, Value
+from slimseek.verify import verify
 
-SHAPES = ((1, 3), (3, 17), (8, 128))
-LEAST_PARITY = 0.999
-LEAST_PARITY_ROUNDED = 0.99
-AUTO = "auto"
+AUTO, ALL = "auto", "all"
+TARGETS, TARGETS_VERSION = "targets.json", 1
+"""What a folder of packages for all targets holds beside them."""
+
+
+class Targets(Value, frozen=True):
+    """The manifest of a folder with a package for each target.
+
+    Attributes:
+        written: the targets, each of which has a folder of its name.
+        left_out: the others, with the reason and, where something brings them, the remedy.
+    """
+
+    format_version: int
+    written: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+class Deployed(Value, frozen=True):
+    """What became of every target.
+
+    Attributes:
+        packages: those that passed their gates, by target.
+        left_out: the other targets, with the reason.
+    """
+
+    packages: dict[str, Package]
+    left_out: dict[str, str]
 
 
 def targets() -> dict[str, str | None]:
-    """Every backend with ``None`` if it works on this machine, else the reason and the remedy."""
+    """Every backend with ``None`` if packages for it can be written on this machine, else the reason and the remedy."""
     return {name: plugins.load("backends", name)().available() for name in plugins.names("backends")}
 
 
-def check_target(target: str) -> None:
-    """Refuse a target that is unknown or does not work here.
+def check_target(target: str, model: Model | None = None, *, runs: bool = False) -> None:
+    """Refuse a target before any long work.
+
+    Args:
+        target: name of a backend.
+        model: what the package is to be of, whose operators and shapes are looked at.
+        runs: whether packages must run here, too.
 
     Raises:
-        UsageError: with the reason and what brings it.
+        UsageError: it is unknown, does not work here (with the reason and what brings it), or does not take the model.
     """
     works = targets()
     if target not in works:
         raise UsageError(f"unknown target {target!r}; known: {', '.join(works)}")
     if works[target] is not None:
         raise UsageError(f"target {target} does not work here: {works[target]}")
+    backend: Backend = plugins.load("backends", target)()
+    reason = backend.runs() if runs else None
+    if reason is not None:
+        raise UsageError(
+            f"packages for {target} do not run here, so nothing can be measured in them: {reason}; take another "
+            f"--target, and deploy the artifact for {target} then"
+        )
+    if model is not None:
+        backend.preflight(model)
 
 
 def searches(target: str) -> bool:
@@ -68,7 +101,7 @@ def deploy(
 
     Args:
         source: an artifact or any model that can be compressed.
-        target: a backend, or ``auto``: all that work here are written and timed, the fastest that passes stays.
+        target: a backend, or ``auto``: all that run here are written and timed, the fastest that passes stays.
         out: folder to write.
         texts: real items (texts, or paths of arrays) for parity and timing; none for built-in examples.
         corpus: document id to text, which a package that searches by itself holds; others leave it.
@@ -81,34 +114,57 @@ def deploy(
     """
     if target != AUTO:
         check_target(target)
-    model = choose.model(source)
-    inputs = (Path(source),) if Path(source).exists() else ()
-    collection, index_of = choose.collection_of(source), choose.index_of(source)
-    count = threads or timing.default_threads()
-    held = _held(model, target, corpus, index_of)
-    with folders.writing(Path(out), inputs=inputs, force=force) as folder:
-        if target != AUTO:
-            package = write(model, target, folder, texts=texts, threads=count, collection=collection, index_of=index_of)
-            failed = next((gate for gate in package.gates if gate.status == "failed"), None)
-            if failed is not None:
-                raise GateFailed(
-                    f"the package for {target} fails its gate {failed.gate}: {failed.detail}; nothing was written"
-                )
-            return _with_documents(package, folder, held, count) if held else package
-        names = [name for name, reason in targets().items() if reason is None and _is_local(name)]
-        return _fastest(model, names, folder, texts, count, collection, index_of)
+    model, passing = _writer(source, texts, threads)
+    held = _held(model, target, corpus, choose.index_of(source))
+    with folders.writing(Path(out), inputs=_inputs(source), force=force) as folder:
+        if target == AUTO:
+            return _fastest(model, folder, passing, texts, threads)
+        package = passing(target, folder)
+        return _with_documents(package, folder, held, threads) if held else package
+
+
+def deploy_all(
+    source: str | Path, out: str | Path, *, texts: Sequence[str] = (), threads: int | None = None, force: bool = False
+) -> Deployed:
+    """Write a package for every target that this machine can write, each into a folder of its name.
+
+    One that fails, in its gates or otherwise, is left out and does not stop the others. Arguments are those of
+    :func:`deploy`.
+
+    Raises:
+        UsageError: there is no such model, or the folder is taken.
+    """
+    _, passing = _writer(source, texts, threads)
+    packages, left_out = {}, {}
+    with folders.writing(Path(out), inputs=_inputs(source), force=force) as folder:
+        for name, reason in targets().items():
+            found = reason if reason is not None else _tried(passing, name, folder / name)
+            if isinstance(found, Package):
+                packages[name] = found
+            else:
+                left_out[name] = found
+        folders.write_json(
+            folder / TARGETS, Targets(format_version=TARGETS_VERSION, written=tuple(packages), left_out=left_out)
+        )
+    return Deployed(packages=packages, left_out=left_out)
 
 
 def write(
     model: Model, target: str, folder: Path, *, texts: Sequence[str] = (), threads: int, collection: str = "",
     index_of: KeptIndex | None = None,
 ) -> Package:  # fmt: skip
-    """Export into an existing empty folder, reopen in a fresh process, compare, write the manifest."""
+    """Export into an existing empty folder, reopen in a fresh process, compare, write the manifest.
+
+    Where packages do not run here, what computes the same is compared in their place; the gates and the manifest say
+    so.
+    """
     package = export(model, target, folder, collection=collection, index_of=index_of)
-    reference = choose.encoder(model, "artifact", threads)
-    items = texts or examples(model.spec)
-    parity, gates = _verify(reference, folder, items, threads, rounded=bool(model.activations))
-    package = msgspec.structs.replace(package, parity=parity, gates=gates)
+    reason = plugins.load("backends", target)().runs()
+    parity, gates = verify(
+        choose.encoder(model, "artifact", threads), folder, texts or examples(model.spec),
+        rounded=bool(model.activations), not_run=reason,
+    )  # fmt: skip
+    package = msgspec.structs.replace(package, parity=parity, gates=gates, not_run=reason or msgspec.UNSET)
     folders.write_json(folder / PACKAGE, package)
     return package
 
@@ -139,10 +195,6 @@ def export(
     return package
 
 
-def _is_local(target: str) -> bool:
-    return bool(plugins.load("backends", target).local)
-
-
 def _held(
     model: Model, target: str, corpus: Mapping[str, str] | None, index_of: KeptIndex | None
 ) -> Mapping[str, str] | None:
@@ -167,154 +219,75 @@ def _held(
     return corpus
 
 
-def _with_documents(package: Package, folder: Path, corpus: Mapping[str, str], threads: int) -> Package:
+def _with_documents(package: Package, folder: Path, corpus: Mapping[str, str], threads: int | None) -> Package:
     """The package with documents in it, whose vectors it has made itself."""
     backend: Backend = plugins.load("backends", package.target)()
     with track("encode documents", len(corpus)) as advance:
-        vectors = choose.choose(folder, threads).documents(list(corpus.values()), advance)
+        encoder = (choose.choose if backend.runs() is None else choose.stand_in)(folder, threads)
+        vectors = encoder.documents(list(corpus.values()), advance)
     backend.hold(folder, vectors, corpus)
     package = msgspec.structs.replace(package, files=folders.entries(folder, leave_out=PACKAGE))
     folders.write_json(folder / PACKAGE, package)
     return package
 
 
-def encode_in_fresh_process(source: Path, texts: Sequence[str], threads: int) -> Array:
-    """Vectors float32 [n, dim] of texts, computed by a new process that opens the package.
-
-    Raises:
-        SlimseekError: it failed; its last line is shown.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        result = Path(temporary) / "vectors.npy"
-        command = [sys.executable, "-m", "slimseek.probe", str(source), str(threads), str(result)]
-        done = subprocess.run(
-            command, input=msgspec.json.encode(list(texts)), capture_output=True, timeout=900, check=False
-        )
-        if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-            raise SlimseekError(f"{source} failed in a fresh process: {lines[-1]}")
-        vectors: Array = np.load(result, allow_pickle=False)
-        return vectors
+Writer = Callable[[str, Path], Package]
+"""(target, existing empty folder) -> what was written there; GateFailed where it fails a gate."""
 
 
-def _verify(
-    reference: Encoder, folder: Path, texts: Sequence[str], threads: int, rounded: bool
-) -> tuple[dict[str, float], tuple[GateResult, ...]]:
-    """Parity on real texts and at three shapes, and invariance, of the package as a fresh process sees it."""
-    expected = reference.documents(texts)
-    found = encode_in_fresh_process(folder, texts, threads)
-    cosine = cosines(expected, found)
-    parity = {
-        "cosine_mean": float(cosine.mean()),
-        "cosine_min": float(cosine.min()),
-        "top10_overlap": neighbours_shared(expected, found),
-        "texts": float(len(texts)),
-    }  # fmt: skip
-    least = LEAST_PARITY_ROUNDED if rounded else LEAST_PARITY
-    package = choose.choose(folder, threads)
-    gates = (
-        GateResult(
-            gate="parity",
-            status="passed" if parity["cosine_mean"] >= least else "failed",
-            detail=f"{len(texts)} items against the artifact: cosine {parity['cosine_mean']:.5f} on average, "
-            f"{parity['cosine_min']:.5f} at least, top-10 overlap {parity['top10_overlap']:.3f}",
-            value=parity["cosine_mean"],
-            limit=least,
-        ),
-        _shapes(reference, package, least, texts),
-        invariance(package, texts[:64]),
-    )
-    return parity, gates
+def _writer(source: str | Path, texts: Sequence[str], threads: int | None) -> tuple[Model, Writer]:
+    """The model, and what writes a package of it that passes its gates."""
+    model = choose.model(source)
+    count = threads or timing.default_threads()
+    collection, index_of = choose.collection_of(source), choose.index_of(source)
+
+    def passing(target: str, folder: Path) -> Package:
+        check_target(target, model)
+        package = write(model, target, folder, texts=texts, threads=count, collection=collection, index_of=index_of)
+        failed = next((gate for gate in package.gates if gate.status == "failed"), None)
+        if failed is not None:
+            raise GateFailed(
+                f"the package for {target} fails its gate {failed.gate}: {failed.detail}; nothing was written"
+            )
+        return package
+
+    return model, passing
 
 
-def _shapes(reference: Encoder, package: Encoder, least: float, items: Sequence[str]) -> GateResult:
-    """Whether one graph takes every batch size and length."""
-    batches = _text_batches(reference) if reference.spec.preprocess else _array_batches(reference, items)
-    worst = min(float(cosines(reference.encode(batch), package.encode(batch)).mean()) for batch in batches.values())
-    # Random tokens are harder on rounded activations than text is; here the question is the shape.
-    limit = least - 0.04 if least == LEAST_PARITY_ROUNDED else least
-    return GateResult(
-        gate="shapes",
-        status="passed" if worst >= limit else "failed",
-        detail=f"batches {', '.join(batches)}: least mean cosine {worst:.5f}",
-        value=worst,
-        limit=limit,
-    )
+def _tried(passing: Writer, target: str, folder: Path) -> Package | str:
+    """The package, in a new folder; or why there is none, and no folder."""
+    folder.mkdir()
+    try:
+        return passing(target, folder)
+    except SlimseekError as error:  # an operator that this runtime does not have, a gate
+        reason = str(error)
+    except OSError:  # of the disk, which the others would meet again
+        raise
+    except Exception as error:  # a fault of a library
+        reason = f"a fault, {type(error).__name__}: {first_line(error)}"
+    shutil.rmtree(folder)
+    say(f"{target} is left out: {reason}")
+    return reason
 
 
-def _text_batches(reference: Encoder) -> dict[str, Batch]:
-    """Random tokens of a real text, by batch x tokens."""
-    generator = np.random.default_rng(0)
-    assert reference.spec.preprocess is not None
-    [ids] = reference.input.rows(examples(reference.spec)[-1:])
-    found = {}
-    for count, length in SHAPES:
-        width = min(length, reference.spec.preprocess.max_length)
-        rows: list[Any] = [generator.choice(np.array(ids), width).tolist() for _ in range(count)]
-        found[f"{count}x{width}"] = reference.input.batch(rows, width)
-    return found
-
-
-def _array_batches(reference: Encoder, items: Sequence[str]) -> dict[str, Batch]:
-    """Arrays by batch size: the items of the first one's shape, again and again, since noise lies outside of the
-    ranges that real items were rounded by.
-    """
-    rows: list[Any] = reference.input.rows(items[: 4 * SHAPES[-1][0]])
-    alike = [row for row in rows if reference.input.width(row) == reference.input.width(rows[0])]
-    return {
-        str(count): reference.input.batch(list(itertools.islice(itertools.cycle(alike), count))) for count, _ in SHAPES
-    }
-
-
-def _fastest(
-    model: Model, names: Sequence[str], folder: Path, texts: Sequence[str], threads: int, collection: str,
-    index_of: KeptIndex | None,
-) -> Package:  # fmt: skip
-    """Write every target, time those that pass in turns, move the fastest into ``folder``."""
+def _fastest(model: Model, folder: Path, passing: Writer, texts: Sequence[str], threads: int | None) -> Package:
+    """Write every target that runs here, time those that pass in turns, move the fastest into ``folder``."""
+    names = [name for name, reason in targets().items()
+             if reason is None and plugins.load("backends", name).local
+             and plugins.load("backends", name)().runs() is None]  # fmt: skip
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".auto.") as temporary:
-        packages = {}
-        for name in names:
-            place = Path(temporary) / name
-            place.mkdir()
-            try:
-                package = write(
-                    model, name, place, texts=texts, threads=threads, collection=collection, index_of=index_of
-                )
-            except SlimseekError as error:  # an operator that this runtime does not have
-                say(f"{name} is left out: {error}")
-                continue
-            failed = next((gate for gate in package.gates if gate.status == "failed"), None)
-            if failed is None:
-                packages[name] = package
-            else:
-                say(f"{name} is left out, its gate {failed.gate} failed: {failed.detail}")
+        tried = {name: _tried(passing, name, Path(temporary) / name) for name in names}
+        packages = {name: found for name, found in tried.items() if isinstance(found, Package)}
         if not packages:
             raise GateFailed(f"none of {', '.join(names)} passes its gates; nothing was written")
-        items = texts or examples(model.spec)
-        seconds = _time({name: choose.choose(Path(temporary) / name, threads) for name in packages}, items)
-        best = min(seconds, key=lambda name: seconds[name][0] * seconds[name][1])
-        for name, (single, batch) in seconds.items():
-            say(
-                f"{name}: {single * 1000:.2f} ms a query, {1 / batch:.0f} items a second"
-                + (", the fastest" if name == best else "")
-            )
-        for path in (Path(temporary) / best).iterdir():
+        opened = {name: (choose.choose(Path(temporary) / name, threads), "") for name in packages}
+        found = bench.side_by_side(opened, *bench.asked(model.spec, texts))
+        for line in bench.lines(found):
+            say(line)
+        for path in (Path(temporary) / found.fastest).iterdir():
             path.rename(folder / path.name)
-    return packages[best]
+    return packages[found.fastest]
 
 
-def _time(encoders: dict[str, Encoder], texts: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Median seconds of a short single text and of a text in batches, for each encoder; both count alike."""
-    short = sorted(texts, key=len)[: max(2, len(texts) // 2)]
-
-    def query(encoder: Encoder) -> Callable[[int], object]:
-        return lambda number: encoder.queries([short[number % len(short)]])
-
-    def documents(encoder: Encoder) -> Callable[[int], object]:
-        return lambda number: encoder.documents(texts)
-
-    single = timing.interleaved({name: query(encoder) for name, encoder in encoders.items()}, rounds=5, calls=20)
-    batch = timing.interleaved(
-        {name: documents(encoder) for name, encoder in encoders.items()}, rounds=3, calls=1, warm_up=1
-    )
-    return {name: (float(np.median(single[name])), float(np.median(batch[name])) / len(texts)) for name in encoders}
+def _inputs(source: str | Path) -> tuple[Path, ...]:
+    return (Path(source),) if Path(source).exists() else ()

@@ -21,7 +21,7 @@ from slimseek.errors import ArtifactError, UsageError
 from slimseek.schema import FileEntry, Value
 
 M = TypeVar("M", bound=Value)
-MANIFESTS = ("manifest.json", "package.json", "index.json", "slimseek.json", "training.json")
+MANIFESTS = ("manifest.json", "package.json", "targets.json", "index.json", "slimseek.json", "training.json")
 
 
 @contextmanager

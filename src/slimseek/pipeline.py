@@ -86,12 +86,13 @@ def compress(
     options = options or Options()
     steps, threads = recipes.load(recipe), options.threads or timing.default_threads()
     measuring.metric(steps.gates.metric)
-    deploy.check_target(options.target)
+    deploy.check_target(options.target, runs=True)
     with folders.writing(
         Path(out), inputs=_paths(source, collection, steps.student or ""), force=options.force
     ) as folder:
         original = choose.model(source)
         integers.check_finite(original, "compressed")
+        deploy.check_target(options.target, original)
         found = data.load(str(collection))
         if found.labelled and steps.gates.metric == Gates().metric:
             accuracy = msgspec.structs.replace(steps.gates, metric=measuring.ACCURACY)
@@ -208,6 +209,14 @@ def deploy_on(
     texts = _texts(data or choose.collection_of(source), asked=bool(data))
     corpus = _corpus(source, data) if data and deploy.searches(target) else None
     return deploy.deploy(source, target, out, texts=texts, corpus=corpus, threads=threads or None, force=force)
+
+
+def deploy_all_on(
+    source: str | Path, out: str | Path, *, data: str = "", threads: int = 0, force: bool = False
+) -> deploy.Deployed:
+    """The same for every target that this machine can write."""
+    texts = _texts(data or choose.collection_of(source), asked=bool(data))
+    return deploy.deploy_all(source, out, texts=texts, threads=threads or None, force=force)
 
 
 def index_on(

@@ -16,14 +16,17 @@ BATCH = 64
 TOKENS = 128
 
 
-def encode(source: str, threads: int, out: str) -> None:
-    """Vectors of a JSON list of texts on standard input, written to ``out`` with numpy's ``save``."""
+def encode(source: str, threads: int, out: str, stand_in: bool) -> None:
+    """Vectors of a JSON list of texts on standard input, written to ``out`` with numpy's ``save``; with ``stand_in``
+    by what computes the same as a package that does not run here.
+    """
     import numpy as np
 
-    from slimseek.choose import choose
+    from slimseek import choose
 
     texts = msgspec.json.decode(sys.stdin.buffer.read(), type=list[str])
-    np.save(out, choose(source, threads).documents(texts), allow_pickle=False)
+    encoder = (choose.stand_in if stand_in else choose.choose)(source, threads)
+    np.save(out, encoder.documents(texts), allow_pickle=False)
 
 
 def start(source: str, threads: int) -> None:
@@ -55,7 +58,7 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        encode(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    if len(sys.argv) > 3:
+        encode(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:] == ["stand-in"])
     else:
         start(sys.argv[1], int(sys.argv[2]))

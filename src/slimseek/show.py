@@ -12,7 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from slimseek import report, timing
-from slimseek.deploy import searches
+from slimseek.bench import Bench, verdict
+from slimseek.choose import Package
+from slimseek.deploy import Deployed, searches
 from slimseek.report import _format as form
 from slimseek.report import _trials as trials
 from slimseek.report import search as page
@@ -175,8 +177,7 @@ def collection(found: Any, console: Console) -> None:
 
 def package(found: Any, console: Console, out: Path) -> None:
     """A deployed package: target, bytes, gates, next command."""
-    size = sum(entry.bytes for entry in found.files)
-    console.print(f"{out}: {found.target}, {form.size(size)} shipped", markup=False, soft_wrap=True)
+    console.print(f"{out}: {found.target}, {form.size(_shipped(found))} shipped", markup=False, soft_wrap=True)
     gates(found.gates, console)
     data = "" if found.collection else " --data DATA"
     following = (
@@ -184,6 +185,42 @@ def package(found: Any, console: Console, out: Path) -> None:
     )
     following = f"python3 -m http.server --directory {out}" if searches(found.target) else f"slimseek {following}"
     console.print(f"\nnext: {following}", markup=False, soft_wrap=True)
+
+
+def deployed(found: Deployed, console: Console, out: Path) -> None:
+    """A row for every target: bytes, parity and gates, or the reason why there is no package; what to type next."""
+    table = Table(title=str(out), title_justify="left")
+    table.add_column("target")
+    for column in ("bytes", "parity", "top-10 overlap"):
+        table.add_column(column, justify="right")
+    table.add_column("gates, or why it is left out", overflow="fold")
+    for name, one in found.packages.items():
+        passed = f"{', '.join(gate.gate for gate in one.gates)} passed"
+        words = passed if one.not_run is msgspec.UNSET else f"{passed} in a stand-in; not run here: {one.not_run}"
+        table.add_row(name, form.size(_shipped(one)), form.cosine(one.parity["cosine_mean"]),
+                      form.score(one.parity["top10_overlap"]), escape(words))  # fmt: skip
+    for name, reason in found.left_out.items():
+        table.add_row(name, form.DASH, form.DASH, form.DASH, escape(reason))
+    console.print(table)
+    run = [str(out / name) for name, one in found.packages.items() if one.not_run is msgspec.UNSET]
+    if len(run) > 1:
+        console.print(f"\nnext: slimseek bench {' '.join(run)}", markup=False, soft_wrap=True)
+
+
+def side_by_side(found: Bench, console: Console) -> None:
+    """A row for each model that was measured: time, speed against the first, memory, bytes; which is the fastest."""
+    names = ("latency_p50", "latency_p95", "throughput", "peak_memory", "size")
+    table = Table(title=f"{found.subjects[0].environment.threads} threads", title_justify="left")
+    table.add_column("", overflow="fold")
+    for column in (*map(form.label, names), "speed-up"):
+        table.add_column(column, justify="right")
+    for number, (one, speed) in enumerate(zip(found.subjects, found.speeds, strict=True)):
+        against = form.DASH if not number else "none" if speed < timing.NO_FASTER else form.times(speed)
+        style = "bold" if one.subject == found.fastest else None
+        table.add_row(escape(one.subject), *(form.figure(one.get(name)) for name in names), against, style=style)
+    console.print(table)
+    for line in (*found.notes, verdict(found)):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def index(found: Any, console: Console, out: Path) -> None:
@@ -218,6 +255,10 @@ def catalogue(found: Any, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _shipped(found: Package) -> int:
+    return sum(entry.bytes for entry in found.files)
 
 
 def _cell(cell: form.Cell) -> str:

@@ -22,6 +22,8 @@ INSTRUCTION_SETS = (
     "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "neon", "asimd",
     "asimddp", "i8mm",
 )  # fmt: skip
+NO_FASTER = 1.05
+"""A speed-up below this is called none: clocks are not steadier than that."""
 LIBRARIES = ("slimseek", "numpy", "torch", "transformers", "tokenizers", "onnx", "onnxruntime", "openvino")
 
 

@@ -69,10 +69,11 @@ def compress_within(
     effort, options, start = effort or Effort(), options or Options(), time.perf_counter()
     for library in LIBRARIES:
         plugins.require(library)
-    deploy.check_target(options.target)
+    deploy.check_target(options.target, runs=True)
     threads, out = options.threads or timing.default_threads(), Path(out)
     original, found = choose.model(source), data.load(str(collection))
     _check(original, out)
+    deploy.check_target(options.target, original)
     metric = _metric(metric or options.metric, original, found, options)
     say(data.split(found).notice)
     run = _run(original, found, metric, options, threads, seed)

@@ -100,13 +100,23 @@ def check_fits(model: Model) -> None:
         )
 
 
+def _sources() -> dict[str, Path]:
+    """The files that every package holds, by their name in it."""
+    found = {name: page_file(name) for name in PAGE}
+    for module, files in COPIED.items():
+        found |= {name: modules() / "node_modules" / module / file for file, name in files.items()}
+    return found
+
+
 def copy(folder: Path) -> None:
     """The page and npm's modules, into an existing folder."""
-    for name in PAGE:
-        shutil.copyfile(page_file(name), folder / name)
-    for module, files in COPIED.items():
-        for file, name in files.items():
-            shutil.copyfile(modules() / "node_modules" / module / file, folder / name)
+    for name, source in _sources().items():
+        shutil.copyfile(source, folder / name)
+
+
+def copied_bytes() -> int:
+    """Bytes of what :func:`copy` writes; 0 for what is not there."""
+    return sum(source.stat().st_size for source in _sources().values() if source.is_file())
 
 
 def write_settings(folder: Path, spec: ModelSpec) -> None:

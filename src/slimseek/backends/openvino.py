@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FILE = "model.onnx"
 SETTINGS = "openvino.json"
 WHOLE_ROW = 2**32 - 1
+LARGEST_IN_MEMORY = 2**31 - 1
+"""Bytes of a graph that is tried before it is written; a larger one does not fit in one message."""
 PRECISION, FLOAT32, BFLOAT16 = "INFERENCE_PRECISION_HINT", "f32", "bf16"
 
 
@@ -36,6 +38,14 @@ class OpenVino(Backend):
     def versions(self) -> dict[str, str]:
         """The runtime."""
         return versions(("openvino",))
+
+    def preflight(self, model: Model) -> None:
+        """Compile the float graph: what the runtime has no operator for, or cannot compute in free shapes, is found
+        now.
+        """
+        graph = load("models", model.spec.family)().to_onnx(model)
+        if graph.ByteSize() <= LARGEST_IN_MEMORY:
+            _compiled(graph.SerializeToString(), "the graph", {PRECISION: FLOAT32})
 
     def lowered(self, graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
         """With standard operators alone."""
@@ -60,21 +70,9 @@ class OpenVino(Backend):
 
     def open(self, folder: Path, threads: int) -> Encode:
         """Compile for one stream of ``threads`` threads."""
-        openvino = require("openvino")
         settings = msgspec.json.decode((folder / SETTINGS).read_bytes(), type=dict[str, str])
         settings |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
-        core = openvino.Core()
-        if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            settings[PRECISION] = FLOAT32  # a CPU without the instructions would imitate them, slowly
-        try:
-            compiled = core.compile_model(str(folder / FILE), "CPU", settings)
-        except RuntimeError as error:  # what OpenVINO raises for operators and shapes that it does not have
-            lines = str(error).strip().splitlines() or [""]
-            why = next((line.strip(" -") for line in lines if line.startswith("--")), lines[-1])
-            raise UsageError(
-                f"OpenVINO cannot compile {folder / FILE} ({why}); deploy for onnxruntime instead"
-            ) from error
-        request = compiled.create_infer_request()
+        request = _compiled(str(folder / FILE), str(folder / FILE), settings).create_infer_request()
 
         def encode(batch: Batch) -> Array:
             result: Array = request.infer(batch, share_inputs=True, share_outputs=True)[0].copy()
@@ -85,6 +83,21 @@ class OpenVino(Backend):
     def stored(self, folder: Path) -> Mapping[str, Array]:
         """Read from the graph."""
         return require("slimseek.backends._stored").stored(folder / FILE)  # type: ignore[no-any-return]
+
+
+def _compiled(source: str | bytes, name: str, settings: dict[str, str]) -> Any:
+    """The runtime's own model of a graph, a path or its bytes; UsageError for what it does not have."""
+    core = require("openvino").Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        settings = settings | {PRECISION: FLOAT32}  # a CPU without the instructions would imitate them, slowly
+    try:
+        return core.compile_model(core.read_model(source), "CPU", settings)
+    except RuntimeError as error:  # what OpenVINO raises for operators and shapes that it does not have
+        lines = str(error).strip().splitlines() or [""]
+        listed = [line.strip(" -") for line in lines if line.startswith("--")]
+        missing = [line for line in listed if line.startswith("No conversion")]  # others may follow from it
+        why = (missing or listed or lines[-1:])[0]
+        raise UsageError(f"OpenVINO cannot compile {name} ({why}); deploy for onnxruntime instead") from error
 
 
 def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]

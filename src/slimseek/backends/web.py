@@ -61,6 +61,10 @@ class Web(Backend):
         if model.spec.preprocess is not None and self.runs() is None:
             require("slimseek.backends._web_node").check_tokenizer(folder, model)
 
+    def beside(self) -> int:
+        """The runtime's WebAssembly, the tokenizer's module and the page."""
+        return require("slimseek.backends._web").copied_bytes()  # type: ignore[no-any-return]
+
     def hold(self, folder: Path, vectors: Array, corpus: Mapping[str, str], *, precision: Precision = "int8") -> None:
         """Write ``index.bin`` and ``index.json``, which the page searches.
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from slimseek import hollow, integers, plugins
 from slimseek import outline as outlines
+from slimseek.errors import UsageError
 from slimseek.schema import (
     OUTPUT_RANGE,
     ActivationQuant,
@@ -32,6 +33,8 @@ FEW, MORE = 24, 48
 SHARED = ("slim_", "input_scale", "input_zero_point")
 """What the names of constants begin with that several layers use."""
 BIAS = "bias"
+NEAREST = "onnxruntime"
+"""Whose graphs stand for those of a runtime that takes none in ONNX, until a package of it is written."""
 SPEC = ModelSpec(
     family="transformer", modality="text", output="embedding", inputs=(), dim=1, normalised=True, preprocess=None
 )
@@ -141,7 +144,7 @@ def _lowered(given: Form, channels: int) -> _Lowered:
     )  # fmt: skip
     graph = _graph(given, name, integers.unsmoothed(model, name), channels)
     heads = -sum(_length(node) for node in graph.graph.node)
-    lowered = plugins.load("backends", given.target)().lowered(graph, model).graph
+    lowered = _by_runtime(graph, model, given.target)
     own, merged, shared = 0, 0, {}
     for constant in lowered.initializer:
         if constant.name.startswith(SHARED):
@@ -157,6 +160,14 @@ def _lowered(given: Form, channels: int) -> _Lowered:
             own += values
     heads += sum(_length(node) for node in lowered.node)
     return _Lowered(values=(own, merged), heads=heads, shared=shared)
+
+
+def _by_runtime(graph: onnx.ModelProto, model: Model, target: str) -> onnx.GraphProto:
+    """The graph that a runtime takes; for one that takes none in ONNX, that of ONNX Runtime is the nearest guess."""
+    try:
+        return plugins.load("backends", target)().lowered(graph, model).graph
+    except UsageError:
+        return plugins.load("backends", NEAREST)().lowered(graph, model).graph
 
 
 def _tensor(given: Form, channels: int) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from slimseek import integers, sparse
-from slimseek.budget._lines import Form, form, line
+from slimseek import integers, plugins, sparse
+from slimseek.budget._lines import NEAREST, Form, form, line
 from slimseek.choose import family
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.text import TOKENIZER
@@ -17,7 +17,9 @@ from slimseek.recipe import build
 from slimseek.schema import Model, QuantizedTensor, Recipe, RecipeStep, Samples, Tensor, Value
 
 GRAPHS = {"onnxruntime": (2250, 347), "openvino": (2580, 462)}
-"""Bytes of a transformer's float graph beside its weights: fixed, and for each linear layer (measured on BERTs)."""
+"""Bytes of a transformer's float graph beside its weights: fixed, and for each linear layer (measured on BERTs). Of
+other runtimes nothing was measured: ONNX Runtime's are the guess, which the first package that is written corrects.
+"""
 POSITION = 16
 """Bytes of a position in such a graph: its number, twice."""
 PACKAGE = 1500
@@ -131,7 +133,8 @@ def _told(model: Model, target: str) -> int:
         shared |= found.shared
     total += sum(size if size >= MERGED else size * count for size, count in merged.items())
     files = len(model.files.get(TOKENIZER, b"")) + len(msgspec.json.encode(model.spec))
-    return round(total) + sum(shared.values()) + files
+    beside: int = plugins.load("backends", target)().beside()
+    return round(total) + sum(shared.values()) + files + beside
 
 
 def _left_out(tensor: Tensor, dense: float) -> int:
@@ -151,7 +154,7 @@ def _graph(model: Model, target: str, known: Sequence[Known]) -> int:
         return same[-1].bytes
     if GRAPH in model.files:
         return len(model.files[GRAPH]) + PACKAGE
-    fixed, each = GRAPHS.get(target, GRAPHS["onnxruntime"])
+    fixed, each = GRAPHS.get(target, GRAPHS[NEAREST])
     near = [one for one in known if one.target == target]
     if near:
         nearest = min(near, key=lambda one: abs(one.layers - layers))

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from slimseek import plugins
 from slimseek.errors import SlimseekError
 from slimseek.schema import Change, Comparison, GateResult, Measurement
+from slimseek.timing import NO_FASTER
 
 DASH = "–"
 MINUS = "\N{MINUS SIGN}"
-NO_FASTER = 1.05
-"""A speed-up below this is called none: clocks are not steadier than that."""
 
 LABELS = {
     "size": ("Size", "all that is shipped"),
