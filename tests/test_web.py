@@ -1,4 +1,4 @@
-"""Packages for the web: the graph of onnxruntime in WebAssembly, Python's tokens, Python's hits, in node and a browser."""
+"""Packages for the web: the graph of onnxruntime in WebAssembly, Python's tokens and hits."""
 
 from __future__ import annotations
 
@@ -312,7 +312,9 @@ def test_a_tokenizer_that_javascript_reads_otherwise_is_refused(original: Model,
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s"), "merged_with_next")
     tokenizer.train_from_iterator(CORPUS.values(), trainers.BpeTrainer(vocab_size=80, special_tokens=["[UNK]"]))
     model = dataclasses.replace(original, files=dict(original.files) | {TOKENIZER: tokenizer.to_str().encode()})
-    with pytest.raises(UsageError, match="^web: the model's tokenizer gives other tokens in JavaScript than in Python"):
+    with pytest.raises(
+        UsageError, match=r"^web: the model's tokenizer gives other tokens in JavaScript than in Python"
+    ):
         WEB.export(model, tmp_path)
 
 
@@ -336,17 +338,14 @@ def test_hits_and_scores_are_those_of_the_exact_index(precision: Any, original: 
     index = plugins.load("indexes", "exact")(precision=precision)
     index.build(vectors)
     node = _web_node.Node(tmp_path)
-    for query, ids, scores in zip(QUERIES, *vars_of(index.query(native.queries(QUERIES), 20)), strict=True):
+    expected = index.query(native.queries(QUERIES), 20)
+    for query, ids, scores in zip(QUERIES, expected.ids, expected.scores, strict=True):
         hits = node.search(query, 20)
         assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=1e-5)
         assert [hit["id"] for hit in hits][:10] == [f"d{number}" for number in ids[:10]]
         assert hits[0]["text"] == f"text {ids[0]}"
     assert [hit["id"] for hit in node.search(QUERIES[0], 2)] == ["d7", "d400"]
     assert len(node.search(QUERIES[0], 1000)) == 500
-
-
-def vars_of(hits: Any) -> tuple[Array, Array]:
-    return hits.ids, hits.scores
 
 
 def test_vectors_that_are_not_one_a_document_are_refused(tmp_path: Path) -> None:
@@ -409,7 +408,7 @@ def test_more_documents_than_a_page_takes_are_refused_before_any_work(
 
 @in_node
 def test_a_model_that_encodes_queries_alone_takes_no_documents(original: Model) -> None:
-    kept = KeptIndex(model="other", probe=(0.0,))
+    kept = KeptIndex(model="other", fingerprint="0", probe=(0.0,))
     with pytest.raises(UsageError, match="holds documents only of a model that makes vectors of texts"):
         deploy._held(original, "web", CORPUS, kept)
 

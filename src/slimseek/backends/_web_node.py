@@ -52,9 +52,7 @@ class Node:
         self._folder = folder
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         command = [program, str(page_file("node.mjs")), str(folder.resolve())]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
         self._lock = threading.Lock()
         self.close = weakref.finalize(self, _end, self._process, self._errors)
         self._ask("open", {})
