@@ -31,7 +31,7 @@ HARD_TEXTS = (
     "👌🏻 👩\u200d👩\u200d👧\u200d👦 🇫🇷 ❤\ufe0f",
     "word" * 60 + " " + "x" * 100 + " " + "x" * 101,
     "[CLS] a [SEP]b [MASK] [UNK] <s> </s> <pad>",
-    " \t two  blanks\r\nand\u00a0a\u3000line\u2028 zero\u200bwidth \ufeff\u0000\ufffd ",
+    " \t two  blanks\r\nand\u00a0a\u3000line\u2028 zero\u200bwidth \u0000\ufffd ",
     "",
     "a long text of many words, " * 400,
 )
