@@ -380,6 +380,7 @@ def test_a_deployed_package_holds_the_documents_and_is_whole(deployed: Path) -> 
     assert (deployed / "index.bin").stat().st_size == 4 * 2 * 32 + 6 * 32
     settings = json.loads((deployed / "page.json").read_text())
     assert settings["documents"] == 6
+    assert set(settings["bytes"]) == set(_web.LOADED)
     assert all((deployed / name).stat().st_size == size for name, size in settings["bytes"].items())
     assert {"onnxruntime-web", "@huggingface/tokenizers"} <= set(package.tested_with)
     assert [gate.status for gate in package.gates] == ["passed"] * 3

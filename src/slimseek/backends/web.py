@@ -55,9 +55,9 @@ class Web(Backend):
         self.preflight(model)
         _native().export(model, folder)
         web.copy(folder)
-        web.write_settings(folder, model.spec)
         if TOKENIZER in model.files:
             (folder / TOKENIZER).write_bytes(model.files[TOKENIZER])
+        web.write_settings(folder, model.spec)
         if model.spec.preprocess is not None and self.runs() is None:
             require("slimseek.backends._web_node").check_tokenizer(folder, model)
 
