@@ -207,7 +207,7 @@ def deploy_on(
     A given one also goes into a package that searches by itself.
     """
     texts = _texts(data or choose.collection_of(source), asked=bool(data))
-    corpus = _corpus(source, data) if data and deploy.searches(target) else None
+    corpus = _corpus(str(source), data) if data and deploy.searches(target) else None
     return deploy.deploy(source, target, out, texts=texts, corpus=corpus, threads=threads or None, force=force)
 
 
