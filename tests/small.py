@@ -250,7 +250,7 @@ def kernels(folder: Path, backend: str) -> Counter[str]:
 
     A table of 16 bits is read as such where it is dense, and widened where it is not.
     """
-    if backend == "onnxruntime":
+    if backend in ("onnxruntime", "web"):
         return Counter(node.op_type for node in optimised(folder).node)
     openvino = plugins.require("openvino")
     compiled = openvino.Core().compile_model(folder / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

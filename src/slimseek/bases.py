@@ -211,7 +211,16 @@ class Step(Value, frozen=True):
 
 
 class Backend(ABC):
-    """A runtime: writes a package from a model and opens it again."""
+    """A runtime: writes a package from a model and opens it again.
+
+    Attributes:
+        local: whether its packages are meant to run on a machine like this one, so that ``auto`` considers it.
+        most_documents: how many documents a package can :meth:`hold` and search by itself; 0 for one that encodes
+            alone.
+    """
+
+    local: ClassVar[bool] = True
+    most_documents: ClassVar[int] = 0
 
     @abstractmethod
     def available(self) -> str | None:
@@ -244,6 +253,14 @@ class Backend(ABC):
     @abstractmethod
     def export(self, model: Model, folder: Path) -> None:
         """Write the runtime's files into an existing folder."""
+
+    def beside(self) -> int:
+        """Bytes of the files of every package that do not hang on the model, such as a runtime that goes with it."""
+        return 0
+
+    def hold(self, folder: Path, vectors: Array, corpus: Mapping[str, str]) -> None:
+        """Put float32 [documents, dim] vectors and the texts by their ids, in the same order, into a package."""
+        raise UsageError(f"packages of {type(self).__name__} hold no documents")
 
     @abstractmethod
     def open(self, folder: Path, threads: int) -> Encode:

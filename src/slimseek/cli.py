@@ -28,6 +28,9 @@ Model = Annotated[
 ]
 Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="What slimseek compress wrote, or any MODEL.")]
 Data = Annotated[str, typer.Option("--data", metavar="DATA", help="Folder in the BEIR layout, or the built-in 'news'.")]
+DeployData = Annotated[
+    str, typer.Option("--data", metavar="DATA", help="Collection for parity; a package for the web holds it.")
+]
 MaybeData = Annotated[
     str, typer.Option("--data", metavar="DATA", help="Collection; by default the one it was judged by.")
 ]
@@ -242,7 +245,7 @@ def rebuild(artifact: Artifact, out: Out, threads: Threads = 0, force: Force = F
 
 
 @app.command()
-def deploy(artifact: Artifact, out: Out, target: Target = "auto", data: MaybeData = "", threads: Threads = 0,
+def deploy(artifact: Artifact, out: Out, target: Target = "auto", data: DeployData = "", threads: Threads = 0,
            force: Force = False, json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
     """Write a package for a runtime, reopen it in a fresh process and check that it gives the same vectors."""
     from slimseek import show

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ from slimseek.choose import PACKAGE, PACKAGE_VERSION, Package
 from slimseek.errors import GateFailed, SlimseekError, UsageError, first_line
 from slimseek.inputs.samples import examples
 from slimseek.inputs.text import TOKENIZER
-from slimseek.progress import say
+from slimseek.progress import say, track
 from slimseek.schema import KeptIndex, Model, Value
 from slimseek.verify import verify
 
@@ -82,12 +82,18 @@ def check_target(target: str, model: Model | None = None, *, runs: bool = False)
         backend.preflight(model)
 
 
+def searches(target: str) -> bool:
+    """Whether packages for this target can hold documents and search them by themselves."""
+    return target in plugins.names("backends") and plugins.load("backends", target).most_documents > 0
+
+
 def deploy(
     source: str | Path,
     target: str,
     out: str | Path,
     *,
     texts: Sequence[str] = (),
+    corpus: Mapping[str, str] | None = None,
     threads: int | None = None,
     force: bool = False,
 ) -> Package:
@@ -98,18 +104,23 @@ def deploy(
         target: a backend, or ``auto``: all that run here are written and timed, the fastest that passes stays.
         out: folder to write.
         texts: real items (texts, or paths of arrays) for parity and timing; none for built-in examples.
+        corpus: document id to text, which a package that searches by itself holds; others leave it.
         threads: threads for checks and timing.
         force: replace what an earlier run wrote.
 
     Raises:
-        UsageError: an unknown target, or one that does not work here.
+        UsageError: an unknown target, or one that does not work here; a corpus that the package cannot hold.
         GateFailed: no target passes its gates; nothing is written.
     """
     if target != AUTO:
         check_target(target)
     model, passing = _writer(source, texts, threads)
+    held = _held(model, target, corpus, choose.index_of(source))
     with folders.writing(Path(out), inputs=_inputs(source), force=force) as folder:
-        return _fastest(model, folder, passing, texts, threads) if target == AUTO else passing(target, folder)
+        if target == AUTO:
+            return _fastest(model, folder, passing, texts, threads)
+        package = passing(target, folder)
+        return _with_documents(package, folder, held, threads) if held else package
 
 
 def deploy_all(
@@ -184,6 +195,42 @@ def export(
     return package
 
 
+def _held(
+    model: Model, target: str, corpus: Mapping[str, str] | None, index_of: KeptIndex | None
+) -> Mapping[str, str] | None:
+    """The documents that go into the package; ``None`` where its target does not search.
+
+    Raises:
+        UsageError: more documents than it takes, or a model that makes no vectors of documents.
+    """
+    if not corpus or not searches(target):
+        return None
+    most = plugins.load("backends", target).most_documents
+    if len(corpus) > most:
+        raise UsageError(
+            f"a package for {target} holds {most:,} documents at most, and the collection has {len(corpus):,}; give a "
+            "smaller one with --data, or serve this one by slimseek serve"
+        )
+    if model.spec.preprocess is None or model.spec.output != "embedding" or index_of is not None:
+        raise UsageError(
+            f"a package for {target} holds documents only of a model that makes vectors of texts, queries and "
+            "documents alike; leave out --data"
+        )
+    return corpus
+
+
+def _with_documents(package: Package, folder: Path, corpus: Mapping[str, str], threads: int | None) -> Package:
+    """The package with documents in it, whose vectors it has made itself."""
+    backend: Backend = plugins.load("backends", package.target)()
+    with track("encode documents", len(corpus)) as advance:
+        encoder = (choose.choose if backend.runs() is None else choose.stand_in)(folder, threads)
+        vectors = encoder.documents(list(corpus.values()), advance)
+    backend.hold(folder, vectors, corpus)
+    package = msgspec.structs.replace(package, files=folders.entries(folder, leave_out=PACKAGE))
+    folders.write_json(folder / PACKAGE, package)
+    return package
+
+
 Writer = Callable[[str, Path], Package]
 """(target, existing empty folder) -> what was written there; GateFailed where it fails a gate."""
 
@@ -226,7 +273,8 @@ def _tried(passing: Writer, target: str, folder: Path) -> Package | str:
 def _fastest(model: Model, folder: Path, passing: Writer, texts: Sequence[str], threads: int | None) -> Package:
     """Write every target that runs here, time those that pass in turns, move the fastest into ``folder``."""
     names = [name for name, reason in targets().items()
-             if reason is None and plugins.load("backends", name)().runs() is None]  # fmt: skip
+             if reason is None and plugins.load("backends", name).local
+             and plugins.load("backends", name)().runs() is None]  # fmt: skip
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".auto.") as temporary:
         tried = {name: _tried(passing, name, Path(temporary) / name) for name in names}
         packages = {name: found for name, found in tried.items() if isinstance(found, Package)}

@@ -202,9 +202,13 @@ def sensitivity(
 def deploy_on(
     source: str | Path, target: str, out: str | Path, *, data: str = "", threads: int = 0, force: bool = False
 ) -> choose.Package:
-    """Deploy, with parity on the texts of a collection: the given one, else the one the artifact was judged by."""
+    """Deploy, with parity on the texts of a collection: the given one, else the one the artifact was judged by.
+
+    A given one also goes into a package that searches by itself.
+    """
     texts = _texts(data or choose.collection_of(source), asked=bool(data))
-    return deploy.deploy(source, target, out, texts=texts, threads=threads or None, force=force)
+    corpus = _corpus(str(source), data) if data and deploy.searches(target) else None
+    return deploy.deploy(source, target, out, texts=texts, corpus=corpus, threads=threads or None, force=force)
 
 
 def deploy_all_on(

@@ -14,7 +14,7 @@ from rich.table import Table
 from slimseek import report, timing
 from slimseek.bench import Bench, verdict
 from slimseek.choose import Package
-from slimseek.deploy import Deployed
+from slimseek.deploy import Deployed, searches
 from slimseek.report import _format as form
 from slimseek.report import _trials as trials
 from slimseek.report import search as page
@@ -183,7 +183,8 @@ def package(found: Any, console: Console, out: Path) -> None:
     following = (
         f"serve {out}{data}" if not found.spec.classes else f"evaluate {out} --data {found.collection or 'DATA'}"
     )
-    console.print(f"\nnext: slimseek {following}", markup=False, soft_wrap=True)
+    following = f"python3 -m http.server --directory {out}" if searches(found.target) else f"slimseek {following}"
+    console.print(f"\nnext: {following}", markup=False, soft_wrap=True)
 
 
 def deployed(found: Deployed, console: Console, out: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from slimseek import integers, sparse
+from slimseek import integers, plugins, sparse
 from slimseek.budget._lines import NEAREST, Form, form, line
 from slimseek.choose import family
 from slimseek.errors import NoEffect, UsageError
@@ -133,7 +133,8 @@ def _told(model: Model, target: str) -> int:
         shared |= found.shared
     total += sum(size if size >= MERGED else size * count for size, count in merged.items())
     files = len(model.files.get(TOKENIZER, b"")) + len(msgspec.json.encode(model.spec))
-    return round(total) + sum(shared.values()) + files
+    beside: int = plugins.load("backends", target)().beside()
+    return round(total) + sum(shared.values()) + files + beside
 
 
 def _left_out(tensor: Tensor, dense: float) -> int:
