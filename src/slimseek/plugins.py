@@ -17,6 +17,8 @@ EXTRAS = {
     "onnxscript": "text",
     "onnxslim": "text",
     "openvino": "openvino",
+    "executorch": "executorch",
+    "torchao": "executorch",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",
