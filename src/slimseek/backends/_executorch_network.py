@@ -221,13 +221,16 @@ def _computed(step: _Step, given: Sequence[Any]) -> Any:
         if step.kind in shapes.OPERATORS and whole and all(map(shapes.is_numbers, whole)):
             return shapes.OPERATORS[step.kind](*given, **step.settings)
         places = shapes.SHAPES.get(step.kind, ())
-        ready = [
-            shapes.as_tuple(value) if number in places else shapes.as_tensor(value) if shapes.is_numbers(value) else value
-            for number, value in enumerate(given)
-        ]  # fmt: skip
+        ready = [_ready(value, number in places) for number, value in enumerate(given)]
         return step.function(*ready, **step.settings)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UsageError(f"ExecuTorch: {step.title} cannot be written ({first_line(error)}); {OTHER_TARGET}") from error
+
+
+def _ready(value: Any, is_shape: bool) -> Any:
+    if is_shape:
+        return shapes.as_tuple(value)
+    return shapes.as_tensor(value) if shapes.is_numbers(value) else value
 
 
 def _product(weight: Tensor) -> nn.Module:
