@@ -78,9 +78,8 @@ def lowered(graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
         graph: as ``Family.to_onnx`` gives it for ``model``.
         model: as :func:`taken` gives it.
     """
-    small = lower(graph, model, _linear, _table)
     check_convolutions(graph, model)
-    return small
+    return lower(graph, model, _linear, _table)
 
 
 def _linear(editor: Editor, layer: Linear) -> None:

@@ -30,6 +30,12 @@ class IntegerLinear(nn.Module):
     a product with one column for each group.
     """
 
+    integers: Tensor
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor | None
+    correction: Tensor | None
+
     def __init__(self, tensor: QuantizedTensor, bias: Tensor | None, rounded: bool) -> None:
         """A weight whose channels are its outputs; ``rounded`` inputs get a range for each row."""
         super().__init__()
@@ -62,9 +68,11 @@ class IntegerLinear(nn.Module):
         else:
             weight = MARKS.dequantize_per_channel(self.integers, self.scale, self.zero, 0, least, most, torch.int8)
         # A product with float inputs takes no bias in XNNPACK.
-        apart = self.bias is not None and not self.rounded
-        y = functional.linear(rounded_rows(x) if self.rounded else x, weight, None if apart else self.bias)
-        y = y + self.bias if apart else y
+        if self.rounded:
+            y = functional.linear(rounded_rows(x), weight, self.bias)
+        else:
+            y = functional.linear(x, weight)
+            y = y if self.bias is None else y + self.bias
         if self.correction is None:
             return y
         groups = self.correction.shape[1]
@@ -74,6 +82,8 @@ class IntegerLinear(nn.Module):
 
 class HalfLinear(nn.Module):
     """x W^T of weights of 16 bits."""
+
+    weight: Tensor
 
     def __init__(self, weight: Tensor) -> None:
         """Float16 [outputs, inputs]."""
@@ -88,6 +98,8 @@ class HalfLinear(nn.Module):
 class FloatLinear(nn.Module):
     """x W^T of float32."""
 
+    weight: Tensor
+
     def __init__(self, weight: Tensor) -> None:
         """Float32 [outputs, inputs]."""
         super().__init__()
@@ -100,6 +112,10 @@ class FloatLinear(nn.Module):
 
 class IntegerTable(nn.Module):
     """Rows of a table of integers: four bits two in a byte, others one; only what is looked up becomes floats."""
+
+    rows: Tensor
+    scale: Tensor
+    zero: Tensor | None
 
     def __init__(self, tensor: QuantizedTensor) -> None:
         """A table [rows, width] whose channels are its rows."""
@@ -143,6 +159,8 @@ class IntegerTable(nn.Module):
 class HalfTable(nn.Module):
     """Rows of a table of 16 bits."""
 
+    rows: Tensor
+
     def __init__(self, table: Tensor) -> None:
         """Float16 [rows, width]."""
         super().__init__()
@@ -156,10 +174,14 @@ class HalfTable(nn.Module):
 class Kernel(nn.Module):
     """The kernel of a convolution from its integers, one scale a channel."""
 
-    def __init__(self, integers: Tensor, scale: Tensor, axis: int) -> None:
-        """Int8 of any shape; scales float32 [channels] along ``axis``."""
+    integers: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, integers: Tensor, scale: Tensor, axis: int, again: bool) -> None:
+        """Int8 of any shape; scales float32 [channels] along ``axis``; whether they were rounded ``again``."""
         super().__init__()
-        self.axis = axis
+        self.axis, self.again = axis, again
         self.register_buffer("integers", integers.contiguous(), persistent=False)
         scale = scale.reshape(-1).expand(integers.shape[axis]).contiguous()
         self.register_buffer("scale", scale, persistent=False)

@@ -28,6 +28,8 @@ from slimseek.models._graph import _opset, _settings
 from slimseek.models._torch_graph import OPERATORS, SEVERAL, _keywords, _plain, _title
 from slimseek.schema import Array, Model
 
+COARSER = ".int8_scale"
+"""What the scale of a kernel is called that was rounded to a grid of eight bits of its own."""
 FOLDABLE = 256
 """Values of a constant of 16 bits up to which it is widened when the package is written."""
 
@@ -61,7 +63,7 @@ class Network(nn.Module):
         self._opset = _opset(graph)
         self._inputs = tuple(value.name for value in graph.graph.input)
         self._output = graph.graph.output[0].name
-        self.modules_ = nn.ModuleList()
+        self.layers = nn.ModuleList()
         self.kept: dict[str, nn.Module] = {}
         self._constants: dict[str, Any] = {
             tensor.name: torch.from_numpy(_array(tensor).copy()) for tensor in graph.graph.initializer
@@ -111,7 +113,7 @@ class Network(nn.Module):
         if node.domain == DOMAIN:
             yield self._of_integers(node, settings, model)
             return
-        if node.op_type not in OPERATORS and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type not in OPERATORS and node.op_type not in OWN:
             raise UsageError(f"ExecuTorch: {_title(node)} has no counterpart in PyTorch here; {OTHER_TARGET}")
         known = all(name in self._constants for name in node.input if name) and node.op_type != "Shape"
         if known and node.op_type == "Cast" and self._is_half(node):
@@ -123,9 +125,15 @@ class Network(nn.Module):
             return
         step = self._step(node, settings)
         if known and node.op_type not in ("Shape", *SEVERAL):
-            self._constants[node.output[0]] = _computed(step, [self._constants.get(name) for name in node.input])
+            places = shapes.SHAPES.get(node.op_type, ())
+            given = [self._folded(name, number in places) for number, name in enumerate(node.input)]
+            self._constants[node.output[0]] = _computed(step, given)
             return
         yield step
+
+    def _folded(self, name: str, is_shape: bool) -> Any:
+        value = self._constants.get(name)
+        return shapes.numbers(value) if is_shape and value is not None else value
 
     def _is_half(self, node: Any) -> bool:
         stored = self._constants[node.input[0]]
@@ -154,7 +162,7 @@ class Network(nn.Module):
         return self._of_module(module, node, node.input[:1])
 
     def _of_module(self, module: nn.Module, node: Any, inputs: Sequence[str]) -> _Step:
-        self.modules_.append(module)
+        self.layers.append(module)
         return _Step(_title(node), "", module, tuple(inputs), tuple(node.output), {})
 
     def _special(self, node: Any, settings: Mapping[str, Any]) -> _Step | None:
@@ -194,8 +202,10 @@ class Network(nn.Module):
         integers, scale = (self._constants[name] for name in node.input[:2])
         if integers.dtype != torch.int8 or integers.ndim < 3:
             return None
-        module = Kernel(integers, scale, int(settings.get("axis", 1)))
-        self.kept[node.input[0].removesuffix(".integers")] = module
+        place = node.input[1]
+        again = place.endswith(COARSER)
+        module = Kernel(integers, scale, int(settings.get("axis", 1)), again)
+        self.kept[place.removesuffix(COARSER if again else ".scale")] = module
         return self._of_module(module, node, ())
 
     def _rounding(self, node: Any) -> _Step:
@@ -286,9 +296,27 @@ def _length(
     return torch.sqrt(squares)
 
 
+def _quantize(x: Tensor, scale: Tensor, zero: Tensor, *, axis: int = 1) -> Tensor:
+    limits = torch.iinfo(zero.dtype)
+    steps = torch.round(x / _along(scale, x, axis)) + _along(zero, x, axis)
+    return steps.clamp(limits.min, limits.max).to(zero.dtype)
+
+
+def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1) -> Tensor:
+    steps = x.to(torch.float32) - (0 if zero is None else _along(zero, x, axis).to(torch.float32))
+    return steps * _along(scale, x, axis)
+
+
+def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
+    """One number for each place along an axis, in a shape that goes along with ``x``."""
+    return values.reshape([-1 if place == axis % x.ndim else 1 for place in range(x.ndim)]) if values.ndim else values
+
+
 OWN: dict[str, Callable[..., Any]] = {
+    "DequantizeLinear": _dequantize,
     "Expand": _expand,
     "Gather": _gather,
+    "QuantizeLinear": _quantize,
     "ReduceL2": _length,
     "Reshape": _reshape,
     "Slice": _slice,

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
 
 from slimseek.backends._executorch_forms import changed
 from slimseek.backends._executorch_layers import IntegerLinear, IntegerTable
@@ -55,9 +54,9 @@ def described(kept: Mapping[str, Any], before: Model, after: Model) -> tuple[Sto
     return tuple(_described(name, module, before, after) for name, module in kept.items())
 
 
-def _described(name: str, module: nn.Module, before: Model, after: Model) -> Stored:
+def _described(name: str, module: Any, before: Model, after: Model) -> Stored:
     tensor: Any = after.tensors[name]
-    own = changed(before.tensors[name], tensor)
+    own = changed(before.tensors[name], tensor) or getattr(module, "again", False)
     layout, content, middle = _content(module, tensor)
     scale = digest(module.scale.numpy().astype(np.float32).tobytes()) if own else ""
     return Stored(
@@ -66,7 +65,7 @@ def _described(name: str, module: nn.Module, before: Model, after: Model) -> Sto
     )  # fmt: skip
 
 
-def _content(module: nn.Module, tensor: QuantizedTensor) -> tuple[Layout, bytes, int]:
+def _content(module: Any, tensor: QuantizedTensor) -> tuple[Layout, bytes, int]:
     """How a module's integers are laid out, their bytes, and what is taken away to give the artifact's."""
     if isinstance(module, IntegerTable):
         return "nibbles" if module.packed else "bytes", module.rows.numpy().tobytes(), int(module.middle)

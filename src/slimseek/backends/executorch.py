@@ -80,7 +80,7 @@ class ExecuTorch(Backend):
         """Out of the constants of the program."""
         storage = _part("storage")
         settings = msgspec.json.decode((folder / SETTINGS).read_bytes())
-        entries = msgspec.convert(settings["stored"], tuple[storage.Stored, ...])
+        entries = [msgspec.convert(one, storage.Stored) for one in settings["stored"]]
         found: Mapping[str, Array] = storage.integers((folder / FILE).read_bytes(), entries)
         return found
 
