@@ -19,6 +19,8 @@ EXTRAS = {
     "openvino": "openvino",
     "ai_edge_litert": "litert",
     "flatbuffers": "litert",
+    "executorch": "executorch",
+    "torchao": "executorch",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",
