@@ -22,6 +22,9 @@ from slimseek.encoder import Encoder
 from slimseek.inputs.text import TextInput
 from slimseek.schema import Array, Batch, Model, ModelSpec, TensorSpec, TextPreprocess
 
+BACKENDS = [name for name in ("onnxruntime", "openvino") if plugins.load("backends", name)().available() is None]
+"""Runtimes that take graphs in ONNX: what a method makes of a model runs in these; test_backends tries all others."""
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = ("apple", "bridge", "cat", "dog", "engine", "forest", "river", "stone", "the", "winter")
 

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slimseek import artifact, choose, deploy, plugins
+from slimseek import artifact, choose, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.rebuild import rebuild
 from slimseek.schema import Array, Model, Samples
-from small import conv_network, packaged
+from small import BACKENDS, conv_network, packaged
 
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 WIDTH = 12
 
 

@@ -20,12 +20,11 @@ from slimseek import artifact, choose, compress, deploy, inspect, integers, plug
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.schema import Array, Model, QuantizedTensor, QuantSpec, Samples
-from small import kernels, packaged, tiny_bert
+from small import BACKENDS, kernels, packaged, tiny_bert
 from test_onnx_graph import bag, written
 
 TEXTS = ["the cat sleeps", "a dog runs through the winter forest near the river", "stone", "engine of stone"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 FORMS: dict[str, dict[str, str]] = {
     "fp16": {"format": "fp16"},

@@ -13,14 +13,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek import artifact, choose, deploy, plugins
+from slimseek import artifact, choose, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.models._graph import GRAPH
 from slimseek.schema import Array, Model, Samples
-from small import tiny_model
+from small import BACKENDS, tiny_model
 
 SAMPLES = Samples(calibration=(), texts=())
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 GENERATOR = np.random.default_rng(0)
 Node = tuple[str, Sequence[str], str, dict[str, Any]]
 

@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slimseek import artifact, choose, compress, deploy, plugins
+from slimseek import artifact, choose, compress, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.batches import batches
 from slimseek.methods.simplify._ranks import by_energy, by_parameters, factors, spectrum
 from slimseek.rebuild import rebuild
 from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, Samples
-from small import CORPUS, KINDS, bare, conv_network, packaged, tiny_model
+from small import BACKENDS, CORPUS, KINDS, bare, conv_network, packaged, tiny_model
 
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 TEXTS = list(CORPUS.values())
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
 

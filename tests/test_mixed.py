@@ -12,20 +12,19 @@ import numpy as np
 import pytest
 from scipy import optimize, sparse
 
-from slimseek import artifact, choose, compress, deploy, integers, plugins, recipe
+from slimseek import artifact, choose, compress, integers, plugins, recipe
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.methods.quantize import mixed
 from slimseek.methods.quantize._allocation import allocate
 from slimseek.schema import Array, Model, QuantizedTensor, Samples
-from small import CORPUS, WORDS, tiny_model
+from small import BACKENDS, CORPUS, WORDS, tiny_model
 
 TEXTS = [*CORPUS.values(), *WORDS]
 HELD_OUT = ["winter near the bridge", "a dog made of stone", "river engine", "the cat and the apple trees run"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
 SENSITIVE = "transformer.encoder.layer.0.intermediate.dense.weight"
 BEFORE_IT = "transformer.encoder.layer.0.attention.output.LayerNorm"
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 
 
 def step(**parameters: Any) -> mixed.Mixed:

@@ -17,9 +17,8 @@ from slimseek.evaluate import cosines
 from slimseek.inputs.arrays import ArrayInput
 from slimseek.integers import dequantize
 from slimseek.schema import OUTPUT_RANGE, Model, ModelSpec, QuantizedTensor, Samples, TensorSpec
-from small import optimised, packaged
+from small import BACKENDS, optimised, packaged
 
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 TINY = Path(__file__).parent.parent.parent / "shared" / "data"
 
 

@@ -28,12 +28,11 @@ from slimseek.inputs.text import TOKENIZER, TextInput
 from slimseek.integers import dequantize
 from slimseek.models.onnx_graph import GRAPH, OnnxGraph
 from slimseek.schema import Array, Batch, Model, QuantizedTensor, Samples
-from small import SPECIAL, tiny_bert, tiny_tokenizer
+from small import BACKENDS, SPECIAL, tiny_bert, tiny_tokenizer
 
 TEXTS = ["the cat sleeps", "a dog runs through the winter forest near the river", "stone", "", "engine of stone"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
 SHAPES = [(1, 3), (3, 17), (8, 64)]
-BACKENDS = [name for name in ("onnxruntime", "openvino") if deploy.targets().get(name, "absent") is None]
 VOCABULARY, WIDTH, DIM = 86, 8, 6
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 Edit = Callable[[onnx.ModelProto], object]

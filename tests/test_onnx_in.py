@@ -18,12 +18,11 @@ from slimseek import choose, compress, deploy, integers, plugins
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.schema import Model, Recipe, RecipeStep, Samples
-from small import packaged
+from small import BACKENDS, packaged
 
 HERE = Path(__file__).parent / "data" / "onnx_in"
 FILES = sorted(HERE.glob("*.onnx"))
 REAL = Path(__file__).parent.parent.parent / "shared" / "data"
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 INT4 = {"bits": 4, "granularity": "group", "group_size": 16, "symmetric": False}
 
 

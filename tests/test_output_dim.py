@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slimseek import artifact, choose, compress, deploy, plugins
+from slimseek import artifact, choose, compress, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.methods._principal import leading
 from slimseek.rebuild import rebuild
 from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, Samples
-from small import CORPUS, bare, conv_network, packaged, tiny_bert, tiny_model
+from small import BACKENDS, CORPUS, bare, conv_network, packaged, tiny_bert, tiny_model
 
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 TEXTS = [*CORPUS.values(), "stone", "the engine", "a dog near the bridge", "winter apples", "forest 7"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
 

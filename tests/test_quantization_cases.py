@@ -21,7 +21,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
-from slimseek import choose, compress, deploy, pipeline, plugins
+from slimseek import choose, compress, pipeline, plugins
 from slimseek.backends import _saturation
 from slimseek.errors import NoEffect, SlimseekError, UsageError
 from slimseek.evaluate import cosines
@@ -30,9 +30,8 @@ from slimseek.integers import dequantize
 from slimseek.methods.quantize._ranges import Histogram
 from slimseek.models._export import export
 from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, Samples
-from small import CORPUS, optimised, packaged, tiny_bert, tiny_collection, tiny_model, tiny_tokenizer
+from small import BACKENDS, CORPUS, optimised, packaged, tiny_bert, tiny_collection, tiny_model, tiny_tokenizer
 
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 INT8: tuple[tuple[str, dict[str, Any]], ...] = (("weights_int", {}), ("activations_int", {"mode": "static"}))
 TEXT_SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
 ESTIMATORS = ("minmax", "percentile", "mse", "entropy")

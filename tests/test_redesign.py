@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from transformers import AutoModel
 
-from slimseek import artifact, choose, compress, deploy, integers, plugins
+from slimseek import artifact, choose, compress, integers, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.methods.simplify.redesign import predicted
 from slimseek.rebuild import rebuild
 from slimseek.schema import Array, Model, Recipe, RecipeStep, Samples
-from small import CORPUS, DEPTH, KINDS, bare, packaged, tiny_bert, tiny_model
+from small import BACKENDS, CORPUS, DEPTH, KINDS, bare, packaged, tiny_bert, tiny_model
 
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 TEXTS = list(CORPUS.values())
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
 WIDE = {"hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 128}

@@ -13,18 +13,17 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from slimseek import artifact, choose, deploy, folder, inspect, integers, plugins, rebuild
+from slimseek import artifact, choose, folder, inspect, integers, plugins, rebuild
 from slimseek.errors import ArtifactError, NoEffect, UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.methods.simplify._clusters import cluster, nearest
 from slimseek.methods.simplify._codebook import share
 from slimseek.schema import Array, Model, QuantizedTensor, QuantSpec, Samples
-from small import CORPUS, kernels, packaged, tiny_model
+from small import BACKENDS, CORPUS, kernels, packaged, tiny_model
 
 TEXTS = [*CORPUS.values(), "stone", "engine of stone"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
 NO_SAMPLES = Samples(calibration=(), texts=())
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 TABLE = "transformer.embeddings.word_embeddings.weight"
 
 

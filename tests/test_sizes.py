@@ -25,11 +25,10 @@ from slimseek.methods.simplify import vocabulary
 from slimseek.methods.simplify._ranks import even
 from slimseek.schema import Array, Encode, Model, QuantizedTensor, QuantSpec, Recipe, RecipeStep, Samples
 from slimseek.trial import Budget, Plan
-from small import CORPUS, conv_network, tiny_collection, tiny_model
+from small import BACKENDS, CORPUS, conv_network, tiny_collection, tiny_model
 
 TEXTS = [CORPUS["d1"], CORPUS["d2"], "a word of letters"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
-TARGETS = [name for name, reason in deploy.targets().items() if reason is None]
 DYNAMIC = {"quantize.activations_int": {"mode": "dynamic"}}
 
 
@@ -204,7 +203,7 @@ def test_mixed_bits_say_what_cannot_be_reached(model: Model) -> None:
 # ---------------------------------------------------------------- packages
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", BACKENDS)
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_predicted_size_is_that_of_the_package(
     name: str, target: str, model: Model, built: dict[str, Model], tmp_path: Path
@@ -216,7 +215,7 @@ def test_the_predicted_size_is_that_of_the_package(
     assert sizes.predicted(outline, target) == pytest.approx(true, rel=0.035)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", BACKENDS)
 def test_every_file_of_a_written_package_is_counted_and_what_it_tells_is_exact(
     target: str, model: Model, tmp_path: Path
 ) -> None:
@@ -231,7 +230,7 @@ def test_every_file_of_a_written_package_is_counted_and_what_it_tells_is_exact(
     assert sizes.predicted(outline, target, known) == size
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", BACKENDS)
 def test_a_package_tells_the_size_of_others_with_as_many_layers_of_these_forms(
     target: str, model: Model, tmp_path: Path
 ) -> None:
@@ -256,7 +255,7 @@ def test_a_structure_hangs_on_blocks_and_bits_and_not_on_rows(model: Model) -> N
     assert len({plain, *others}) == 4
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", BACKENDS)
 def test_an_unseen_depth_is_estimated_from_the_nearest_that_was_written(
     target: str, model: Model, tmp_path: Path
 ) -> None:
@@ -267,7 +266,7 @@ def test_an_unseen_depth_is_estimated_from_the_nearest_that_was_written(
     assert sizes.predicted(smaller, target, known) == pytest.approx(true, rel=0.01)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", BACKENDS)
 def test_networks_that_are_graphs_are_predicted_too(target: str, tmp_path: Path) -> None:
     """Thirty kilobytes, of which the nodes that round values between layers are known by number alone."""
     network = choose.model(conv_network(tmp_path)[0])
@@ -280,7 +279,7 @@ def test_networks_that_are_graphs_are_predicted_too(target: str, tmp_path: Path)
         assert sizes.predicted(outline, target) == pytest.approx(true + manifest, rel=0.08)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", BACKENDS)
 def test_the_smallest_plan_can_be_built_and_none_of_the_table_is_smaller(
     target: str, model: Model, tmp_path: Path
 ) -> None:

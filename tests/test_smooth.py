@@ -16,16 +16,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek import artifact, choose, compress, data, deploy, plugins, rebuild, recipe
+from slimseek import artifact, choose, compress, data, plugins, rebuild, recipe
 from slimseek.errors import ArtifactError, NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.methods.quantize._smoothing import LARGEST_FACTOR, Inputs, best_factors, expected_error, factors
 from slimseek.schema import Array, Model, Samples
-from small import CORPUS, optimised, packaged, tiny_model, with_outliers
+from small import BACKENDS, CORPUS, optimised, packaged, tiny_model, with_outliers
 
 TEXTS = [*CORPUS.values(), "stone", "the cat sleeps", "engine of stone"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 FORMS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "float32": (),
     "fp16": (("quantize.float", {}),),

@@ -12,15 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
-from slimseek import artifact, choose, compress, deploy, inspect, plugins
+from slimseek import artifact, choose, compress, inspect, plugins
 from slimseek.errors import ArtifactError, NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.fingerprint import fingerprint
 from slimseek.rebuild import rebuild
 from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, Samples
-from small import CORPUS, KINDS, bare, many_texts, packaged, tiny_model
+from small import BACKENDS, CORPUS, KINDS, bare, many_texts, packaged, tiny_model
 
-BACKENDS = [name for name, reason in deploy.targets().items() if reason is None]
 TEXTS = [*CORPUS.values(), "stone", "the engine", "a dog near the bridge"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)
 START = "transformer.encoder.layer"
