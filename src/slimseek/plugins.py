@@ -17,6 +17,8 @@ EXTRAS = {
     "onnxscript": "text",
     "onnxslim": "text",
     "openvino": "openvino",
+    "tensorrt_rtx": "tensorrt",
+    "tensorrt": "tensorrt",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",
