@@ -18,7 +18,6 @@ EXTRAS = {
     "onnxslim": "text",
     "openvino": "openvino",
     "tensorrt_rtx": "tensorrt",
-    "tensorrt": "tensorrt",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",

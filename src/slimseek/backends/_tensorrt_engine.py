@@ -60,19 +60,20 @@ def parse(graph: onnx.ModelProto, library: str) -> tuple[Any, Any, list[str]]:
 
 
 def build(
-    graph: onnx.ModelProto, profiles: Sequence[dict[str, Shapes]], library: str, capability: str | None = None
+    graph: onnx.ModelProto, profiles: Sequence[dict[str, Shapes]], library: str, capabilities: Sequence[str] = ()
 ) -> bytes:
-    """A serialized engine, for the GPU of this machine or, by TensorRT-RTX, for a compute capability such as ``SM89``.
+    """A serialized engine, for the GPU of this machine or, by TensorRT-RTX, for compute capabilities such as ``SM89``.
 
     Raises:
-        UsageError: the library takes the operators, but not what they do, or not for this GPU.
+        UsageError: the library takes the operators, but not what they do, or not for these GPUs.
     """
     runtime = require(library)
     builder, network, errors = parse(graph, library)
     config = builder.create_builder_config()
-    if capability is not None:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(runtime.ComputeCapability, capability), 0)
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+    for number, capability in enumerate(capabilities):
+        config.set_compute_capability(getattr(runtime.ComputeCapability, capability), number)
     for shapes in profiles:
         profile = builder.create_optimization_profile()
         for name, one in shapes.items():
@@ -82,30 +83,36 @@ def build(
     if engine is None:
         why = " ".join((errors or ["no reason given"])[-1].split())
         raise UsageError(
-            f"{_named(runtime, library)} cannot build an engine for {capability or 'this GPU'} ({why}); deploy for "
-            f"onnxruntime instead"
+            f"{_named(runtime, library)} cannot build an engine for {', '.join(capabilities) or 'this GPU'} ({why}); "
+            f"deploy for onnxruntime instead"
         )
     return bytes(engine)
 
 
 def check(
     graph: onnx.ModelProto, profiles: Sequence[dict[str, Shapes]], library: str
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Bytes of the engine by compute capability, and why there is none for others; nothing runs.
+) -> tuple[int, tuple[str, ...], dict[str, str]]:
+    """Bytes of one engine, the compute capabilities that it is for, and why others have none; nothing runs.
 
     Raises:
         UsageError: there is none at all.
     """
     ready = folded(graph)
-    built, refused = {}, {}
-    for capability in CAPABILITIES if library == RTX else (None,):
-        try:
-            built[capability or _here()] = len(build(ready, profiles, library, capability))
-        except UsageError as error:
-            refused[capability or _here()] = str(error)
-    if not built:
+    if library != RTX:
+        return len(build(ready, profiles, library)), (_here(),), {}
+    refused: dict[str, str] = {}
+    try:
+        return len(build(ready, profiles, library, CAPABILITIES)), CAPABILITIES, refused
+    except UsageError:
+        for capability in CAPABILITIES:
+            try:
+                build(ready, profiles, library, (capability,))
+            except UsageError as error:
+                refused[capability] = str(error)
+    taken = tuple(capability for capability in CAPABILITIES if capability not in refused)
+    if not taken:
         raise UsageError(next(iter(refused.values())))
-    return built, refused
+    return len(build(ready, profiles, library, taken)), taken, refused
 
 
 def folded(graph: onnx.ModelProto) -> onnx.ModelProto:

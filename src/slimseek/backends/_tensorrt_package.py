@@ -37,16 +37,19 @@ class Settings(Value, frozen=True):
     Attributes:
         precision: the least precision that products run in.
         profiles: shapes of each input, for one item and for batches of them.
-        checked_with: library and version that parsed the graph and built engines of it, none of which ran.
-        engine_bytes: by compute capability, the bytes of the engine that was built.
-        refused: by compute capability, why none could be built.
+        checked_with: library and version that parsed the graph and built an engine of it, which did not run; empty
+            where neither could be done.
+        built_for: compute capabilities that the engine was built for.
+        engine_bytes: of that engine, which is not in the package.
+        refused: by compute capability, why there is none for others.
         weights: the quantized weights, for those who read the integers back.
     """
 
     precision: Precision
     profiles: tuple[dict[str, Shapes], ...]
     checked_with: dict[str, str]
-    engine_bytes: dict[str, int]
+    built_for: tuple[str, ...]
+    engine_bytes: int
     refused: dict[str, str]
     weights: Mapping[str, Stored]
 

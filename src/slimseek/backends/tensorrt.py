@@ -55,7 +55,7 @@ class TensorRt(Backend):
         return require("slimseek.backends._tensorrt_graph").lowered(graph, model)  # type: ignore[no-any-return]
 
     def export(self, model: Model, folder: Path) -> None:
-        """Write the graph, and build an engine for each compute capability as the check that TensorRT takes it.
+        """Write the graph, and build an engine for four kinds of GPU as the check that TensorRT takes it.
 
         Raises:
             UsageError: no engine can be built for any of them.
@@ -86,15 +86,15 @@ class TensorRt(Backend):
     def _settings(self, graph: onnx.ModelProto, model: Model) -> object:
         package, library = require("slimseek.backends._tensorrt_package"), self._checks()
         profiles = package.profiles(model.spec)
-        built: dict[str, int] = {}
-        refused: dict[str, str] = {}
+        size, built, refused = 0, (), {}
         if library is not None:
-            built, refused = require("slimseek.backends._tensorrt_engine").check(graph, profiles, library)
+            size, built, refused = require("slimseek.backends._tensorrt_engine").check(graph, profiles, library)
         return package.Settings(
             precision=package.precision(graph),
             profiles=profiles,
             checked_with=versions(DISTRIBUTIONS) if library is not None else {},
-            engine_bytes=built,
+            built_for=built,
+            engine_bytes=size,
             refused=refused,
             weights=package.weights(model),
         )
