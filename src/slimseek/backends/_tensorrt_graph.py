@@ -83,11 +83,13 @@ def _integers(editor: Editor, name: str, tensor: QuantizedTensor, transposed: bo
     if zero_point is None:
         return values
     suffix, spec = ".T" if transposed else "", tensor.spec
+    if spec.granularity == "tensor":  # a DequantizeLinear over one number is refused
+        one = (zero_point * moved.scale.astype(np.float32)).reshape(())
+        return editor.node("Sub", [values, editor.constant(f"{name}.zero", one)])
     axis = 1 - spec.axis if transposed else spec.axis
+    laid_out = zero_point.reshape(-1)
     if spec.granularity == "group":
         laid_out = zero_point if axis == 0 else zero_point.T
-    else:
-        laid_out = zero_point.reshape(() if spec.granularity == "tensor" else -1)
     steps = narrow(editor, f"{name}.zero_point{suffix}", laid_out, spec.bits, signed=True)
     steps = editor.node("DequantizeLinear", [steps, editor.constant("slim_one", np.array(1, np.float32))])
     scale = (moved.scale if axis == 0 else moved.scale.T) if spec.granularity == "group" else moved.scale
@@ -97,7 +99,7 @@ def _integers(editor: Editor, name: str, tensor: QuantizedTensor, transposed: bo
         groups = np.arange(tensor.shape[1 - spec.axis], dtype=np.int64) // spec.group_size
         of_values = editor.constant(f"slim_groups_{len(groups)}_{spec.group_size}", groups)
         taken = editor.node("Gather", [taken, of_values], axis=1 - axis)
-    elif spec.granularity == "channel":
+    else:
         beside = [-1 if place == axis else 1 for place in range(len(tensor.shape))]
         taken = editor.node("Reshape", [taken, numbers(editor, *beside)])
     return editor.node("Sub", [values, taken])
