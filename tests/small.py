@@ -229,7 +229,7 @@ def with_outliers(model: Model, *blocks: int) -> Model:
 
 
 def packaged(model: Model, backend: str, folder: Path) -> Encoder:
-    """The model's package, written to the folder and opened; no gate looks at it."""
+    """The model's package, written to the folder and opened, or what stands in for it; no gate looks at it."""
     folder.mkdir(parents=True, exist_ok=True)
     runtime = plugins.load("backends", backend)()
     runtime.export(model, folder)

@@ -21,6 +21,7 @@ EXTRAS = {
     "flatbuffers": "litert",
     "executorch": "executorch",
     "torchao": "executorch",
+    "tensorrt_rtx": "tensorrt",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",

@@ -56,11 +56,16 @@ class Linear:
 LinearRule = Callable[[Editor, Linear], None]
 TableRule = Callable[[Editor, str, QuantizedTensor, str, str], bool]
 """(editor, name, table, indices, output) -> whether it wrote the look-up; ``False`` leaves it to the common form."""
+ValueRule = Callable[[Editor, str, Tensor, bool], str]
+"""(editor, name, tensor, transposed) -> name of the float32 value of a tensor's stored form."""
+ConvolutionRule = Callable[[Editor, Any, str, QuantizedTensor, ActivationQuant, bool], None]
+"""(editor, node, name, kernel, how its input is rounded, unsigned) writes a convolution of a rounded input."""
 
 
 def lower(
-    graph: onnx.ModelProto, model: Model, linear: LinearRule, table: TableRule, *, unsigned: bool = False
-) -> onnx.ModelProto:
+    graph: onnx.ModelProto, model: Model, linear: LinearRule, table: TableRule, *, unsigned: bool = False,
+    convolution: ConvolutionRule | None = None, values: ValueRule | None = None,
+) -> onnx.ModelProto:  # fmt: skip
     """Put the model's integers into its float graph.
 
     Args:
@@ -69,6 +74,9 @@ def lower(
         linear: writes a linear layer.
         table: writes the look-up of rows in a table.
         unsigned: store the integers of convolutions that run on integers unsigned, around 128.
+        convolution: writes a convolution of a rounded input; ``None`` for the common form, whose bias is rounded too.
+        values: gives what the other rules do not write, and tables that share values; ``None`` for
+            :func:`stored_value`.
     """
     check_places(graph, model)
     round_convolutions_(graph, model.activations)
@@ -79,7 +87,7 @@ def lower(
         if node.output[0] in skipped:
             continue
         for inside in inner_nodes(node):
-            _give_values(editor, inside, model)
+            _give_values(editor, inside, model, values)
         weight = _weight_position(node, model)
         if weight is None:
             editor.nodes.append(node)
@@ -99,25 +107,26 @@ def lower(
             ))  # fmt: skip
             continue
         if isinstance(tensor, QuantizedTensor) and node.op_type == "Conv" and name in model.activations:
-            _write_convolution(editor, node, name, tensor, model.activations[name], unsigned)
+            write = convolution or _write_convolution
+            write(editor, node, name, tensor, model.activations[name], unsigned)
             continue
-        if is_shared(tensor) and node.op_type == "Gather" and weight == 0 and name not in model.smoothing:  # noqa: SIM102
+        is_table = node.op_type == "Gather" and weight == 0 and name not in model.smoothing
+        if is_shared(tensor) and is_table and values is None:  # noqa: SIM102
             if shared_rows(editor, name, tensor, node.input[1], node.output[0]):
                 continue
-        is_table = node.op_type == "Gather" and weight == 0 and name not in model.smoothing
         if is_integer(tensor) and is_table:  # noqa: SIM102
             if table(editor, name, tensor, node.input[1], node.output[0]):
                 continue
-        _give_values(editor, node, model)
+        _give_values(editor, node, model, values)
         editor.nodes.append(node)
     return finish(graph, editor)
 
 
-def _give_values(editor: Editor, node: Any, model: Model) -> None:
+def _give_values(editor: Editor, node: Any, model: Model, rule: ValueRule | None) -> None:
     """Every weight that the node reads comes from its stored form; nodes of a branch read it from the main graph."""
     for position, name in enumerate(node.input):
         if _is_stored(model.tensors.get(tensor_name(name))) and name in editor.constants:
-            node.input[position] = value(editor, model, name)
+            node.input[position] = value(editor, model, name, rule)
 
 
 def tensor_name(initializer: str) -> str:
@@ -125,12 +134,12 @@ def tensor_name(initializer: str) -> str:
     return initializer.partition("#")[0]
 
 
-def value(editor: Editor, model: Model, initializer: str) -> str:
+def value(editor: Editor, model: Model, initializer: str, rule: ValueRule | None = None) -> str:
     """The float32 value of a tensor as it stands in the graph, from its stored form, by standard operators."""
     name = tensor_name(initializer)
     shape = tuple(editor.constants[initializer].dims)
     transposed = model.tensors[name].shape != shape or _is_transposed(editor, initializer, model)
-    stored = _stored_value(editor, name, model.tensors[name], transposed)
+    stored = (rule or stored_value)(editor, name, model.tensors[name], transposed)
     if name not in model.smoothing:
         return stored
     factors = 1 / model.smoothing[name]
@@ -154,7 +163,7 @@ def _divided(editor: Editor, value: str, smoothing: Array | None) -> str:
     return editor.node("Mul", [value, editor.constant(name, 1 / smoothing.reshape(-1))])
 
 
-def _stored_value(editor: Editor, name: str, tensor: Tensor, transposed: bool) -> str:
+def stored_value(editor: Editor, name: str, tensor: Tensor, transposed: bool) -> str:
     """The float32 value of a tensor's stored form."""
     if is_shared(tensor):
         return shared_values(editor, name, tensor, transposed)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
+from slimseek.backends._session import open_session
 from slimseek.bases import Backend
 from slimseek.plugins import require
-from slimseek.schema import Array, Batch, Encode, Model, QuantizedTensor
+from slimseek.schema import Encode, Model, QuantizedTensor
 from slimseek.timing import versions
 
 if TYPE_CHECKING:
@@ -52,22 +52,6 @@ class OnnxRuntime(Backend):
     def stored(self, folder: Path) -> Mapping[str, Array]:
         """Read from the graph."""
         return require("slimseek.backends._stored").stored(folder / FILE)  # type: ignore[no-any-return]
-
-
-def open_session(model: Path | bytes, threads: int) -> Encode:
-    """A CPU session as an ``Encode``; its first output is the vector."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    source = str(model) if isinstance(model, Path) else model
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-    def encode(batch: Batch) -> Array:
-        result: Array = session.run(None, batch)[0]
-        return result
-
-    return encode
 
 
 def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,34 @@
+"""A graph in ONNX on the CPU, by ONNX Runtime: what its own packages run in, and the stand-in of other runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnxruntime
+
+from slimseek.schema import Array, Batch, Encode
+
+
+def open_session(model: Path | bytes, threads: int, settings: Mapping[str, str] | None = None) -> Encode:
+    """A CPU session as an ``Encode``; its first output is the vector.
+
+    Args:
+        model: a file, or what would be in it.
+        threads: exactly so many.
+        settings: entries of ONNX Runtime's session configuration.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    for key, setting in (settings or {}).items():
+        options.add_session_config_entry(key, setting)
+    source = str(model) if isinstance(model, Path) else model
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    def encode(batch: Batch) -> Array:
+        result: Array = session.run(None, batch)[0]
+        return result
+
+    return encode
