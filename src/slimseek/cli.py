@@ -11,7 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slimseek import __version__
-from slimseek.command import Command
+from slimseek.command import (
+    Artifact,
+    Command,
+    Data,
+    DeployData,
+    Force,
+    Json,
+    MaybeData,
+    Model,
+    Out,
+    Quiet,
+    Ray,
+    Seed,
+    Target,
+    Threads,
+)  # fmt: skip
 from slimseek.errors import BudgetUnmet, GateFailed, SlimseekError, UsageError
 
 if TYPE_CHECKING:
@@ -22,26 +37,6 @@ app = typer.Typer(
     name="slimseek", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Makes the neural model behind a search smaller and faster, and proves that the search still finds the same.",
 )  # fmt: skip
-
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Built-in name, model folder, .onnx file, artifact or package.")
-]
-Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="What slimseek compress wrote, or any MODEL.")]
-Data = Annotated[str, typer.Option("--data", metavar="DATA", help="Folder in the BEIR layout, or the built-in 'news'.")]
-DeployData = Annotated[
-    str, typer.Option("--data", metavar="DATA", help="Collection for parity; a package for the web holds it.")
-]
-MaybeData = Annotated[
-    str, typer.Option("--data", metavar="DATA", help="Collection; by default the one it was judged by.")
-]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier run wrote to --out.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime; 0 for all cores.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
-Ray = Annotated[str, typer.Option("--ray", metavar="ADDRESS", help="Ray cluster: HOST:PORT, auto, or local.")]
-Target = Annotated[str, typer.Option("--target", help="Runtime (see slimseek models), auto: the fastest here, or all.")]
 
 
 @app.command()

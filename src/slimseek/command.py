@@ -1,13 +1,35 @@
-"""What all commands have in common: progress on standard error unless quiet, the answer on standard output."""
+"""What commands have in common: options of one name and meaning, progress on standard error, the answer on output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
+import typer
 from rich.console import Console
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Built-in name, model folder, .onnx file, artifact or package.")
+]
+Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="What slimseek compress wrote, or any MODEL.")]
+Data = Annotated[str, typer.Option("--data", metavar="DATA", help="Folder in the BEIR layout, or the built-in 'news'.")]
+DeployData = Annotated[
+    str, typer.Option("--data", metavar="DATA", help="Collection for parity; a package for the web holds it.")
+]
+MaybeData = Annotated[
+    str, typer.Option("--data", metavar="DATA", help="Collection; by default the one it was judged by.")
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier run wrote to --out.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime; 0 for all cores.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+Ray = Annotated[str, typer.Option("--ray", metavar="ADDRESS", help="Ray cluster: HOST:PORT, auto, or local.")]
+Target = Annotated[str, typer.Option("--target", help="Runtime (see slimseek models), auto: the fastest here, or all.")]
 
 
 class Command:

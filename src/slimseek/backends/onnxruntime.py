@@ -11,7 +11,7 @@ import numpy as np
 from slimseek.backends._session import open_session
 from slimseek.bases import Backend
 from slimseek.plugins import require
-from slimseek.schema import Encode, Model, QuantizedTensor
+from slimseek.schema import Array, Encode, Model, QuantizedTensor
 from slimseek.timing import versions
 
 if TYPE_CHECKING:
