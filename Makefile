@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check runtimes bench clean
 
 install: $(VENV)/installed
 
@@ -29,6 +29,25 @@ check: install
 
 test: check
 	$(BIN)/python -m pytest
+
+# Runtimes that are large, or come from elsewhere: each is installed and tested apart; what does not install is skipped
+# with the reason.
+RUNTIMES := executorch tensorrt paddlelite web
+WEB := $(or $(SLIMSEEK_WEB_MODULES),$(HOME)/.local/share/slimseek/web)
+
+runtimes: $(RUNTIMES:%=runtime-%)
+
+runtime-executorch runtime-tensorrt: runtime-%: install
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	$(BIN)/python -m pytest tests/test_$*.py tests/test_backends.py -k $*
+
+runtime-paddlelite: install
+	-$(BIN)/slimseek setup paddlelite
+	$(BIN)/python -m pytest tests/test_paddlelite.py tests/test_backends.py -k paddlelite
+
+runtime-web: install
+	-npm install --silent --no-fund --no-audit --prefix $(WEB) onnxruntime-web@1.30.0 @huggingface/tokenizers@0.2.0
+	$(BIN)/python -m pytest tests/test_web.py tests/test_backends.py -k web
 
 bench: install
 	$(BIN)/python benchmarks/text_search.py

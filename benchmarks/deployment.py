@@ -30,7 +30,7 @@ from slimseek.encoder import Encoder
 from slimseek.errors import SlimseekError
 from slimseek.folder import write_atomically
 from slimseek.progress import say, shown_on
-from slimseek.schema import Collection, Model, Recipe, RecipeStep
+from slimseek.schema import Collection, Measurement, Model, Recipe, RecipeStep
 
 BASELINE = "fp32 onnxruntime"
 WEIGHTS = RecipeStep(method="quantize.weights_int", parameters={"bits": 8})
@@ -84,21 +84,26 @@ def packages(model: Model, collection: Collection, place: Path, threads: int) ->
     samples, texts = text_search.unseen(collection), list(collection.items.values())[:48]
     for form, steps in FORMS.items():
         made: list[Model] = []
-        for target, reason in deploy.targets().items():
+        for target, missing in deploy.targets().items():
             folder, file = place / key(form, target), place / f"reason-{key(form, target)}.json"
             if (folder / choose.PACKAGE).is_file() or file.is_file():
                 continue
             made = made or [compress.run(model, Recipe(steps=steps), samples).model if steps else model]
-            folder.mkdir(exist_ok=True)
-            try:
-                if reason is None:
-                    plugins.load("backends", target)().preflight(made[0])
-                    deploy.write(made[0], target, folder, texts=texts, threads=threads)
-            except SlimseekError as error:
-                reason = str(error)
-            if reason is not None:
+            reason = missing or refused(made[0], target, folder, texts, threads)
+            if reason:
                 say(f"{form} {target}: {reason}")
                 write_atomically(file, json.dumps(reason).encode())
+
+
+def refused(model: Model, target: str, folder: Path, texts: list[str], threads: int) -> str:
+    """Why a target does not take the model; ``""`` where its package is written."""
+    folder.mkdir(exist_ok=True)
+    try:
+        plugins.load("backends", target)().preflight(model)
+        deploy.write(model, target, folder, texts=texts, threads=threads)
+    except SlimseekError as error:
+        return str(error)
+    return ""
 
 
 def quality(collection: Collection, place: Path, threads: int) -> None:
@@ -134,7 +139,8 @@ def table(collection: Collection, place: Path, threads: int) -> dict[str, dict[s
             failed = next((gate.detail for gate in package.gates if gate.status == "failed"), "")
             rows[name] = {
                 "size_bytes": size, "cosine": package.parity["cosine_mean"],
-                "overlap@10": package.parity["top10_overlap"], "kept": 1 + change.relative, "kept_interval": [1 + end for end in change.interval], "n": change.n,
+                "overlap@10": package.parity["top10_overlap"],
+                "kept": 1 + change.relative, "kept_interval": [1 + end for end in change.interval], "n": change.n,
                 "not_run": package.not_run or "", "failed": failed, **times.get(name, {}),
             }  # fmt: skip
     return rows
@@ -174,9 +180,9 @@ def written(place: Path) -> dict[str, Package]:
     }  # fmt: skip
 
 
-def score(place: Path, name: str) -> evaluate.Measurement:
+def score(place: Path, name: str) -> Measurement:
     file = place / f"quality-{name.replace(' ', '-')}.json"
-    return msgspec.json.decode(file.read_bytes(), type=evaluate.Measurement)
+    return msgspec.json.decode(file.read_bytes(), type=Measurement)
 
 
 def print_markdown(results: dict[str, object]) -> None:
