@@ -1,50 +1,35 @@
-"""Runtimes whose graphs have one shape each: any batch, row by row, in the smallest of the shapes that holds it."""
+"""Runtimes whose programs take one row: a batch goes through them row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from slimseek.errors import UsageError
-from slimseek.schema import Array, Batch, Encode, ModelSpec
-
-WIDTHS = (16, 32, 64, 128, 256, 512)
-"""Tokens that a package has a graph for, up to the model's longest text."""
+from slimseek.schema import Array, Batch, Encode
 
 
-def widths(spec: ModelSpec) -> tuple[int, ...]:
-    """The lengths in tokens that a package of this model has graphs for; none for one whose items all have one shape.
-
-    The last one is the longest text that the model takes.
-    """
-    if spec.preprocess is None:
-        return ()
-    longest = spec.preprocess.max_length
-    return (*(width for width in WIDTHS if width < longest), longest)
-
-
-def row_by_row(run: Callable[[int, Batch], Array], lengths: Sequence[int]) -> Encode:
-    """An ``Encode`` of any batch and length from graphs of one row.
+def row_by_row(run: Callable[[Batch], Array], least: int = 0, longest: int = 0) -> Encode:
+    """An ``Encode`` of any batch from what runs one row.
 
     Args:
-        run: (tokens, a batch of one row filled up to so many) -> float32 [1, dim]; tokens is 0 where ``lengths`` is
-            empty.
-        lengths: as :func:`widths` gives them, ascending. What fills a row up is 0, in its mask too.
+        run: a batch of one row -> float32 [1, dim].
+        least: tokens that a row has at least; a shorter one is filled up with 0, in its mask too.
+        longest: tokens that a row has at most; 0 for rows that all have one shape.
 
     Returns:
-        The ``Encode``; it raises UsageError for a row longer than the last length.
+        The ``Encode``; it raises UsageError for a longer row.
     """
 
     def encode(batch: Batch) -> Array:
-        length = next(iter(batch.values())).shape[1] if lengths else 0
-        width = next((width for width in lengths if width >= length), None) if lengths else 0
-        if width is None:
-            raise UsageError(f"a row has {length} tokens; the package takes at most {lengths[-1]}")
-        if width > length:
-            batch = {name: np.pad(rows, [(0, 0), (0, width - length)]) for name, rows in batch.items()}
-        count = len(next(iter(batch.values())))
-        rows = [run(width, {name: rows[row : row + 1] for name, rows in batch.items()}) for row in range(count)]
+        first = next(iter(batch.values()))
+        length = first.shape[1] if longest else 0
+        if length > longest:
+            raise UsageError(f"a row has {length} tokens; the package takes at most {longest}")
+        if length < least:
+            batch = {name: np.pad(rows, [(0, 0), (0, least - length)]) for name, rows in batch.items()}
+        rows = [run({name: array[row : row + 1] for name, array in batch.items()}) for row in range(len(first))]
         return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
 
     return encode

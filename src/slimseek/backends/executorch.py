@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from slimseek.backends._shapes import row_by_row
 from slimseek.bases import Backend
 from slimseek.errors import UsageError, first_line
 from slimseek.folder import write_json
@@ -19,6 +20,8 @@ from slimseek.timing import versions
 FILE = "model.pte"
 SETTINGS = "executorch.json"
 METHOD = "forward"
+LEAST = 2
+"""Tokens: PyTorch's exporter takes a length that may be 1 for a constant."""
 
 
 class ExecuTorch(Backend):
@@ -63,7 +66,7 @@ class ExecuTorch(Backend):
         except (RuntimeError, ValueError) as error:
             raise UsageError(f"ExecuTorch cannot load {folder / FILE}: {first_line(error)}") from error
 
-        def run(width: int, batch: Batch) -> Array:
+        def run(batch: Batch) -> Array:
             inputs = [torch.from_numpy(np.ascontiguousarray(batch[name])) for name in settings["inputs"]]
             try:
                 found = method.execute(inputs)[0]
@@ -72,9 +75,8 @@ class ExecuTorch(Backend):
             vectors: Array = found.numpy().copy()
             return vectors
 
-        lengths = range(2, settings["longest"] + 1) if settings["longest"] else ()
-        encode: Encode = require("slimseek.backends._shapes").row_by_row(run, lengths)
-        return encode
+        longest = settings["longest"]
+        return row_by_row(run, least=LEAST if longest else 0, longest=longest)
 
     def stored(self, folder: Path) -> Mapping[str, Array]:
         """Out of the constants of the program."""

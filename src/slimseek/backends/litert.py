@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from slimseek.backends._shapes import row_by_row
 from slimseek.bases import Backend
 from slimseek.errors import UsageError
 from slimseek.plugins import load, require
@@ -58,15 +57,13 @@ class LiteRt(Backend):
             result: Array = interpreter.get_tensor(output)
             return result
 
+        encode_all = run if whole else row_by_row(run)
+
         def encode(batch: Batch) -> Array:
-            count = len(next(iter(batch.values())))
             try:
-                if whole:
-                    return run(batch)
-                rows = [run({name: array[row : row + 1] for name, array in batch.items()}) for row in range(count)]
+                return encode_all(batch)
             except (ValueError, RuntimeError) as error:
                 raise UsageError(f"LiteRT cannot run {folder / FILE}: {_last_line(error)}") from error
-            return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
 
         return encode
 
