@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from slimseek import artifact, integers, plugins
+from slimseek import artifact, integers, plugins, setup
 from slimseek import folder as folders
 from slimseek.bases import Family
 from slimseek.encoder import Encoder
@@ -20,6 +21,7 @@ from slimseek.schema import Comparison, Encode, FileEntry, GateResult, KeptIndex
 from slimseek.timing import default_threads
 from slimseek.trial import Found
 
+PADDLE = ".pdmodel"
 PACKAGE = "package.json"
 SEARCHED = "artifact"
 """Where a search under a budget has its artifact, in its folder, which can be named in its place."""
@@ -131,6 +133,11 @@ def model(source: str | Path) -> Model:
         )
     if artifact.is_artifact(path):
         return artifact.read(path)[1]
+    if path.suffix == PADDLE:
+        with tempfile.TemporaryDirectory() as temporary:
+            converted = Path(temporary) / f"{path.stem}.onnx"
+            setup.paddle_to_onnx(path, converted)
+            return model(converted)
     for name in plugins.names("models"):
         found: Family = plugins.load("models", name)()
         if found.recognises(path):
