@@ -595,7 +595,7 @@ def test_a_backend_works_here_or_says_in_a_line_what_brings_it(name: str) -> Non
         assert all(version and version[0].isdigit() for version in versions.values())
     else:
         assert "\n" not in reason
-        assert re.search(r"\b(pip|npm) install ", reason)
+        assert re.search(r"\b(pip|npm) install |\bslimseek setup ", reason)
 
 
 def nothing_to_recognise(folder: Path) -> list[Path]:
