@@ -76,25 +76,17 @@ def formed(model: Model, form: str) -> Model:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_package_gives_the_vectors_of_the_artifact(original: Model, backend: str, form: str, tmp_path: Path) -> None:
+def test_a_package_gives_the_vectors_of_the_artifact_and_holds_its_integers(
+    original: Model, backend: str, form: str, tmp_path: Path
+) -> None:
+    """CASES C4: integers are read from the files. The same to the last bit; where the runtime has a grid of its own,
+    half a step of the coarser of both away at most, and none is coarser than eight symmetric bits a channel.
+    """
     model = formed(original, form)
     expected = choose.encoder(model, "artifact", 1).documents(TEXTS)
     found = packaged(model, backend, tmp_path).documents(TEXTS)
     assert cosines(expected, found).min() >= FORMS[form][1]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("form", FORMS)
-def test_the_integers_in_the_package_are_those_of_the_artifact(
-    original: Model, backend: str, form: str, tmp_path: Path
-) -> None:
-    """CASES C4: read from the files. The same to the last bit; where the runtime has a grid of its own, half a step of
-    the coarser of both away at most, and none is coarser than eight symmetric bits a channel.
-    """
-    model = formed(original, form)
-    runtime = plugins.load("backends", backend)()
-    runtime.export(model, tmp_path)
-    stored = runtime.stored(tmp_path)
+    stored = plugins.load("backends", backend)().stored(tmp_path)
     quantized = {name for name, tensor in model.tensors.items() if isinstance(tensor, QuantizedTensor)}
     assert set(stored) <= set(model.tensors)
     assert quantized - choose.family(model).unused(model) <= set(stored)
