@@ -26,7 +26,7 @@ from slimseek.command import (
     Seed,
     Target,
     Threads,
-)  # fmt: skip
+)
 from slimseek.errors import BudgetUnmet, GateFailed, SlimseekError, UsageError
 
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ TARGETS = {
 
 
 def folder(target: str) -> Path:
-    """Where the target's environment is, or would be: below ``$XDG_DATA_HOME``, by default ~/.local/share."""
+    """Where what a target needs beside slimseek is or would be: below ``$XDG_DATA_HOME``, by default ~/.local/share."""
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(home) / "slimseek" / target
 
@@ -110,17 +110,8 @@ def install(target: str, chosen: str = "") -> Path:
         shutil.rmtree(place)
     place.parent.mkdir(parents=True, exist_ok=True)
     _run([base, "-m", "venv", str(place)])
-    _run(
-        [
-            str(_inside(place)),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            *wanted.packages.values(),
-        ]
-    )
+    pip = [str(_inside(place)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _run([*pip, *wanted.packages.values()])
     _versions.cache_clear()
     return _inside(place)
 

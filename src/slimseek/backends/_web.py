@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from slimseek import setup
 from slimseek.errors import UsageError
 from slimseek.folder import read_json, write_json
 from slimseek.inputs.text import TOKENIZER
@@ -37,6 +38,8 @@ class Settings(Value, frozen=True):
 
     Attributes:
         inputs: names of the model's inputs.
+        output: what the model gives.
+        dim: elements of a vector.
         text: how a text becomes ids; ``None`` for a model that takes arrays.
         documents: how many the package holds; 0 for none.
         bytes: of the files that a visitor loads, by their name.
@@ -58,10 +61,7 @@ def page_file(name: str) -> Path:
 def modules() -> Path:
     """The folder with ``node_modules``: the one that the environment names, else one among the user's data."""
     named = os.environ.get(MODULES)
-    if named:
-        return Path(named)
-    data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "slimseek" / "web"
+    return Path(named) if named else setup.folder("web")
 
 
 def installed() -> dict[str, str]:
