@@ -15,6 +15,7 @@ from slimseek.schema import (
     Batch,
     Collection,
     Encode,
+    Function,
     Hits,
     Layer,
     Model,
@@ -70,6 +71,12 @@ class Family(ABC):
         """The whole function as a float32 graph with dynamic batch and length. Every weight is an initializer that
         carries its tensor's name; its smoothing is undone.
         """
+
+    def functions(self, model: Model) -> Mapping[str, onnx.ModelProto]:
+        """The graphs that make up the model, each as :meth:`to_onnx` has it: one called ``model`` that gives a vector,
+        or those of a recogniser, ``encoder`` and ``decoder``.
+        """
+        return {"model": self.to_onnx(model)}
 
     def parts(self, model: Model) -> tuple[onnx.ModelProto, Mapping[str, Array]]:
         """The whole function as :meth:`to_onnx` gives it, and those of its weights that are no initializers in it."""
@@ -265,6 +272,16 @@ class Backend(ABC):
     @abstractmethod
     def open(self, folder: Path, threads: int) -> Encode:
         """Load what ``export`` wrote."""
+
+    def function(self, folder: Path, name: str, threads: int) -> Function:
+        """One of the graphs of a recogniser, which ``export`` wrote; UsageError where the runtime has no such packages.
+
+        Args:
+            folder: the package.
+            name: ``encoder`` or ``decoder``.
+            threads: of the runtime.
+        """
+        raise UsageError(f"packages of {type(self).__name__} hold no recognisers")
 
     def stand_in(self, folder: Path, threads: int) -> Encode:
         """What computes the same as the package where :meth:`runs` says that it cannot run, for the check of parity."""

@@ -167,6 +167,7 @@ def search_set(
         corpus={document: collection.corpus[document] for document in documents},
         qrels={query: qrels[query] for query in chosen},
         labelled=collection.labelled,
+        said=collection.said,
     )
 
 

@@ -20,6 +20,10 @@ Array = np.ndarray
 Batch = dict[str, Array]
 Encode = Callable[[Batch], Array]
 """What can be measured: named input arrays to float32 vectors of shape [n, dim]."""
+Function = Callable[[Batch], Batch]
+"""A graph of several results, such as a decoder's step: named input arrays to named output arrays."""
+Transcribe = Callable[[Batch], list[str]]
+"""A recogniser: named input arrays to the text of each item."""
 
 Modality = Literal["text", "image", "speech", "array"]
 OutputKind = Literal["embedding", "class_logits", "transcript"]
@@ -87,6 +91,91 @@ class FeaturePreprocess(Value, frozen=True, omit_defaults=True):
     components: bytes = b""
 
 
+class PicturePreprocess(Value, frozen=True, omit_defaults=True):
+    """How a picture becomes pixels: kept with the model, so that training and serving do the same.
+
+    value = (pixel * rescale - mean) / std, pixels from 0 to 255 in RGB.
+
+    Attributes:
+        height: of what the network takes, in pixels; ``width`` likewise.
+        fit: ``squash`` resizes both sides to it; ``crop`` resizes the picture so that the middle ``crop_share`` of its
+            shorter side fills it, and cuts the rest off.
+        resample: the filter of the resizing.
+        rescale: factor of the pixels.
+        mean: of each channel, after the factor.
+        std: of each channel, after the factor.
+        channels_last: whether the network takes [n, height, width, 3] instead of [n, 3, height, width].
+        bgr: whether blue stands first.
+    """
+
+    height: int
+    width: int
+    fit: Literal["squash", "crop"] = "squash"
+    crop_share: float = 1.0
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    rescale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channels_last: bool = False
+    bgr: bool = False
+
+
+class SoundPreprocess(Value, frozen=True, omit_defaults=True):
+    """How a recording becomes what the network takes: kept with the model, so that training and serving do the same.
+
+    Attributes:
+        rate: samples a second that the network was trained on; other recordings are resampled.
+        features: ``whisper`` (log-mel spectrum of windows of ``seconds``, as its authors define it), ``log_mel``,
+            ``mfcc``, or the ``waveform`` itself.
+        seconds: length that a recording is filled up or cut to; 0 for its own.
+        window: samples of a frame, and ``hop`` from one to the next.
+        hop: see ``window``.
+        mels: bands of the mel scale.
+        low: lowest frequency of the bands in Hz, and ``high`` the highest; 0 for half of the rate.
+        high: see ``low``.
+        coefficients: of the cepstrum that are kept, where the features are ``mfcc``.
+        channels_last: whether the network takes [n, frames, bands] (and [..., 1] where its input has four axes)
+            instead of [n, bands, frames].
+    """
+
+    rate: int
+    features: Literal["whisper", "log_mel", "mfcc", "waveform"]
+    seconds: float = 0.0
+    window: int = 400
+    hop: int = 160
+    mels: int = 80
+    low: float = 0.0
+    high: float = 0.0
+    coefficients: int = 0
+    channels_last: bool = False
+
+
+class Decoding(Value, frozen=True, omit_defaults=True):
+    """How the scores of a recogniser become text, the likeliest token each time.
+
+    Attributes:
+        kind: ``autoregressive`` (a decoder that reads what it has said) or ``ctc`` (a token for each frame; repeated
+            ones are one, and blanks are left out).
+        end: id of the token that ends a transcript; of ``ctc`` the blank.
+        prompt: ids that every transcript begins with; the language's token stands after the first where there are
+            ``languages``.
+        languages: token of each language that can be asked for; empty for a model of one language.
+        language: whose token is used; ``""`` for the likeliest one in each recording.
+        suppressed: ids that are never said.
+        suppressed_first: ids that are not said first.
+        most: tokens of a window at most.
+    """
+
+    kind: Literal["autoregressive", "ctc"]
+    end: int
+    prompt: tuple[int, ...] = ()
+    languages: dict[str, int] = {}
+    language: str = ""
+    suppressed: tuple[int, ...] = ()
+    suppressed_first: tuple[int, ...] = ()
+    most: int = 224
+
+
 class ModelSpec(Value, frozen=True):
     """What a model takes and gives, whatever runs it.
 
@@ -94,9 +183,12 @@ class ModelSpec(Value, frozen=True):
         family: the plug-in of ``models/`` that understands its files.
         dim: width of the vectors it gives.
         normalised: whether its vectors have length one.
-        preprocess: how a text becomes ids; ``None`` for a model whose items are arrays as it takes them.
+        preprocess: how a text becomes ids; ``None`` for a model whose items are no texts.
         classes: names of the classes whose logits it gives, in order; unset for a model that gives embeddings.
         features: how rows of features are reduced when they are read; unset for a model that takes items as they are.
+        picture: how a picture becomes pixels; unset for a model whose items are no pictures.
+        sound: how a recording becomes what the network takes; unset for a model whose items are no recordings.
+        decoding: how scores become text; set where the output is ``transcript``.
     """
 
     family: str
@@ -108,6 +200,9 @@ class ModelSpec(Value, frozen=True):
     preprocess: TextPreprocess | None
     classes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     features: FeaturePreprocess | msgspec.UnsetType = msgspec.UNSET
+    picture: PicturePreprocess | msgspec.UnsetType = msgspec.UNSET
+    sound: SoundPreprocess | msgspec.UnsetType = msgspec.UNSET
+    decoding: Decoding | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def token_table(self) -> str | None:
@@ -287,12 +382,14 @@ class Collection:
     Attributes:
         name: for reports.
         path: where it was read from.
-        corpus: document id to text (title and text joined by a blank).
-        queries: query id to text.
+        corpus: document id to text (title and text joined by a blank), or to the path of a picture, recording or array.
+        queries: query id to the same.
         qrels: split (``train``, ``dev``, ``test``) to judgements.
         findings: what the reader counted and any fault it met.
         labelled: whether the task is to name the class of an item: the queries are the items, the corpus holds the
             names of the classes, and the one relevant of them is the item's.
+        said: text that belongs to an item which is a file, by the item: the caption of a picture, the transcript of a
+            recording.
     """
 
     name: str
@@ -302,6 +399,7 @@ class Collection:
     qrels: dict[str, Qrels]
     findings: tuple[Finding, ...] = ()
     labelled: bool = False
+    said: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def items(self) -> dict[str, str]:
@@ -319,6 +417,7 @@ class SearchSet:
         corpus: document id to text.
         qrels: judgements of exactly these queries.
         labelled: whether the corpus holds the names of classes (see :class:`Collection`).
+        said: text that belongs to an item which is a file, by the item (see :class:`Collection`).
     """
 
     name: str
@@ -326,6 +425,7 @@ class SearchSet:
     corpus: dict[str, str]
     qrels: Qrels
     labelled: bool = False
+    said: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def items(self) -> dict[str, str]:
