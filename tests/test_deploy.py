@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,7 @@ from slimseek import api, bench, catalogue, choose, cli, compress, deploy, evalu
 from slimseek.backends import _fusion
 from slimseek.errors import ArtifactError, GateFailed, UsageError
 from slimseek.evaluate import cosines
-from slimseek.schema import Measurement
+from slimseek.schema import Array, Batch, Measurement
 from small import CORPUS, packaged, tiny_bert, tiny_collection, tiny_encoder
 
 TEXTS = [*CORPUS.values()]
@@ -302,6 +304,19 @@ def test_vectors_of_other_widths_are_only_noted(monkeypatch: pytest.MonkeyPatch)
     assert bench.side_by_side(wide, ["a"], ["a"]).notes == (
         "vectors differ in their number of elements: a 32, b 16",
     )  # fmt: skip
+
+
+def test_a_runtime_that_is_far_behind_is_not_measured_to_the_end() -> None:
+    quick = tiny_encoder(name="quick")
+
+    def slowly(batch: Batch) -> Array:
+        time.sleep(0.3)  # hundreds of times as long as the tiny network
+        return quick.encode(batch)
+
+    slow = dataclasses.replace(quick, name="slow", encode=slowly)
+    twice = dataclasses.replace(slow, name="twice", encode=lambda batch: (time.sleep(0.3), slowly(batch))[1])
+    assert list(bench.in_reach({"slow": slow, "quick": quick}, TEXTS, TEXTS)) == ["quick"]
+    assert list(bench.in_reach({"slow": slow, "twice": twice}, TEXTS, TEXTS)) == ["slow", "twice"]  # two of four times
 
 
 def test_packages_are_measured_each_with_its_bytes_and_the_memory_of_its_own_process(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slimseek import choose, data, evaluate
+from slimseek import choose, data, evaluate, timing
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.inputs.samples import examples
@@ -14,6 +14,8 @@ from slimseek.schema import ModelSpec, Report, Value
 from slimseek.timing import NO_FASTER, default_threads
 
 TIMED = 64
+TRIED_CALLS, TRIED_DOCUMENTS = 3, 8
+FAR_BEHIND = 4.0
 
 
 class Bench(Value, frozen=True):
@@ -86,6 +88,32 @@ def side_by_side(
     )  # fmt: skip
     return Bench(subjects=reports, speeds=speeds, fastest=reports[order[0]].subject, notes=notes,
                  speed_up=speed_up if speed_up >= NO_FASTER else None)  # fmt: skip
+
+
+def in_reach(subjects: Mapping[str, Encoder], queries: Sequence[str], documents: Sequence[str]) -> dict[str, Encoder]:
+    """Those that may be the fastest: at most four times as slow as another, by a few calls of each.
+
+    So little tells no two apart that are close, but a runtime that is ten times as slow would take most of the time
+    that a measurement in turns takes.
+
+    Args:
+        subjects: name to encoder.
+        queries: for single calls, of which three are made.
+        documents: the first eight are encoded at once.
+    """
+    taken = {}
+    for name, encoder in subjects.items():
+        singly = timing.interleaved(
+            {name: lambda number, e=encoder: e.queries([queries[number % len(queries)]])},  # type: ignore[misc]
+            rounds=1, calls=TRIED_CALLS,
+        )  # fmt: skip
+        together = timing.interleaved(
+            {name: lambda number, e=encoder: e.documents(documents[:TRIED_DOCUMENTS])},  # type: ignore[misc]
+            rounds=1, calls=1, warm_up=1,
+        )  # fmt: skip
+        taken[name] = math.sqrt(singly[name].min() * together[name].min())
+    least = min(taken.values())
+    return {name: encoder for name, encoder in subjects.items() if taken[name] <= FAR_BEHIND * least}
 
 
 def asked(spec: ModelSpec, items: Sequence[str] = ()) -> tuple[list[str], list[str]]:

@@ -280,8 +280,12 @@ def _fastest(model: Model, folder: Path, passing: Writer, texts: Sequence[str], 
         packages = {name: found for name, found in tried.items() if isinstance(found, Package)}
         if not packages:
             raise GateFailed(f"none of {', '.join(names)} passes its gates; nothing was written")
-        opened = {name: (choose.choose(Path(temporary) / name, threads), "") for name in packages}
-        found = bench.side_by_side(opened, *bench.asked(model.spec, texts))
+        opened = {name: choose.choose(Path(temporary) / name, threads) for name in packages}
+        asked = bench.asked(model.spec, texts)
+        near = bench.in_reach(opened, *asked)
+        for name in [name for name in opened if name not in near]:
+            say(f"{name} is left out: more than {bench.FAR_BEHIND:.0f} times as slow as another")
+        found = bench.side_by_side({name: (encoder, "") for name, encoder in near.items()}, *asked)
         for line in bench.lines(found):
             say(line)
         for path in (Path(temporary) / found.fastest).iterdir():
