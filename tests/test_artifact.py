@@ -66,6 +66,10 @@ def assert_same(found: Model, expected: Model) -> None:
     assert found.layers == expected.layers
     assert dict(found.activations) == dict(expected.activations)
     assert dict(found.files) == dict(expected.files)
+    assert dict(found.tied) == dict(expected.tied)
+    assert set(found.smoothing) == set(expected.smoothing)
+    for name, factors in expected.smoothing.items():
+        assert_same_array(found.smoothing[name], factors, name)
     assert set(found.tensors) == set(expected.tensors)
     for name, tensor in expected.tensors.items():
         other = found.tensors[name]
@@ -81,6 +85,10 @@ def assert_same(found: Model, expected: Model) -> None:
         if tensor.zero_point is not None:
             assert other.zero_point is not None
             assert_same_array(other.zero_point, tensor.zero_point, name)
+        assert (other.codebook is None) == (tensor.codebook is None)
+        if tensor.codebook is not None:
+            assert other.codebook is not None
+            assert_same_array(other.codebook, tensor.codebook, name)
 
 
 def with_tensors(**tensors: Tensor) -> Model:
@@ -263,6 +271,20 @@ def test_todays_slimseek_writes_the_golden_bytes(folder: Path) -> None:
     """Should this fail on purpose, raise FORMAT_VERSION, and keep the old folder as a test of reading."""
     for path in ("weights.safetensors", "manifest.json", "report.json", "model/config.json"):
         assert (folder / path).read_bytes() == (make.FOLDER / path).read_bytes(), path
+
+
+def test_the_golden_artifact_of_shared_values_reads_as_ever_and_is_written_so_today(tmp_path: Path) -> None:
+    """value = codebook[channel, place]: the first places of a row are 0, 5, 10, ... in steps that wrap round."""
+    golden = artifact.read(make.SHARED)[1]
+    assert_same(golden, make.shared_model())
+    table, linear, three = (dequantize(golden.tensors[f"{name}.weight"]) for name in ("table", "linear", "three"))
+    assert table[0].tolist() == [-1.5, np.float32(1e-40), 0.0, -1.5, np.float32(1e-40), 0.0, -1.5]  # 0, 2, 1, 0, ...
+    assert linear[:, 0].tolist() == [0.0, 5 / 8, 10 / 8, 15 / 8]  # place 0 of each channel's own book
+    assert three[2].tolist() == [1.0, 1.125, 1.25, 1.375]  # 2, 2.25, 2.5, 2.75 times a half
+    assert golden.named["output.weight"] is golden.tensors["table.weight"]
+    artifact.write(make.shared_model(), tmp_path, collection=make.COLLECTION, versions=make.VERSIONS)
+    for path in ("weights.safetensors", "manifest.json"):
+        assert (tmp_path / path).read_bytes() == (make.SHARED / path).read_bytes(), path
 
 
 # ---------------------------------------------------------------- many zeros

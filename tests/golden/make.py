@@ -1,4 +1,4 @@
-"""Writes ``tests/golden/artifact`` and ``tests/golden/sparse``, which every later slimseek must read: run once per
+"""Writes ``tests/golden/artifact``, ``sparse`` and ``shared``, which every later slimseek must read: run once per
 format version, and keep them.
 
 ``python tests/golden/make.py`` from the repository's root, with slimseek installed.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from slimseek import artifact
@@ -38,6 +39,7 @@ from slimseek.schema import (
 
 FOLDER = Path(__file__).parent / "artifact"
 SPARSE = Path(__file__).parent / "sparse"
+SHARED = Path(__file__).parent / "shared"
 VERSIONS = {"slimseek": "0.1.0"}
 COLLECTION = "collections/six"
 
@@ -139,6 +141,36 @@ def sparse_model() -> Model:
     )
 
 
+def shared_model() -> Model:
+    """Code books of a tensor and of channels, eight-bit floats, factors of smoothing, and a tied table."""
+    eight = np.arange(12, dtype=np.float32).reshape(3, 4) / 4
+    return dataclasses.replace(
+        model(),
+        tensors={
+            "table.weight": QuantizedTensor(
+                spec=QuantSpec(bits=2, granularity="tensor", entries=3),
+                integers=counted((5, 7), 0, 3, np.uint8),
+                scale=np.ones((1, 1), np.float32),
+                codebook=np.array([[-1.5, 0.0, 1e-40]], np.float32),
+            ),
+            "linear.weight": QuantizedTensor(
+                spec=QuantSpec(bits=3, granularity="channel", entries=5),
+                integers=counted((4, 7), 0, 5, np.uint8),
+                scale=np.ones((1, 1), np.float32),
+                codebook=(np.arange(20, dtype=np.float16) / 8).reshape(4, 5),
+            ),
+            "three.weight": QuantizedTensor(
+                spec=QuantSpec(bits=8, granularity="tensor", float8="e4m3"),
+                integers=eight.astype(ml_dtypes.float8_e4m3fn),
+                scale=np.array([[0.5]], np.float32),
+            ),
+        },
+        activations={},
+        smoothing={"linear.weight": np.array([[0.5, 1, 2, 4, 8, 16, 32]], np.float32)},
+        tied={"output.weight": "table.weight"},
+    )
+
+
 def recipe() -> Recipe:
     """A recipe with every field."""
     step = RecipeStep(method="quantize.weights_int", parameters={"bits": 4, "granularity": "group", "group_size": 3})
@@ -187,3 +219,6 @@ if __name__ == "__main__":
     with writing(SPARSE, force=True) as made:
         artifact.write(sparse_model(), made, collection=COLLECTION, versions=VERSIONS)
     print(f"wrote {SPARSE}")
+    with writing(SHARED, force=True) as made:
+        artifact.write(shared_model(), made, collection=COLLECTION, versions=VERSIONS)
+    print(f"wrote {SHARED}")
