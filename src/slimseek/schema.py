@@ -335,6 +335,7 @@ class Model:
             y = (x / s) (s W)^T. Whatever else reads the tensor divides that.
         tied: name that the network has for a tensor to the name of the one in ``tensors`` that stands in its place:
             parts that use the same tensor, which is trained, changed and stored once. Layers name the latter.
+        said: what a step that made it found out on the way, for its own notes and nobody else; it is not stored.
     """
 
     spec: ModelSpec
@@ -344,6 +345,7 @@ class Model:
     activations: Mapping[str, ActivationQuant] = field(default_factory=dict)
     smoothing: Mapping[str, Array] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
 
     @property
     def named(self) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -16,9 +15,6 @@ from slimseek.methods.distil._layers import layer_map, shared_tokens
 from slimseek.methods.distil._step import DistillationStep
 from slimseek.schema import Array, Model, Samples
 from slimseek.train import examples, fit
-
-_LEARNED: WeakKeyDictionary[Model, dict[int, int]] = WeakKeyDictionary()
-"""Which block of a trained model learned from which: its notes are written when the teacher is no longer at hand."""
 
 
 class HiddenDistillation(DistillationStep, frozen=True, kw_only=True):
@@ -78,18 +74,16 @@ class HiddenDistillation(DistillationStep, frozen=True, kw_only=True):
         found = examples(cut, items, _nothing, settings)
         pair.fit_projections_(found)
         self._check_fitted(fit(pair, found, loss, settings, label="distillation of layers"))
-        changed = dataclasses.replace(model, tensors=trained(model, networks[0]))
-        _LEARNED[changed] = layers
-        return changed
+        said = ", ".join(f"{place} <- {source}" for place, source in layers.items())
+        return dataclasses.replace(model, tensors=trained(model, networks[0]), said=(said,))
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """What was trained, by how much data, and which block learned from which."""
         changed = sum(after.tensors[name] is not tensor for name, tensor in before.tensors.items())
-        layers = ", ".join(f"{place} <- {source}" for place, source in _LEARNED.get(after, self.layers or {}).items())
         return (
             f"{changed} of {len(before.tensors)} tensors trained for {self.steps} steps of {self.batch_size} texts on "
             f"states of {self._whose}",
-            f"blocks (student <- teacher): {layers}",
+            f"blocks (student <- teacher): {', '.join(after.said)}",
         )
 
 

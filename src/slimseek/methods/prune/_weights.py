@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -18,7 +17,6 @@ Importance = Literal["magnitude", "activation"]
 DEFAULT_KINDS: tuple[LayerKind, ...] = ("linear", "convolution", "recurrent")
 ZERO = -1.0
 """Score of a weight that is zero already: it goes before any other."""
-_unseen: WeakKeyDictionary[Model, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def chosen(model: Model, kinds: tuple[LayerKind, ...], skip: tuple[str, ...], method: str) -> dict[str, Layer]:
@@ -49,18 +47,30 @@ def inputs_last(values: Array, layer: Layer) -> Array:
     return np.moveaxis(values, (layer.axis, inputs), (0, -1)) if values.ndim > 1 else values[None]
 
 
-def scores(
+def norms_of_inputs(
     model: Model, layers: Mapping[str, Layer], importance: Importance, samples: Samples, method: str
-) -> Iterator[tuple[str, Array]]:
-    """Each weight's name and the importance of its values, float [outputs, ..., inputs].
-
-    ``magnitude``: |w|. ``activation``: |w_ij| sqrt(mean x_j^2) over calibration texts (Sun et al., Wanda, 2023), or
-    |w| where calibration does not see the layer's input, as of tables and recurrent layers. A zero scores -1.
+) -> dict[str, Array] | None:
+    """Root mean square of each input channel, float64 [inputs], of the layers that calibration sees; ``None`` where the
+    importance is ``magnitude``.
 
     Raises:
         UsageError: there is no calibration text, or an input is NaN or infinite.
     """
-    norms = _norms(model, layers, samples, method) if importance == "activation" else {}
+    if importance == "magnitude":
+        return None
+    if not samples.calibration:
+        raise UsageError(f"{method}: the calibration sample is empty; the collection has no texts")
+    squares = mean_squares(model, samples.calibration, layers)
+    return {name: np.sqrt(mean) for name, mean in squares.items()}
+
+
+def scores(model: Model, layers: Mapping[str, Layer], norms: Mapping[str, Array] | None) -> Iterator[tuple[str, Array]]:
+    """Each weight's name and the importance of its values, float [outputs, ..., inputs].
+
+    |w_ij| sqrt(mean x_j^2) over calibration texts (Sun et al., Wanda, 2023) where the root is given, |w| where it is
+    not: by ``magnitude``, and of tables and recurrent layers, whose inputs calibration does not see. A zero scores -1.
+    """
+    norms = norms or {}
     for name, layer in layers.items():
         # A weight is compared as the network has it, and beside its input as it is stored: both without smoothing.
         values = integers.dequantize(model.tensors[name]) if name in norms else integers.unsmoothed(model, name)
@@ -70,8 +80,12 @@ def scores(
         yield name, np.where(inputs_last(values, layer) == 0, ZERO, found)
 
 
-def zeroed(model: Model, layers: Mapping[str, Layer], masks: Mapping[str, Array], method: str) -> Model:
-    """The model with zeros where the masks, bool [outputs, ..., inputs], are set.
+def zeroed(
+    model: Model, layers: Mapping[str, Layer], masks: Mapping[str, Array],
+    norms: Mapping[str, Array] | None, method: str,
+) -> Model:  # fmt: skip
+    """The model with zeros where the masks, bool [outputs, ..., inputs], are set; it says which layers were compared
+    without norms of their inputs where there were to be some.
 
     Raises:
         NoEffect: all of these are zero already.
@@ -86,7 +100,9 @@ def zeroed(model: Model, layers: Mapping[str, Layer], masks: Mapping[str, Array]
             tensors[name] = changed
     if all(tensors[name] is model.tensors[name] for name in masks):
         raise NoEffect(f"{method}: all that would become zero is zero already")
-    return dataclasses.replace(model, tensors=tensors)
+    unseen = [name for name in layers if name not in norms] if norms is not None else []
+    said = f"compared by magnitude, as calibration does not see their inputs: {', '.join(unseen)}"
+    return dataclasses.replace(model, tensors=tensors, said=(said,) if unseen else ())
 
 
 def least(found: Array, count: int) -> Array:
@@ -120,25 +136,13 @@ def size_notes(before: Model, after: Model, layers: Mapping[str, Layer], asked: 
         sum(integers.stored_bytes(tensor) for tensor in model.tensors.values()) for model in (before, after)
     )  # fmt: skip
     total = sum(reached.values())
-    notes = [
+    return (
         f"zeros: {asked} of {count:,} weights in {len(layers)} layers asked, {total:,} reached ({total / count:.1%}; "
         f"{min(shares):.1%} to {max(shares):.1%} of a layer)",
         f"the weights take {new:,} bytes in the artifact instead of {old:,}; a runtime computes with them as dense "
         f"ones, so it is not faster and takes no less memory",
-    ]
-    unseen = [name for name in _unseen.get(before, ()) if name in layers]
-    if unseen:
-        notes.append(f"compared by magnitude, as calibration does not see their inputs: {', '.join(unseen)}")
-    return tuple(notes)
-
-
-def _norms(model: Model, layers: Mapping[str, Layer], samples: Samples, method: str) -> dict[str, Array]:
-    """Root mean square of each input channel, float64 [inputs], of the layers that calibration sees."""
-    if not samples.calibration:
-        raise UsageError(f"{method}: the calibration sample is empty; the collection has no texts")
-    squares = mean_squares(model, samples.calibration, layers)
-    _unseen[model] = tuple(name for name in layers if name not in squares)
-    return {name: np.sqrt(mean) for name, mean in squares.items()}
+        *after.said,
+    )
 
 
 def _beside(norms: Array, found: Array) -> Array:

@@ -14,6 +14,7 @@ from slimseek.methods.prune._weights import (
     Importance,
     chosen,
     inputs_last,
+    norms_of_inputs,
     scores,
     size_notes,
     zeroed,
@@ -56,8 +57,9 @@ class NMPruning(Step, frozen=True, kw_only=True):
     def apply(self, model: Model, samples: Samples) -> Model:
         """Zero all but the most important of each group."""
         layers = chosen(model, self.layers, self.skip, "prune.n_m")
-        found = scores(model, layers, self.importance, samples, "prune.n_m")
-        return zeroed(model, layers, {name: ~kept(score, self.n, self.m) for name, score in found}, "prune.n_m")
+        norms = norms_of_inputs(model, layers, self.importance, samples, "prune.n_m")
+        masks = {name: ~kept(score, self.n, self.m) for name, score in scores(model, layers, norms)}
+        return zeroed(model, layers, masks, norms, "prune.n_m")
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Zeros asked and reached, true bytes before and after, and that nothing becomes faster here."""

@@ -9,7 +9,16 @@ import numpy as np
 
 from slimseek.bases import Step
 from slimseek.errors import UsageError
-from slimseek.methods.prune._weights import DEFAULT_KINDS, Importance, chosen, least, scores, size_notes, zeroed
+from slimseek.methods.prune._weights import (
+    DEFAULT_KINDS,
+    Importance,
+    chosen,
+    least,
+    norms_of_inputs,
+    scores,
+    size_notes,
+    zeroed,
+)
 from slimseek.schema import Array, Layer, LayerKind, Model, Samples
 
 HALF = 0.5
@@ -64,7 +73,8 @@ class WeightPruning(Step, frozen=True, kw_only=True):
     def apply(self, model: Model, samples: Samples) -> Model:
         """Zero the least important weights of the chosen layers."""
         layers = chosen(model, self.layers, self.skip, "prune.weights")
-        found = scores(model, layers, self.importance, samples, "prune.weights")
+        norms = norms_of_inputs(model, layers, self.importance, samples, "prune.weights")
+        found = scores(model, layers, norms)
         if self.threshold is not None:
             masks = {name: _below(score, self.threshold) for name, score in found}
         elif self.scope == "model":
@@ -73,7 +83,7 @@ class WeightPruning(Step, frozen=True, kw_only=True):
             masks = {name: _of_rows(score, self._share) for name, score in found}
         else:
             masks = {name: least(score, _count(score.size, self._share)) for name, score in found}
-        return zeroed(model, layers, masks, "prune.weights")
+        return zeroed(model, layers, masks, norms, "prune.weights")
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Zeros asked and reached, true bytes before and after, and that nothing becomes faster."""

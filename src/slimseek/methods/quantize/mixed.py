@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -26,7 +25,6 @@ from slimseek.timing import default_threads
 
 COUNTED_AT_ONCE = 1024
 COMPARED = 64
-_predicted: WeakKeyDictionary[Model, str] = WeakKeyDictionary()
 
 
 class Mixed(Step, frozen=True, kw_only=True):
@@ -78,12 +76,9 @@ class Mixed(Step, frozen=True, kw_only=True):
         chosen = allocate(sizes, errors, most - rest)
         for name, choice in zip(layers, chosen, strict=True):
             tensors[name] = self._quantized(model, layers[name], self.bits[choice])
-        changed = dataclasses.replace(model, tensors=tensors)
         error = errors[np.arange(len(layers)), chosen].sum()
-        _predicted[changed] = (
-            f"{self.measure}: a summed sensitivity of {error:.3g} predicted, in {most:,} bytes allowed"
-        )
-        return changed
+        said = f"{self.measure}: a summed sensitivity of {error:.3g} predicted, in {most:,} bytes allowed"
+        return dataclasses.replace(model, tensors=tensors, said=(said,))
 
     def outline(self, model: Model, samples: Samples) -> Model:
         """At least the bytes of any choice that the size allows."""
@@ -104,8 +99,7 @@ class Mixed(Step, frozen=True, kw_only=True):
             if isinstance(tensor, QuantizedTensor) and not isinstance(before.tensors[name], QuantizedTensor)
         ]
         counts = ", ".join(f"{bits} bits for {given.count(bits)}" for bits in sorted(set(given)))
-        predicted = (_predicted[after],) if after in _predicted else ()
-        return (f"layers: {counts}", *predicted)
+        return (f"layers: {counts}", *after.said)
 
     def _asked(self, model: Model) -> tuple[dict[str, Layer], int, int]:
         """The float layers by their weight, the bytes of all tensors now, and those that are allowed."""

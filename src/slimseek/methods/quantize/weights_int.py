@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from slimseek.progress import track
 from slimseek.schema import Granularity, Layer, LayerKind, Model, QuantizedTensor, QuantSpec, Samples, Tensor
 
 KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "convolution", "recurrent")
-_said: WeakKeyDictionary[Model, tuple[str, ...]] = WeakKeyDictionary()
 
 
 class WeightsInt(Step, frozen=True, kw_only=True):
@@ -76,7 +74,7 @@ class WeightsInt(Step, frozen=True, kw_only=True):
             if layer.kind == "linear" and (self.rounding == "compensated" or self.correct_bias)
         ]
         nearest = {name: self._nearest(model, layer) for name, layer in chosen.items() if layer not in by_inputs}
-        changed = dataclasses.replace(model, tensors=dict(model.tensors) | nearest)
+        changed = dataclasses.replace(model, tensors=dict(model.tensors) | nearest, said=())
         return self._calibrated(changed, by_inputs, samples, len(nearest)) if by_inputs else changed
 
     def outline(self, model: Model, samples: Samples) -> Model:
@@ -85,7 +83,7 @@ class WeightsInt(Step, frozen=True, kw_only=True):
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """What was compensated and corrected, and what could not be; the worst layers, and large tensors left float."""
-        return (*_said.get(after, ()), *worst_layers(before, after), *left_float(after))
+        return (*after.said, *worst_layers(before, after), *left_float(after))
 
     def _chosen(self, model: Model) -> dict[str, Layer]:
         """The float layers to quantize by the name of their weight."""
@@ -116,8 +114,8 @@ class WeightsInt(Step, frozen=True, kw_only=True):
                         tensors[layer.weight] = self._nearest(model, layer)
                     advance(1)
                 model = dataclasses.replace(model, tensors=tensors)
-        _said[model] = self._summary(reached, len(layers) - len(reached), others, len(samples.calibration))
-        return model
+        said = self._summary(reached, len(layers) - len(reached), others, len(samples.calibration))
+        return dataclasses.replace(model, said=said)
 
     def _by_inputs(self, model: Model, layer: Layer, moments: Moments) -> dict[str, Tensor]:
         """The layer's rounded weight and, where it has one and it is to be corrected, its bias."""

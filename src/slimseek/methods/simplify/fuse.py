@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -22,7 +20,6 @@ from slimseek.schema import Model, QuantizedTensor, Samples, Tensor, is_float
 ITEMS_COMPARED = 5
 LARGEST_DIFFERENCE = 1e-4
 """Of an element of the output, as a share of the largest where that is above 1."""
-_done: WeakKeyDictionary[Model, Counter[str]] = WeakKeyDictionary()
 
 
 class Fuse(Step, frozen=True, kw_only=True):
@@ -60,15 +57,14 @@ class Fuse(Step, frozen=True, kw_only=True):
                 kind = old.dtype if isinstance(old, np.ndarray) and is_float(old) else array.dtype
                 tensors[name] = array.astype(kind)
         fused = choose.family(model).resized(model, graph, tensors)
-        fused = dataclasses.replace(fused, layers=_layers(graph.graph, fusion.weights))
+        said = tuple(f"{what}: {count}" for what, count in sorted(fusion.done.items()))
+        fused = dataclasses.replace(fused, layers=_layers(graph.graph, fusion.weights), said=said)
         _compare(model, fused)
-        _done[fused] = fusion.done
         return fused
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """What was fused, and how many weights that leaves."""
-        parts = [f"{what}: {count}" for what, count in sorted(_done.get(after, Counter()).items())]
-        return (*parts, f"{after.parameters:,} of {before.parameters:,} weights are left")
+        return (*after.said, f"{after.parameters:,} of {before.parameters:,} weights are left")
 
 
 def _compare(before: Model, after: Model) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from slimseek.inputs.batches import spread
 from slimseek.methods._principal import leading
 from slimseek.schema import Array, Model, Samples
 from slimseek.timing import default_threads
-
-_said: WeakKeyDictionary[Model, str] = WeakKeyDictionary()
 
 
 class OutputDim(Step, frozen=True, kw_only=True):
@@ -49,9 +47,7 @@ class OutputDim(Step, frozen=True, kw_only=True):
             matrix, said = np.eye(dim, model.spec.dim, dtype=np.float32), "the first ones"
         else:
             matrix, said = self._directions(model, samples, dim)
-        changed = choose.family(model).projected(model, matrix)
-        _said[changed] = said
-        return changed
+        return dataclasses.replace(choose.family(model).projected(model, matrix), said=(said,))
 
     def outline(self, model: Model, samples: Samples) -> Model:
         """With a map of ones."""
@@ -72,8 +68,7 @@ class OutputDim(Step, frozen=True, kw_only=True):
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Elements before and after, and what share of the energy they hold."""
-        said = f": {_said[after]}" if after in _said else ""
-        return (f"{before.spec.dim} -> {after.spec.dim} elements{said}",)
+        return (f"{before.spec.dim} -> {after.spec.dim} elements: {', '.join(after.said)}",)
 
     def _directions(self, model: Model, samples: Samples, dim: int) -> tuple[Array, str]:
         """Float32 [dim, width], and what is said of them."""
