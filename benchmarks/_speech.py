@@ -8,7 +8,8 @@ holds each different text once, and the one relevant document of a query is what
 speakers and microphones:
 
 - asterisk: prompts of a telephone exchange, 8 kHz, one speaker a language, with a list of what they say.
-- tuxpaint: captions of pictures, read aloud by volunteers. Those of es and fr: one or two speakers each; English: few.
+- tuxpaint: captions of pictures, read aloud by volunteers. The English ones are single names, read without the article
+  that is written ("A frog."), so that it is left out here too.
 - pocketsphinx (English): five sentences of an audio book, and five of playing cards by a non-native speaker.
 
 Asterisk's prompts of es and fr are dev, what tuxpaint has in them is test: other speakers, other words. Of English
@@ -41,7 +42,8 @@ PACKAGES = {
 }
 LANGUAGES = ("en", "es", "fr")
 SPEAKERS = {"en": "en_US_f_Allison", "es": "es_MX_f_Allison", "fr": "fr_CA_f_June"}
-NOT_SAID = re.compile(r"\[[^\]]*\]|\([^)]*\)|\(.*$")
+NOT_SAID = re.compile(r"\[[^\]]*\]|<[^>]*>|\([^)]*\)|\(.*$")
+ARTICLE = re.compile(r"^An? ")
 # Its text stands on the line before it, after that of another prompt.
 RUN_TOGETHER = re.compile(r"(?<=\.)(?=vm-review-nonurgent: )")
 
@@ -112,6 +114,8 @@ def tuxpaint(language: str) -> Iterator[Utterance]:
         lines = captions.read_text("utf-8").splitlines() if captions.is_file() else []
         start = "" if language == "en" else f"{language}.utf8="
         said = next((line.removeprefix(start).strip() for line in lines if line.startswith(start)), "")
+        if said and language == "en":
+            said = ARTICLE.sub("", said)
         if said:
             place = "-".join(file.relative_to(STAMPS).with_name(stamp).parts)
             yield Utterance(name=f"tuxpaint-{place}", file=file, text=said, split="test")
