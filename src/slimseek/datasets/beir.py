@@ -14,6 +14,7 @@ from slimseek.errors import UsageError
 from slimseek.schema import Collection, Finding, Qrels
 
 SPLITS = ("train", "dev", "test")
+FILES = ("array", "image", "audio")
 TREC_COLUMNS = 4
 TOLERATED = 0.01
 
@@ -21,7 +22,9 @@ TOLERATED = 0.01
 class Beir(Dataset):
     """A folder of JSON lines and judgements; title and text of a document are joined by a blank.
 
-    For networks that take arrays a line has ``array``, the path of a ``.npy`` or ``.npz`` file in the folder.
+    In the place of text a line may have the path of a file in the folder: ``array`` (``.npy`` or ``.npz``) for networks
+    that take arrays, ``image`` for a picture, ``audio`` for a recording. ``text`` beside it is what belongs to the
+    file: the caption of the picture, what is said in the recording.
     """
 
     def recognises(self, path: str) -> bool:
@@ -32,8 +35,9 @@ class Beir(Dataset):
     def read(self, path: str) -> Collection:
         """Read the three parts and count what is odd in them."""
         folder = Path(path)
-        corpus = _items(folder / "corpus.jsonl")
-        queries = _items(folder / "queries.jsonl")
+        said: dict[str, str] = {}
+        corpus = _items(folder / "corpus.jsonl", said)
+        queries = _items(folder / "queries.jsonl", said)
         qrels: dict[str, Qrels] = {}
         findings: list[Finding] = []
         for split in SPLITS:
@@ -50,39 +54,48 @@ class Beir(Dataset):
             *tally("queries without a judgement", [name for name in queries if name not in judged]),
         ]
         return Collection(
-            name=folder.resolve().name, path=path, corpus=corpus, queries=queries, qrels=qrels, findings=tuple(findings)
-        )
+            name=folder.resolve().name, path=path, corpus=corpus, queries=queries, qrels=qrels,
+            findings=tuple(findings), said=said,
+        )  # fmt: skip
 
 
-def _items(file: Path) -> dict[str, str]:
-    """Id to text, in the order of the file."""
+def _items(file: Path, said: dict[str, str]) -> dict[str, str]:
+    """Id to text or path, in the order of the file; the text of a path is added to ``said``."""
     items: dict[str, str] = {}
     for number, line in _lines(file):
         try:
             record = msgspec.json.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"{file}, line {number}: not valid JSON ({error})") from error
-        name, text = _record(record, file, number)
+        name, item, text = _record(record, file, number)
         if name in items:
             raise UsageError(f"{file}, line {number}: the _id {name!r} occurs a second time")
-        items[name] = text
+        items[name] = item
+        if text is not None:
+            said[item] = text
     if not items:
         raise UsageError(f"{file} is empty")
     return items
 
 
-def _record(record: Any, file: Path, number: int) -> tuple[str, str]:
+def _record(record: Any, file: Path, number: int) -> tuple[str, str, str | None]:
+    """Id, item, and what belongs to an item that is a file."""
     if not isinstance(record, dict) or type(record.get("_id")) not in (str, int):  # a bool is an int, and no id
         raise UsageError(f"{file}, line {number}: there is no _id (a string or a number)")
-    if isinstance(record.get("array"), str):
-        return str(record["_id"]), _array(file.parent / record["array"], file, number)
+    name = str(record["_id"])
+    kind = next((kind for kind in FILES if isinstance(record.get(kind), str)), None)
+    if kind is not None and not isinstance(record.get("text"), str):
+        return name, _inside(file.parent / record[kind], file, number), None
     if not isinstance(record.get("text"), str) or not isinstance(record.get("title") or "", str):
-        raise UsageError(f"{file}, line {number}: there is no text (a string) and no array (a path)")
-    return str(record["_id"]), f"{record.get('title') or ''} {record['text']}".strip()
+        raise UsageError(f"{file}, line {number}: there is no text (a string) and no {', '.join(FILES)} (a path)")
+    text = f"{record.get('title') or ''} {record['text']}".strip()
+    if kind is None:
+        return name, text, None
+    return name, _inside(file.parent / record[kind], file, number), text
 
 
-def _array(path: Path, file: Path, number: int) -> str:
-    """The path of an array file, which must lie in the collection."""
+def _inside(path: Path, file: Path, number: int) -> str:
+    """The path of an item's file, which must lie in the collection."""
     if not path.resolve().is_relative_to(file.parent.resolve()):
         raise UsageError(f"{file}, line {number}: {path} lies outside of the collection")
     if not path.is_file():
