@@ -32,6 +32,8 @@ EXTRAS = {
     "filelock": "budget",
     "ray": "ray",
     "pyarrow": "ray",
+    "PIL": "image",
+    "timm": "timm",
 }
 
 
