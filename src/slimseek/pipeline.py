@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import choose, data, deploy, integers, kept, plugins, search, timing
+from slimseek import choose, data, deploy, integers, kept, plugins, search, similar, timing
 from slimseek import compress as machine
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
@@ -127,7 +127,7 @@ def evaluate(
     """
     read = data.load(str(collection))
     chosen = [(path, choose.choose(path, threads or None)) for path in (source, baseline) if path is not None]
-    found = data.suited(read, chosen[0][1].spec)
+    found = similar.suited(read, chosen[0][1].spec)
     if split not in found.qrels:
         raise UsageError(f"{collection} has no split {split!r}; it has {', '.join(found.qrels)}")
     queries = data.search_set(found, found.qrels[split], split)
@@ -231,7 +231,8 @@ def index_on(
     """
     with connected(ray) if ray else nullcontext():
         encoder = choose.choose(source, threads or None)
-        search.index(encoder, data.load_for(collection, encoder.spec).corpus, out, kind=kind, precision=precision, rescore=rescore,
+        found = data.load_for(collection, encoder.spec)
+        search.index(encoder, found.corpus, out, kind=kind, precision=precision, rescore=rescore,
                      oversample=oversample, force=force,
                      encode=(lambda texts: encode(source, texts, ray, threads=threads)) if ray else None)  # fmt: skip
     return search.open(out, encoder).stats()
