@@ -16,6 +16,8 @@ EXTRAS = {
     "onnx": "text",
     "onnxscript": "text",
     "onnxslim": "text",
+    "soundfile": "speech",
+    "soxr": "speech",
     "openvino": "openvino",
     "ai_edge_litert": "litert",
     "flatbuffers": "litert",
@@ -23,8 +25,6 @@ EXTRAS = {
     "torchao": "executorch",
     "tensorrt_rtx": "tensorrt",
     "jiwer": "speech",
-    "soundfile": "speech",
-    "soxr": "speech",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",
@@ -35,6 +35,8 @@ EXTRAS = {
     "filelock": "budget",
     "ray": "ray",
     "pyarrow": "ray",
+    "PIL": "image",
+    "timm": "timm",
 }
 
 

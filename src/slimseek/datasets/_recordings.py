@@ -10,9 +10,9 @@ from pathlib import Path
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import SPLITS, split_of
 from slimseek.errors import UsageError
+from slimseek.inputs.suffixes import RECORDINGS as SUFFIXES
 from slimseek.schema import Collection, Finding, Qrels, Value
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
 FOLDERS = ("", "clips", "wav", "audio")
 """Where in a collection a file may lie that a table names: Common Voice keeps its recordings in ``clips``."""
 AUDIO = ("audio", "file", "path", "file_name", "filename", "wav")

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from slimseek.bases import Dataset
+from slimseek.datasets import _pictures as pictures
 from slimseek.datasets._findings import repeated, tally
 from slimseek.errors import UsageError
 from slimseek.schema import Collection, Finding, Qrels
@@ -22,9 +23,9 @@ TOLERATED = 0.01
 class Beir(Dataset):
     """A folder of JSON lines and judgements; title and text of a document are joined by a blank.
 
-    In the place of text a line may have the path of a file in the folder: ``array`` (``.npy`` or ``.npz``) for networks
-    that take arrays, ``image`` for a picture, ``audio`` for a recording. ``text`` beside it is what belongs to the
-    file: the caption of the picture, what is said in the recording.
+    A line has ``text``, or the path of a file in the folder: ``array``, a ``.npy`` or ``.npz`` file for networks that
+    take arrays, ``image``, a picture, whose caption is then its ``text``, or ``audio``, a recording, whose ``text`` is
+    what is said in it. Pictures that cannot be read are left out.
     """
 
     def recognises(self, path: str) -> bool:
@@ -36,10 +37,10 @@ class Beir(Dataset):
         """Read the three parts and count what is odd in them."""
         folder = Path(path)
         said: dict[str, str] = {}
-        corpus = _items(folder / "corpus.jsonl", said)
-        queries = _items(folder / "queries.jsonl", said)
-        qrels: dict[str, Qrels] = {}
         findings: list[Finding] = []
+        corpus = _items(folder / "corpus.jsonl", said, findings)
+        queries = _items(folder / "queries.jsonl", said, findings)
+        qrels: dict[str, Qrels] = {}
         for split in SPLITS:
             file = folder / "qrels" / f"{split}.tsv"
             if file.is_file():
@@ -59,42 +60,48 @@ class Beir(Dataset):
         )  # fmt: skip
 
 
-def _items(file: Path, said: dict[str, str]) -> dict[str, str]:
-    """Id to text or path, in the order of the file; the text of a path is added to ``said``."""
+def _items(file: Path, said: dict[str, str], findings: list[Finding]) -> dict[str, str]:
+    """Id to text or path, in the order of the file."""
     items: dict[str, str] = {}
+    shown: dict[str, str] = {}
     for number, line in _lines(file):
         try:
             record = msgspec.json.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"{file}, line {number}: not valid JSON ({error})") from error
-        name, item, text = _record(record, file, number)
+        name, text = _record(record, file, number)
         if name in items:
             raise UsageError(f"{file}, line {number}: the _id {name!r} occurs a second time")
-        items[name] = item
-        if text is not None:
-            said[item] = text
+        items[name] = text
+        if "image" in record:
+            shown[name], said[text] = text, _text(record)
+        elif "audio" in record and _text(record):
+            said[text] = _text(record)
+    broken = pictures.broken(shown)
+    findings += tally(f"{file.name}: pictures that cannot be read, left out", list(broken.values()))
+    items = {name: item for name, item in items.items() if name not in broken}
     if not items:
         raise UsageError(f"{file} is empty")
     return items
 
 
-def _record(record: Any, file: Path, number: int) -> tuple[str, str, str | None]:
-    """Id, item, and what belongs to an item that is a file."""
+def _record(record: Any, file: Path, number: int) -> tuple[str, str]:
     if not isinstance(record, dict) or type(record.get("_id")) not in (str, int):  # a bool is an int, and no id
         raise UsageError(f"{file}, line {number}: there is no _id (a string or a number)")
-    name = str(record["_id"])
     kind = next((kind for kind in FILES if isinstance(record.get(kind), str)), None)
-    if kind is not None and not isinstance(record.get("text"), str):
-        return name, _inside(file.parent / record[kind], file, number), None
+    if kind is not None:
+        return str(record["_id"]), _file(file.parent / record[kind], file, number)
     if not isinstance(record.get("text"), str) or not isinstance(record.get("title") or "", str):
         raise UsageError(f"{file}, line {number}: there is no text (a string) and no {', '.join(FILES)} (a path)")
-    text = f"{record.get('title') or ''} {record['text']}".strip()
-    if kind is None:
-        return name, text, None
-    return name, _inside(file.parent / record[kind], file, number), text
+    return str(record["_id"]), _text(record)
 
 
-def _inside(path: Path, file: Path, number: int) -> str:
+def _text(record: Any) -> str:
+    """Title and text, of which a file needs none."""
+    return f"{record.get('title') or ''} {record.get('text') or ''}".strip()
+
+
+def _file(path: Path, file: Path, number: int) -> str:
     """The path of an item's file, which must lie in the collection."""
     if not path.resolve().is_relative_to(file.parent.resolve()):
         raise UsageError(f"{file}, line {number}: {path} lies outside of the collection")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from slimseek.bases import Dataset
@@ -36,10 +35,8 @@ class LabelledRecordings(Dataset):
         assert file is not None
         found = _rows(file)
         parts, findings = recordings.split(found)
-        made = collection(path, {name: (found[name].path, found[name].said, part) for name, part in parts.items()},
-                          findings)  # fmt: skip
-        said = {found[name].path: found[name].said for name in parts}
-        return dataclasses.replace(made, said=said)
+        rows = {name: (found[name].path, found[name].said, part) for name, part in parts.items()}
+        return collection(path, rows, findings, {item: label for item, label, _ in rows.values()})
 
 
 def _file(folder: Path) -> Path | None:

@@ -9,6 +9,7 @@ from slimseek.datasets import _recordings as recordings
 from slimseek.datasets import _tables as tables
 from slimseek.datasets._recordings import Recording
 from slimseek.errors import UsageError
+from slimseek.inputs.suffixes import RECORDINGS
 from slimseek.schema import Collection
 
 STEMS = ("train", "dev", "test", "data", "metadata", "transcripts")
@@ -92,9 +93,7 @@ def _transcripts(file: Path, root: Path) -> dict[str, Recording]:
         name, _, said = line.strip().partition(" ")
         if not name:
             continue
-        path = next(
-            (path for suffix in recordings.SUFFIXES if (path := file.parent / f"{name}{suffix}").is_file()), None
-        )
+        path = next((path for suffix in RECORDINGS if (path := file.parent / f"{name}{suffix}").is_file()), None)
         if path is None:
             raise UsageError(f"{file}, line {number}: there is no recording {name} beside it")
         found[name] = Recording(path=str(path), said=" ".join(said.split()), speaker=name.split("-")[0], split=part)
