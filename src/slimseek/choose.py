@@ -230,6 +230,16 @@ def size_of(source: str | Path) -> tuple[int, int]:
     return opened.parameters, family(opened).macs(opened, REFERENCE_LENGTH)
 
 
+def spec_of(source: str | Path) -> ModelSpec:
+    """What a model takes and gives; of an artifact or a package its manifest tells it."""
+    path = _path(source)
+    if (path / PACKAGE).is_file():
+        return folders.read_manifest(path / PACKAGE, Package, PACKAGE_VERSION).spec
+    if artifact.is_artifact(path):
+        return folders.read_manifest(path / artifact.MANIFEST, artifact.Artifact, artifact.FORMAT_VERSION).spec
+    return model(source).spec
+
+
 def search_of(source: str | Path) -> Found | None:
     """What a search under a budget left in a folder; ``None`` where there is none.
 

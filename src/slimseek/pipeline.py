@@ -17,6 +17,7 @@ from slimseek import folder as folders
 from slimseek import recipe as recipes
 from slimseek import sensitivity as alone
 from slimseek.compress import Judge
+from slimseek.documents import Media
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.progress import say
@@ -31,6 +32,7 @@ from slimseek.schema import (
     Gates,
     Measurement,
     Model,
+    ModelSpec,
     Precision,
     Qrels,
     Recipe,
@@ -71,7 +73,8 @@ def compress(
 
     Args:
         source: the MODEL.
-        collection: the collection to judge by; a labelled one by accuracy where the recipe has no metric of its own.
+        collection: the collection to judge by; where the recipe has no metric of its own, labels are judged by accuracy
+            and items alike by MAP@R.
         recipe: a shorthand, a file, or a recipe.
         out: folder of the artifact.
         options: how to measure.
@@ -92,10 +95,10 @@ def compress(
         original = choose.model(source)
         integers.check_finite(original, "compressed")
         deploy.check_target(options.target, original)
-        found = data.load(str(collection))
-        if found.labelled and steps.gates.metric == Gates().metric:
-            accuracy = msgspec.structs.replace(steps.gates, metric=measuring.ACCURACY)
-            steps = msgspec.structs.replace(steps, gates=accuracy)
+        found = data.load_for(str(collection), original.spec)
+        if steps.gates.metric == Gates().metric:
+            gates = msgspec.structs.replace(steps.gates, metric=measuring.decisive(found))
+            steps = msgspec.structs.replace(steps, gates=gates)
         student = choose.model(steps.student) if steps.student else original
         if options.keep_index:
             kept.check(original, student, steps, found.labelled)
@@ -120,17 +123,16 @@ def evaluate(
         collection: the collection.
         baseline: a MODEL to compare with, measured in the same run.
         split: whose queries.
-        metrics: such as ``ndcg@10``; by default nDCG, recall, MRR and MAP.
+        metrics: such as ``ndcg@10``; by default nDCG, recall, MRR and MAP, or those of classes or of items alike.
         threads: of the runtimes; 0 for all cores.
     """
-    found = data.load(str(collection))
+    read = data.load(str(collection))
+    chosen = [(path, choose.choose(path, threads or None)) for path in (source, baseline) if path is not None]
+    found = data.suited(read, chosen[0][1].spec)
     if split not in found.qrels:
         raise UsageError(f"{collection} has no split {split!r}; it has {', '.join(found.qrels)}")
     queries = data.search_set(found, found.qrels[split], split)
     names = tuple(metrics or measuring.default_metrics(queries))
-    chosen = [(source, choose.choose(source, threads or None))]
-    if baseline is not None:
-        chosen.append((baseline, choose.choose(baseline, threads or None)))
     quality = [measuring.quality(encoder, queries, names) for _, encoder in chosen]
     costs = measuring.cost(
         {str(number): (encoder, str(path)) for number, (path, encoder) in enumerate(chosen)},
@@ -205,8 +207,8 @@ def deploy_on(
 
     A given one also goes into a package that searches by itself.
     """
-    texts = _texts(data or choose.collection_of(source), asked=bool(data))
-    corpus = _searched(str(source), data).corpus if data and deploy.searches(target) else None
+    texts = _texts(source, data or choose.collection_of(source), asked=bool(data))
+    corpus = _searched(source, data, choose.spec_of(source))[0] if data and deploy.searches(target) else None
     return deploy.deploy(source, target, out, texts=texts, corpus=corpus, threads=threads or None, force=force)
 
 
@@ -214,7 +216,7 @@ def deploy_all_on(
     source: str | Path, out: str | Path, *, data: str = "", threads: int = 0, force: bool = False
 ) -> deploy.Deployed:
     """The same for every target that this machine can write."""
-    texts = _texts(data or choose.collection_of(source), asked=bool(data))
+    texts = _texts(source, data or choose.collection_of(source), asked=bool(data))
     return deploy.deploy_all(source, out, texts=texts, threads=threads or None, force=force)
 
 
@@ -229,9 +231,10 @@ def index_on(
         UsageError: anything wrong with the arguments; no cluster answers at the address, which is tried first.
     """
     with connected(ray) if ray else nullcontext():
-        encoder, found = choose.choose(source, threads or None), data.load(collection)
-        search.index(encoder, found.corpus, out, kind=kind, precision=precision, rescore=rescore,
-                     oversample=oversample, force=force, media=documents.media(found, encoder.spec.modality != "text"),
+        encoder = choose.choose(source, threads or None)
+        corpus, media = documents.searched(data.load(collection), encoder.spec)
+        search.index(encoder, corpus, out, kind=kind, precision=precision, rescore=rescore,
+                     oversample=oversample, force=force, media=media,
                      encode=(lambda texts: encode(source, texts, ray, threads=threads)) if ray else None)  # fmt: skip
     return search.open(out, encoder).stats()
 
@@ -269,8 +272,8 @@ def serve_on(
 
 def _session(encoder: Encoder, source: str, collection: str) -> search.Search:
     """A search of the collection, or of the one that ``source`` was judged by, that lasts as long as this process."""
-    found = _searched(source, collection)
-    return search.session(encoder, found.corpus, media=documents.media(found, encoder.spec.modality != "text"))
+    corpus, media = _searched(source, collection, encoder.spec)
+    return search.session(encoder, corpus, media=media)
 
 
 def _judge(model: Model, collection: Collection, qrels: Qrels, recipe: Recipe, threads: int, keep_index: bool) -> Judge:
@@ -294,18 +297,16 @@ def _static(source: str | Path) -> tuple[Measurement, ...]:
     )
 
 
-def _texts(collection: str, asked: bool) -> Sequence[str]:
+def _texts(source: str | Path, collection: str, asked: bool) -> Sequence[str]:
     if not collection or not (asked or Path(collection).exists() or collection in ("news", "news-full")):
         return ()
-    return [text for text in data.load(collection).items.values() if text][:PARITY_TEXTS]
+    found = data.load_for(collection, choose.spec_of(source))
+    return [text for text in found.items.values() if text][:PARITY_TEXTS]
 
 
-def _searched(source: str, collection: str) -> Collection:
-    """The collection, or the one that ``source`` was judged by; UsageError where it is labelled or not known."""
+def _searched(source: str | Path, collection: str, spec: ModelSpec) -> tuple[dict[str, str], Media | None]:
+    """What is searched in the collection, or in the one that ``source`` was judged by; UsageError where none is known."""
     known = collection or choose.collection_of(source)
     if not known:
         raise UsageError(f"{source} does not say which collection it was judged by; add --data")
-    found: Collection = data.load(known)
-    if found.labelled:
-        raise UsageError(f"{known} holds labelled items, and nothing to search")
-    return found
+    return documents.searched(data.load(known), spec)
