@@ -9,10 +9,9 @@ import os
 import select
 import shutil
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,11 @@ class Browser:
     def __init__(self, profile: Path, *flags: str) -> None:
         assert CHROMIUM is not None
         (down, self._to), (self._from, up) = os.pipe(), os.pipe()
-
-        def attach() -> None:  # Chromium reads commands from 3 and answers on 4
-            os.dup2(down, 100)
-            os.dup2(up, 101)
-            os.dup2(100, 3)
-            os.dup2(101, 4)
-
-        self._process = subprocess.Popen(
-            [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe", *flags, "about:blank"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, close_fds=False,
-            preexec_fn=attach, pass_fds=(),
-        )  # fmt: skip
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe", *flags, "about:blank"]
+        silent = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
+        # Chromium reads commands from 3 and answers on 4.
+        pipes = [(os.POSIX_SPAWN_DUP2, down, 3), (os.POSIX_SPAWN_DUP2, up, 4)]
+        self._process = os.posix_spawn(CHROMIUM, command, os.environ, file_actions=[*silent, *pipes], setpgroup=0)
         os.close(down)
         os.close(up)
         self._buffer, self._number, self.complaints = b"", 0, []  # type: ignore[var-annotated]
@@ -58,8 +50,8 @@ class Browser:
         return self._call(method, self._session, **parameters)
 
     def close(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        os.killpg(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
         os.close(self._to)
         os.close(self._from)
 
@@ -142,8 +134,7 @@ def serving(search: Search, original: Search | None = None, recogniser: Any = No
     """The address of a service that runs in a thread of its own."""
     server = serve.uvicorn.Server(serve.uvicorn.Config(serve.app(search, original, recogniser), log_level="warning"))
     with serve.listen("127.0.0.1", 0) as listener:
-        run: Callable[[], None] = lambda: server.run(sockets=[listener])  # noqa: E731
-        thread = threading.Thread(target=run, daemon=True)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/"

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from slimseek.errors import ArtifactError
-from slimseek.schema import Array, Collection, Value
+from slimseek.errors import ArtifactError, UsageError
+from slimseek.schema import Array, Collection, ModelSpec, Value
 
 FILE = "documents.jsonl"
 OFFSETS = "offsets.npy"
@@ -45,17 +45,33 @@ class Media:
     said: Mapping[str, str]
 
 
-def media(collection: Collection, are_files: bool) -> Media | None:
-    """The files of a collection's documents; ``None`` where there are none.
+def searched(collection: Collection, spec: ModelSpec) -> tuple[dict[str, str], Media | None]:
+    """What an index holds of a collection: document id to what the model reads, and the files that are shown.
+
+    All pictures of a labelled collection are documents, whatever their split: only evaluation sets some apart. A model
+    that reads texts is given captions and transcripts; beside a file without one stands its label.
 
     Args:
         collection: as it was read.
-        are_files: whether every document is a file: the encoder takes no texts. Without it those are files of which
-            something is said.
+        spec: of the model that makes the index.
+
+    Raises:
+        UsageError: labelled texts, or files of which nothing is said for a model that reads texts.
     """
-    files = {name: item for name, item in collection.corpus.items() if are_files or item in collection.said}
-    said = {name: collection.said[item] for name, item in files.items() if item in collection.said}
-    return Media(folder=Path(collection.path).resolve(), files=files, said=said) if files else None
+    reads, said = spec.modality == "text", collection.said
+    items = collection.queries if collection.labelled else collection.corpus
+    files = {name: item for name, item in items.items() if not reads or item in said}
+    if reads and (files or collection.labelled):
+        items = {name: said.get(item, item) for name, item in items.items() if said.get(item, not collection.labelled)}
+        if not items:
+            raise UsageError(f"{collection.name} holds labelled items without captions, and nothing to search by texts")
+    if not files:
+        return items, None
+    label = {name: next(iter(row)) for judged in collection.qrels.values() for name, row in judged.items()}
+    told = {
+        name: said.get(item) or (label.get(name, "") if collection.labelled else "") for name, item in files.items()
+    }
+    return items, Media(folder=Path(collection.path).resolve(), files=files, said=told)
 
 
 def write(folder: Path, corpus: Mapping[str, str], media: Media | None) -> None:

@@ -28,13 +28,19 @@ def broken(files: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def labelled(path: str, rows: Mapping[str, tuple[str, str, str]], findings: Sequence[Finding]) -> Collection:
+def labelled(
+    path: str,
+    rows: Mapping[str, tuple[str, str, str]],
+    findings: Sequence[Finding],
+    said: Mapping[str, str] | None = None,
+) -> Collection:
     """The collection of some pictures; identical files are one item, of two ids.
 
     Args:
         path: where they were found.
         rows: id to path, label and split.
         findings: what the reader counted.
+        said: captions by the path; ``None`` for none.
 
     Raises:
         UsageError: fewer than two classes; no picture that can be read.
@@ -55,7 +61,7 @@ def labelled(path: str, rows: Mapping[str, tuple[str, str, str]], findings: Sequ
             *tally("pictures whose file occurs before", copies),
             *tally("classes with one picture", [label for label, count in sizes.items() if count == 1]),
         ),
-        dict.fromkeys(first.values(), ""),
+        {item: (said or {}).get(item, "") for item in first.values()},
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from slimseek.inputs.suffixes import PICTURES
 from slimseek.schema import Collection
 
 FILE = "labels.csv"
-PATHS, LABELS = ("path", "file", "image"), ("label", "class")
+PATHS, LABELS, CAPTIONS = ("path", "file", "image"), ("label", "class"), ("caption", "text")
 FOLDERS = ("", "img", "images")
 """Where the paths may lie, in the folder."""
 
@@ -22,7 +22,7 @@ FOLDERS = ("", "img", "images")
 class PictureTable(Dataset):
     """A folder whose ``labels.csv`` names pictures in it, in its ``img`` or its ``images``: a column ``path``, ``file``
     or ``image``, one ``label`` or ``class``, and ``split``: train, dev (or val) or test; without it 80 : 10 : 10 by a
-    hash of the path.
+    hash of the path. A column ``caption`` or ``text`` tells what is said of a picture.
     """
 
     def recognises(self, path: str) -> bool:
@@ -38,10 +38,11 @@ class PictureTable(Dataset):
     def read(self, path: str) -> Collection:
         """Read the labels; a row that names no file of the folder raises UsageError with its line."""
         file, rows, twice = Path(path) / FILE, {}, []
+        said: dict[str, str] = {}
         with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
             reader = csv.DictReader(stream)
             names = reader.fieldnames or ()
-            item, label = (_column(dict.fromkeys(names, ""), known) for known in (PATHS, LABELS))
+            item, label, text = (_column(dict.fromkeys(names, ""), known) for known in (PATHS, LABELS, CAPTIONS))
             for row in reader:
                 told = (row["split"] or "").lower() if "split" in names else split_of(row[item] or "")
                 if told not in pictures.SPLITS or not row[label]:
@@ -53,7 +54,8 @@ class PictureTable(Dataset):
                     row[label],
                     pictures.SPLITS[told],
                 )
-        return pictures.labelled(path, rows, tally("rows given twice, the last counts", twice))
+                said[rows[row[item]][0]] = (row.get(text) or "").strip()
+        return pictures.labelled(path, rows, tally("rows given twice, the last counts", twice), said)
 
 
 def _column(row: dict[str, str], known: tuple[str, ...]) -> str:
