@@ -18,7 +18,8 @@ from slimseek.schema import Collection, Layer, Model, ModelSpec, SearchSet, Soun
 from small import CORPUS, tiny_encoder
 
 SPEC = ModelSpec(
-    family="made", modality="speech", output="transcript", inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 8)),),
+    family="made", modality="speech", output="transcript",
+    inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 8)),),
     dim=0, normalised=False, preprocess=None, sound=SoundPreprocess(rate=16_000, features="waveform"),
 )  # fmt: skip
 
@@ -256,4 +257,8 @@ def test_a_step_is_judged_by_the_search(
 def test_the_metrics_of_a_search_need_one(asked: SearchSet) -> None:
     heard_only = spoken.quality(made(heard()), asked, ["word_error_rate"])
     assert heard_only.ranking == {}
-    assert evaluate.error_rate("ndcg@10") is None
+    assert spoken.error_rate("ndcg@10") is None
+    with pytest.raises(UsageError, match="an error rate has no cutoff; word_error_rate is allowed"):
+        spoken.error_rate("word_error_rate@5")
+    with pytest.raises(UsageError, match="only a recogniser of speech gives"):
+        evaluate.metric("word_error_rate")

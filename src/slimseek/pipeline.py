@@ -101,7 +101,7 @@ def compress(
     """
     options = options or Options()
     steps, threads = recipes.load(recipe), options.threads or timing.default_threads()
-    if measuring.error_rate(steps.gates.metric) is None:
+    if spoken.error_rate(steps.gates.metric) is None:
         measuring.metric(steps.gates.metric)
     deploy.check_target(options.target, runs=True)
     with folders.writing(

@@ -66,7 +66,7 @@ def compressed(
     judge = Judge(
         search_set=dev, threads=threads, search=found,
         original=spoken.quality(choose.recognising(original, "original", threads), dev,
-                                dict.fromkeys([recipe.gates.metric, spoken.RATES[0]]), found),
+                                list(dict.fromkeys([recipe.gates.metric, spoken.RATES[0]])), found),
     )  # fmt: skip
     made = machine.run(original, recipe, spoken.samples(collection, splits), judge)
     assert isinstance(judge.original, spoken.Heard)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from slimseek import choose, costs, data, evaluate, timing
+from slimseek import choose, costs, data, evaluate, plugins, timing
+from slimseek.bases import ErrorRate
 from slimseek.data import Splits
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
@@ -100,6 +101,22 @@ class Hearing(Value, frozen=True):
 # ---------------------------------------------------------------- what is asked for
 
 
+def error_rate(name: str) -> ErrorRate | None:
+    """The measure of transcripts of that name; ``None`` for the name of a measure of rankings.
+
+    Raises:
+        UsageError: no such metric, or an error rate with a cutoff.
+    """
+    base, at, _ = name.partition("@")
+    kind = plugins.load("metrics", base)
+    if not issubclass(kind, ErrorRate):
+        return None
+    if at:
+        raise UsageError(f"metric {name!r}: an error rate has no cutoff; {base} is allowed")
+    found: ErrorRate = kind()
+    return found
+
+
 def asked(search_set: SearchSet) -> SearchSet:
     """The queries that are recordings with a transcript.
 
@@ -136,7 +153,7 @@ def check_metrics(names: Sequence[str], search_set: SearchSet) -> None:
         UsageError: an unknown one, or one of a search where there is nothing to find.
     """
     for name in names:
-        if evaluate.error_rate(name) is None:
+        if error_rate(name) is None:
             evaluate.metric(name)
             if not searches(search_set):
                 raise UsageError(f"metric {name!r} is of a search, and {search_set.name} holds no texts to find; "
@@ -207,7 +224,7 @@ def quality(
 def typed(search_set: SearchSet, metrics: Sequence[str], found: Search) -> Heard:
     """The same for what was said, as if every word had been understood."""
     said = {query: search_set.said[item] for query, item in search_set.queries.items()}
-    names = [name for name in metrics if evaluate.error_rate(name) is None]
+    names = [name for name in metrics if error_rate(name) is None]
     return scored(said, search_set, names, found)
 
 
@@ -229,7 +246,7 @@ def scored(
 def _measured(
     name: str, transcripts: Mapping[str, str], search_set: SearchSet, ranking: Mapping[str, Sequence[str]]
 ) -> Measurement:
-    rate = evaluate.error_rate(name)
+    rate = error_rate(name)
     if rate is None:
         return evaluate.measure(name, search_set, ranking)
     said = {query: search_set.said[item] for query, item in search_set.queries.items()}
@@ -239,7 +256,7 @@ def _measured(
 
 def invariance(recogniser: Recogniser, items: Sequence[str]) -> GateResult:
     """Whether recordings are heard alike alone and in one batch: word errors of the one against the other."""
-    rate = evaluate.error_rate(RATES[0])
+    rate = error_rate(RATES[0])
     assert rate is not None
     together = {item: text or NOTHING for item, text in zip(items, recogniser.transcripts(items), strict=True)}
     alone = {item: recogniser.transcripts([item])[0] or NOTHING for item in items}
@@ -255,7 +272,7 @@ def invariance(recogniser: Recogniser, items: Sequence[str]) -> GateResult:
 
 def worst(heard: Heard, search_set: SearchSet, count: int = HEARD) -> tuple[Transcript, ...]:
     """The recordings with the most errors for their length."""
-    rate = evaluate.error_rate(RATES[0])
+    rate = error_rate(RATES[0])
     assert rate is not None
     found = []
     for query, text in heard.transcripts.items():
