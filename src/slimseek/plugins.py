@@ -24,6 +24,7 @@ EXTRAS = {
     "executorch": "executorch",
     "torchao": "executorch",
     "tensorrt_rtx": "tensorrt",
+    "jiwer": "speech",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",
@@ -34,6 +35,8 @@ EXTRAS = {
     "filelock": "budget",
     "ray": "ray",
     "pyarrow": "ray",
+    "PIL": "image",
+    "timm": "timm",
 }
 
 
