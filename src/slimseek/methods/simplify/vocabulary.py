@@ -81,9 +81,10 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
     def _kept(self, model: Model, samples: Samples, vocabulary: Vocabulary) -> np.ndarray:
         """Ids to keep, ascending."""
         decoding, further = model.spec.decoding, unlabelled.read(self.texts) if self.texts else []
-        if decoding and not further:
+        if decoding and not further and not self.keep_first:
             raise UsageError(
-                "simplify.vocabulary: a recogniser says what no collection lists; texts must name broad text"
+                "simplify.vocabulary: a recogniser says what no collection lists; texts must name broad text, "
+                "or keep_first how many tokens stay"
             )
         texts = [f" {text}" for text in further] if decoding else [*samples.texts, *further]
         counts = _counts(model.files[TOKENIZER], tuple(texts))
