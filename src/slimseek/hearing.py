@@ -1,4 +1,4 @@
-"""A recogniser measured on a collection: what it hears and what is found by it, against typed queries and a baseline."""
+"""A recogniser measured on a collection: what it hears, and what is found by that, against queries that are typed."""
 
 from __future__ import annotations
 

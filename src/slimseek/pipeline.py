@@ -15,6 +15,7 @@ from slimseek import (
     data,
     deploy,
     documents,
+    hearing,
     integers,
     kept,
     plugins,
