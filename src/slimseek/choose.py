@@ -19,7 +19,7 @@ from slimseek.inputs.reader import reader
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
 from slimseek.models import _whisper_built_in as whispers
-from slimseek.recognise import Recogniser, transcriber
+from slimseek.recognise import Recogniser, scorer, transcriber
 from slimseek.schema import Comparison, Encode, FileEntry, Function, GateResult, KeptIndex, Model, ModelSpec, Value
 from slimseek.timing import default_threads
 from slimseek.trial import Found
@@ -363,8 +363,18 @@ def _recogniser(
     name: str, spec: ModelSpec, files: Mapping[str, bytes], functions: Mapping[str, Function], shipped: dict[str, int],
     runtime: str, threads: int,
 ) -> Recogniser:  # fmt: skip
-    return Recogniser(name=name, spec=spec, input=SoundInput(spec), transcribe=transcriber(functions, spec, files),
-                      model=None, shipped=shipped, runtime=runtime, threads=threads)  # fmt: skip
+    assert spec.decoding
+    return Recogniser(
+        name=name,
+        spec=spec,
+        input=SoundInput(spec),
+        transcribe=transcriber(functions, spec, files),
+        scores=scorer(functions, spec.decoding),
+        model=None,
+        shipped=shipped,
+        runtime=runtime,
+        threads=threads,
+    )
 
 
 def _path(source: str | Path) -> Path:

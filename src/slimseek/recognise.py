@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from slimseek.errors import UsageError
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
-from slimseek.schema import Array, Batch, Decoding, Function, Model, ModelSpec, Transcribe
+from slimseek.schema import Array, Batch, Decoding, Encode, Function, Model, ModelSpec, Transcribe
 
 FEATURES = "input_features"
 IDS, LOGITS = "input_ids", "logits"
@@ -34,6 +34,7 @@ class Recogniser:
         spec: what it takes and gives.
         input: recordings to arrays, window by window.
         transcribe: arrays of windows to their texts.
+        scores: arrays of windows to the scores of what is said first, float32 [n, tokens].
         model: its weights as data where it can be compressed; ``None`` for a deployed package.
         shipped: bytes by kind (``weights``, ``rest``) that must be shipped to run it.
         runtime: what runs it, for reports.
@@ -44,6 +45,7 @@ class Recogniser:
     spec: ModelSpec
     input: SoundInput
     transcribe: Transcribe
+    scores: Encode
     model: Model | None
     shipped: dict[str, int]
     runtime: str
@@ -106,6 +108,17 @@ def transcriber(functions: Mapping[str, Function], spec: ModelSpec, files: Mappi
         return [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in said]
 
     return transcribe
+
+
+def scorer(functions: Mapping[str, Function], decoding: Decoding) -> Encode:
+    """A recogniser's functions as scores of the first token behind the prompt."""
+
+    def scores(batch: Batch) -> Array:
+        cross = functions["encoder"](batch)
+        prompts = prompted(functions["decoder"], decoding, cross)
+        return functions["decoder"](cross | _nothing(cross) | {IDS: prompts})[LOGITS]
+
+    return scores
 
 
 def decoded(
