@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from slimseek import choose, compress, data, evaluate, spoken
+from slimseek import choose, compress, data, evaluate, hearing, spoken
 from slimseek.errors import UsageError
 from slimseek.recognise import Recogniser
 from slimseek.schema import Collection, Layer, Model, ModelSpec, SearchSet, SoundPreprocess, TensorSpec
@@ -101,7 +101,7 @@ def test_the_worst_and_the_changed_recordings_are_shown(asked: SearchSet, found:
     before = spoken.quality(made(heard()), asked, ["word_error_rate"], found)
     after = spoken.quality(made(heard(d2="a dog runs", d4="The bridge, over the river; is made of stone!")), asked,
                            ["word_error_rate"], found)  # fmt: skip
-    [worst] = spoken.worst(after, asked)
+    [worst] = hearing.worst(after, asked)
     assert (worst.said, worst.heard, worst.errors) == (SAID["d2"], "a dog runs", pytest.approx(4 / 7))
     first, second = spoken.examples(asked, before, after, "word_error_rate")
     assert first.query == SAID["d2"]
@@ -143,7 +143,7 @@ def test_evaluation_against_a_baseline(
     recognisers = {"good": made(heard(), "good"), "bad": made(heard(d1="a forest engine"), "bad")}
     monkeypatch.setattr(choose, "recogniser", lambda source, threads=None: recognisers[source])
     monkeypatch.setattr(choose, "choose", lambda source, threads=None: found.encoder)
-    said = spoken.evaluation("bad", collection, baseline="good", search_with="tiny")
+    said = hearing.evaluation("bad", collection, baseline="good", search_with="tiny")
     assert [one.name for one in said.typed] == list(spoken.SEARCH)
     [words] = [change for change in said.changes if change.metric == "word_error_rate"]
     assert (words.points, words.relative) == (True, pytest.approx(-6 / 22))

@@ -15,6 +15,7 @@ from slimseek import (
     data,
     deploy,
     documents,
+    hearing,
     integers,
     kept,
     plugins,
@@ -52,7 +53,6 @@ from slimseek.schema import (
     Report,
     Value,
 )
-from slimseek.spoken import Hearing
 
 if TYPE_CHECKING:
     from slimseek.finetune import Tuned
@@ -133,7 +133,7 @@ def compress(
 def evaluate(
     source: str | Path, collection: str | Path, *, baseline: str | Path | None = None, split: str = "test",
     metrics: Sequence[str] | None = None, threads: int = 0, search_with: str = "",
-) -> Evaluation | Hearing:  # fmt: skip
+) -> Evaluation | hearing.Hearing:  # fmt: skip
     """Measure a model on a collection: quality with intervals, bytes, time, memory; against a baseline, paired.
 
     A recogniser is measured by what it hears, and by what a search of texts finds by that.
@@ -150,7 +150,7 @@ def evaluate(
     read = data.load(str(collection))
     if choose.spec_of(source).output == "transcript":
         _check_split(read, split)
-        return spoken.evaluation(str(source), read, baseline=str(baseline or ""), split=split, metrics=metrics,
+        return hearing.evaluation(str(source), read, baseline=str(baseline or ""), split=split, metrics=metrics,
                                  search_with=search_with, threads=threads)  # fmt: skip
     if search_with:
         raise UsageError(f"--search-with is for recognisers; {source} gives no transcripts")

@@ -22,6 +22,7 @@ from slimseek.integers import dense, expanded
 from slimseek.models import _graph_factors as graph_factors
 from slimseek.models import _graph_features as graph_features
 from slimseek.models import _picture_settings as picture_settings
+from slimseek.models import _sound_settings as sound_settings
 from slimseek.models._graph import (
     FILE,
     GRAPH,
@@ -199,11 +200,13 @@ class OnnxFamily(Family):
 
     def save(self, model: Model, folder: Path) -> None:
         """``model.onnx`` in float32, which reduces its features itself, and the small files beside it, among them how
-        a picture becomes pixels.
+        a picture becomes pixels, or a recording what the network takes.
         """
         if model.spec.picture:
             how = picture_settings.settings_of(model.spec.picture, grey=1 in model.spec.inputs[0].shape[1::2])
             (folder / PICTURE_SETTINGS).write_bytes(how)
+        if model.spec.sound:
+            (folder / PICTURE_SETTINGS).write_bytes(sound_settings.settings_of(model.spec.sound))
         for name, content in model.files.items():
             if name != GRAPH:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from slimseek.inputs.samples import examples
 from slimseek.inputs.suffixes import PICTURE_SETTINGS
 from slimseek.models import _graph_head as head
 from slimseek.models import _picture_settings as picture_settings
+from slimseek.models import _sound_settings as sound_settings
 from slimseek.models import _text_files as text_files
 from slimseek.models._graph import (
     GRAPH,
@@ -59,7 +60,8 @@ class OnnxArray(OnnxFamily):
     An axis that all inputs have first and that is not fixed, or is called batch, is the batch. Batch norms are folded
     into the layers before them.
 
-    With ``preprocessor_config.json`` beside it, as transformers' image processors have it, the items are pictures.
+    With ``preprocessor_config.json`` beside it, as transformers' image processors have it, the items are pictures;
+    with a ``sampling_rate`` in it, as feature extractors have it, they are recordings.
     """
 
     def recognises(self, path: Path) -> bool:
@@ -90,6 +92,10 @@ class OnnxArray(OnnxFamily):
         classes, settings = head.classes(file), picture_settings.beside(file)
         if settings is not None:
             spec = _of_pictures_(model.graph, spec, settings, file.parent / PICTURE_SETTINGS)
+        heard = sound_settings.beside(file)
+        if heard is not None:
+            how = sound_settings.sound(heard, inputs, str(file.parent / PICTURE_SETTINGS))
+            spec = msgspec.structs.replace(spec, modality="speech", sound=how)
         spec = _end_in_vector_(model, _dense(weights), spec, file, classes)
         weights = _prune_(model.graph, weights)
         spec = msgspec.structs.replace(spec, inputs=_keep_used_(model.graph, spec.inputs))
