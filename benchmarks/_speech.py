@@ -15,7 +15,7 @@ speakers and microphones:
 
 Asterisk's prompts of es and fr are dev, what tuxpaint has in them is test: other speakers, other words. Of English
 two of five prompts are dev, chosen by their name, and all else is test. Left out: tones, screams, silence, and prompts
-whose text is not known.
+whose text is not known; of prompts that the list has twice the first text counts.
 
 Beside them said.jsonl is written: broad English text, written and spoken (benchmarks/broad_text.py, newsgroups,
 dialogues of a television series), by which a recogniser's vocabulary is cut. No recording's text is in it.
@@ -116,12 +116,14 @@ def asterisk(language: str) -> Iterator[Utterance]:
     """Prompts that the list has words for."""
     listed = SHARE / f"doc/asterisk-core-sounds-{language}/core-sounds-{language}.txt.gz"
     text = gzip.decompress(listed.read_bytes()).decode("utf-8", "replace")
+    seen = set()
     for line in RUN_TOGETHER.sub("\n", text).splitlines():
         name, _, said = line.partition(":")
         file = SHARE / "asterisk/sounds" / SPEAKERS[language] / f"{name.strip()}.wav"
         said = " ".join(NOT_SAID.sub(" ", said).split())
-        if line.startswith(";") or not any(map(str.isalnum, said)) or not file.is_file():
+        if line.startswith(";") or not any(map(str.isalnum, said)) or not file.is_file() or name in seen:
             continue
+        seen.add(name)
         dev = language != "en" or zlib.crc32(name.encode()) % 5 < 2
         yield Utterance(
             name=f"asterisk-{name.strip().replace('/', '-')}", file=file, text=said, split="dev" if dev else "test"
