@@ -87,9 +87,9 @@ def _attention(
     masked = values.source(softmax.input[0], "Add")
     scores = values.source(masked.input[0] if masked else softmax.input[0], "MatMul")
     keys = scores and values.source(scores.input[1], "Transpose")
-    queries = scores and values.rows(scores.input[0])
-    scaled = queries and values.source(queries[0], "Mul")
-    if not keys or not scaled or scaled.input[1] not in values.constants:
+    queries = values.rows(scores.input[0]) if scores else None
+    scaled = values.source(queries[0], "Mul") if queries else None
+    if not keys or queries is None or scaled is None or scaled.input[1] not in values.constants:
         return None
     scale = numpy_helper.to_array(values.constants[scaled.input[1]])
     settings = {"num_heads": queries[1], "scale": float(scale), "unidirectional": int(masked is not None)}

@@ -132,7 +132,7 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
     if layer.activation is not None and layer.activation.mode == "static":
         rounded, input_scale, input_zero = lowering.quantized_input(editor, layer)
         source = editor.node("DequantizeLinear", [rounded, input_scale, input_zero])
-        integers, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight)
+        integers, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight, table=layer.table)
         weight = editor.node("DequantizeLinear", [integers, scale, zero], axis=1)
     else:
         # DequantizeLinear keeps four and eight bits packed in memory; it has no types of other widths.

@@ -69,8 +69,10 @@ def converted(binary: bytes, name: str, config: bytes, tokenizer: bytes) -> tupl
     arrays = variables(binary, name, SPECIFICATION)
     tensors = _tensors(arrays, name)
     settings, tokens = _object(config, f"config.json of {name}"), _special(tokenizer, name)
+    config_json = _config(arrays, tensors, tokens, name)
+    _check_whole(tensors, config_json, name)
     files = {
-        "config.json": _config(arrays, tensors, tokens, name),
+        "config.json": config_json,
         "generation_config.json": _generation(tokens, settings),
         "preprocessor_config.json": _preprocessor(tensors),
         "tokenizer_config.json": _tokenizer_config(),
@@ -103,6 +105,19 @@ def _tensors(arrays: Mapping[str, Array], name: str) -> dict[str, Array]:
         if found.pop(key).any():
             raise UsageError(f"{name}: {key} is not zero, and a Whisper has none")
     return found
+
+
+def _check_whole(tensors: Mapping[str, Array], config: Mapping[str, Any], name: str) -> None:
+    """Whether every block has all of its tensors, and the rest are there."""
+    wanted = set(WHOLE.values())
+    for part in ("encoder", "decoder"):
+        places = [place for place in (*PARTS, *ATTENTIONS) if part == "decoder" or not place.startswith("attention")]
+        ends = [end for place in places for end in ATTENTIONS.get(place) or (PARTS[place],)]
+        wanted |= {f"{part}.layers.{number}.{end}.{kind}" for number in range(config[f"{part}_layers"]) for end in ends
+                   for kind in ("weight", "bias") if not (kind == "bias" and end.endswith("k_proj"))}  # fmt: skip
+    missing = {f"model.{tensor}" for tensor in wanted} - set(tensors)
+    if missing:
+        raise UsageError(f"{name} lacks {min(missing)}")
 
 
 def _config(
