@@ -33,7 +33,7 @@ from slimseek.train import Training
 RATE = 8000
 SECONDS = 3.0
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-STRINGS = {"train": 1600, "dev": 150, "test": 400}
+STRINGS = {"train": 5000, "dev": 150, "test": 400}
 MFCC = {
     "feature_extractor_type": "MfccFeatureExtractor", "sampling_rate": 16000, "win_length": 480, "hop_length": 320,
     "num_mel_bins": 40, "feature_size": 10, "chunk_length": 1.0, "min_frequency": 20, "max_frequency": 4000,
@@ -75,7 +75,7 @@ def spotter(source: Path, place: Path) -> tuple[Path, Path, Training]:
 class Spelling(torch.nn.Module):
     """Scores [n, frames / 4, tokens] of log-mel spectra [n, 40, frames]."""
 
-    def __init__(self, tokens: int, width: int = 64) -> None:
+    def __init__(self, tokens: int, width: int = 96) -> None:
         super().__init__()
         self.first = torch.nn.Conv1d(40, width, 5, stride=2, padding=2)
         self.second = torch.nn.Conv1d(width, width, 5, stride=2, padding=2)
@@ -84,7 +84,7 @@ class Spelling(torch.nn.Module):
         self.last = torch.nn.Conv1d(width, tokens, 1)
 
     def forward(self, spectrum: torch.Tensor) -> torch.Tensor:
-        value = (spectrum + 4) / 4
+        value = (spectrum - spectrum.mean(2, keepdim=True)) / 2
         for layer in (self.first, self.second, self.third, self.fourth):
             value = torch.relu(layer(value))
         return self.last(value).transpose(1, 2)
@@ -106,7 +106,7 @@ def recogniser(source: Path, place: Path) -> tuple[Path, Path, Training]:
     collection = place / "strings"
     if not collection.is_dir():
         strings(data.load(str(source / "fsdd")), collection)
-    return network, collection, Training(steps=1500, batch_size=16, learning_rate=2e-3)
+    return network, collection, Training(steps=4000, batch_size=16, learning_rate=2e-3)
 
 
 def strings(digits: Collection, folder: Path) -> None:
