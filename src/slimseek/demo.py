@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-from slimseek import pictures
+from slimseek import pictures, recordings
 from slimseek.errors import UsageError
 from slimseek.pipeline import compress, deploy_on
 from slimseek.progress import say
@@ -14,9 +14,10 @@ from slimseek.prove import Options
 from slimseek.rebuild import rebuild
 from slimseek.schema import Comparison
 
-Subject = Literal["text", "image"]
+Subject = Literal["text", "image", "speech"]
 RECIPE = "int8"
-ARTIFACT, REBUILT, SERVED, PICTURES = "artifact", "rebuilt", "served", "pictures"
+ARTIFACT, REBUILT, SERVED = "artifact", "rebuilt", "served"
+PICTURES, RECORDINGS = "pictures", "recordings"
 
 
 def demo(out: str | Path, subject: Subject = "text", *, threads: int = 0) -> Comparison:
@@ -24,7 +25,8 @@ def demo(out: str | Path, subject: Subject = "text", *, threads: int = 0) -> Com
 
     Args:
         out: the folder; what an earlier run left there is replaced.
-        subject: ``text``: MiniLM on news articles; ``image``: EfficientNet-Lite0 on pictures that packages carry.
+        subject: ``text``: MiniLM on news articles; ``image``: EfficientNet-Lite0 on pictures that packages carry;
+            ``speech``: Whisper tiny.en on captions that are read aloud.
         threads: of the runtimes; 0 for all cores.
 
     Raises:
@@ -46,16 +48,22 @@ def _image(out: Path, threads: int) -> Comparison:
     return _run("efficientnet-lite0", str(out / PICTURES), out, _options("image", out, threads))
 
 
+def _speech(out: Path, threads: int) -> Comparison:
+    found = recordings.collect(out / RECORDINGS)
+    say(f"{found.dev} recordings to choose by and {found.test} to report on, from {found.source}: {out / RECORDINGS}")
+    return _run("whisper-tiny.en", str(out / RECORDINGS), out, _options("speech", out, threads), "int8-dynamic")
+
+
 def _options(subject: Subject, out: Path, threads: int, *, alternatives: bool = False) -> Options:
     named = "" if subject == "text" else f" {subject}"
     return Options(threads=threads, alternatives=alternatives, force=True, command=f"slimseek demo{named} --out {out}")
 
 
-def _run(source: str, collection: str, out: Path, options: Options) -> Comparison:
-    comparison = compress(source, collection, RECIPE, out / ARTIFACT, options)
+def _run(source: str, collection: str, out: Path, options: Options, recipe: str = RECIPE) -> Comparison:
+    comparison = compress(source, collection, recipe, out / ARTIFACT, options)
     say("rebuild as an ordinary model: " + rebuild(out / ARTIFACT, out / REBUILT, force=True).detail)
     deploy_on(out / ARTIFACT, "auto", out / SERVED, threads=options.threads, force=True)
     return comparison
 
 
-DEMOS: dict[str, Callable[[Path, int], Comparison]] = {"text": _text, "image": _image}
+DEMOS: dict[str, Callable[[Path, int], Comparison]] = {"text": _text, "image": _image, "speech": _speech}

@@ -15,7 +15,6 @@ from slimseek.bases import Backend
 from slimseek.choose import PACKAGE, PACKAGE_VERSION, Package
 from slimseek.errors import GateFailed, SlimseekError, UsageError, first_line
 from slimseek.inputs.samples import examples
-from slimseek.inputs.text import TOKENIZER
 from slimseek.progress import say, track
 from slimseek.schema import KeptIndex, Model, Value
 from slimseek.verify import verify, verify_transcripts
@@ -183,8 +182,8 @@ def export(
     backend: Backend = plugins.load("backends", target)()
     say(f"export for {target}")
     backend.export(model, folder)
-    if TOKENIZER in model.files:
-        (folder / TOKENIZER).write_bytes(model.files[TOKENIZER])
+    for name in choose.KEPT & model.files.keys():
+        (folder / name).write_bytes(model.files[name])
     package = Package(
         format_version=PACKAGE_VERSION,
         target=target,

@@ -205,6 +205,11 @@ class ModelSpec(Value, frozen=True):
     decoding: Decoding | msgspec.UnsetType = msgspec.UNSET
 
     @property
+    def autoregressive(self) -> bool:
+        """Whether it is a recogniser whose decoder reads what it has said, so that it is two functions."""
+        return self.decoding is not msgspec.UNSET and self.decoding.kind == "autoregressive"
+
+    @property
     def token_table(self) -> str | None:
         """Name of the tensor that holds one row a token; ``None`` where there is none or it is not known."""
         return self.preprocess.token_table if self.preprocess is not None else None

@@ -100,8 +100,23 @@ def metrics_of(search_set: SearchSet) -> tuple[str, ...]:
     """What to measure where nothing is asked for, the decisive one first: nDCG@10 where there is something to search,
     else words, or characters where the transcripts are written without blanks.
     """
-    rates = RATES[::-1] if _without_blanks(search_set) else RATES
+    rates = rates_of(search_set)
     return (*SEARCH, *rates) if searches(search_set) else rates
+
+
+def rates_of(search_set: SearchSet) -> tuple[str, ...]:
+    """The error rates, the one first that fits the way the transcripts are written."""
+    return RATES[::-1] if _without_blanks(search_set) else RATES
+
+
+def check_rate(name: str) -> None:
+    """Refuse what is no error rate.
+
+    Raises:
+        UsageError: it is a metric of a search, or unknown.
+    """
+    if error_rate(name) is None:
+        raise UsageError(f"metric {name!r} is of a search; {' and '.join(RATES)} are allowed here")
 
 
 def check_metrics(names: Sequence[str], search_set: SearchSet) -> None:

@@ -43,7 +43,7 @@ class OnnxRuntime(Backend):
 
     def export(self, model: Model, folder: Path) -> None:
         """Fuse the float graph, put the integers in, write one file; of a recogniser one for each function."""
-        if model.spec.output == "transcript":
+        if model.spec.autoregressive:
             attention = require("slimseek.backends._cached_attention").joined
             write = require("slimseek.backends._functions").write_functions
             write(model, folder, lambda graph: self.lowered(attention(graph), model))

@@ -57,7 +57,7 @@ class OpenVino(Backend):
 
     def export(self, model: Model, folder: Path) -> None:
         """Put the integers into the plain float graph, write it and the settings."""
-        if model.spec.output == "transcript":
+        if model.spec.autoregressive:
             write = require("slimseek.backends._functions").write_functions
             write(model, folder, lambda graph: self.lowered(graph, model))
         else:

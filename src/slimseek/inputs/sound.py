@@ -128,7 +128,8 @@ def cut(samples: Iterator[Array], longest: int, rate: int) -> Iterator[Array]:
     for block in samples:
         held = np.concatenate([held, block])
         while longest and len(held) > longest:
-            end = _quietest(held[:longest], longest - longest // LAST_PART, round(QUIET_SECONDS * rate))
+            quiet = max(1, min(round(QUIET_SECONDS * rate), longest // LAST_PART // 2))
+            end = _quietest(held[:longest], longest - longest // LAST_PART, quiet)
             yield held[:end]
             held = held[end:]
     if len(held):

@@ -27,6 +27,7 @@ from slimseek.models._graph import (
     FILE,
     GRAPH,
     LARGEST_SINGLE_FILE,
+    OUTPUT,
     SMOOTHED,
     _graph,
     _graphs,
@@ -40,7 +41,7 @@ from slimseek.models._graph import (
     _slimmed,
 )
 from slimseek.models._rounding import convolutions, round_convolutions_
-from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Layer, Model, QuantizedTensor, Tensor
+from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Function, Layer, Model, QuantizedTensor, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,6 +77,13 @@ class OnnxFamily(Family):
             return compute(batch)[0]
 
         return encode
+
+    def computed(self, model: Model, threads: int) -> Mapping[str, Function]:
+        """Of a network that gives scores of tokens: ``model`` alone."""
+        if model.spec.output != "transcript":
+            return super().computed(model, threads)
+        run = self.run(model, threads)
+        return {"model": lambda batch: {OUTPUT: run(batch)}}
 
     def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
         """Show every layer's input, padding left out: float32 [tokens, width] for a linear layer, divided by its

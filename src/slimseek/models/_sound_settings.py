@@ -14,8 +14,8 @@ from slimseek.inputs.arrays import BATCH
 from slimseek.inputs.suffixes import PICTURE_SETTINGS as FILE
 from slimseek.schema import SoundPreprocess, TensorSpec
 
-EXTRACTORS = {"MfccFeatureExtractor": "mfcc", "LogMelFeatureExtractor": "log_mel", "Wav2Vec2FeatureExtractor": "waveform",
-              "WhisperFeatureExtractor": "whisper"}  # fmt: skip
+EXTRACTORS = {"MfccFeatureExtractor": "mfcc", "LogMelFeatureExtractor": "log_mel",
+              "Wav2Vec2FeatureExtractor": "waveform", "WhisperFeatureExtractor": "whisper"}  # fmt: skip
 SETTINGS = ("feature_extractor_type", "sampling_rate", "win_length", "hop_length", "num_mel_bins", "feature_size",
             "chunk_length", "min_frequency", "max_frequency")  # fmt: skip
 IGNORED = ("processor_class", "padding_side", "padding_value", "return_attention_mask", "n_fft", "n_samples",
@@ -50,8 +50,8 @@ def sound(settings: Mapping[str, Any], inputs: tuple[TensorSpec, ...], where: st
         name for name, value in settings.items() if name not in (*SETTINGS, *IGNORED) and value not in (None, False)
     ]
     if unknown:
-        raise UsageError(f"{where}: {unknown[0]} is {settings[unknown[0]]!r}, which is not known; {', '.join(SETTINGS)} "
-                         "are")  # fmt: skip
+        raise UsageError(f"{where}: {unknown[0]} is {settings[unknown[0]]!r}, which is not known; "
+                         f"{', '.join(SETTINGS)} are")  # fmt: skip
     kind = settings.get("feature_extractor_type")
     if kind not in EXTRACTORS:
         raise UsageError(f"{where}: feature_extractor_type is {kind!r}; {', '.join(EXTRACTORS)} are allowed")
@@ -64,8 +64,8 @@ def sound(settings: Mapping[str, Any], inputs: tuple[TensorSpec, ...], where: st
                          "allowed")  # fmt: skip
     low, high, length = (_number(settings, name, where) for name in ("min_frequency", "max_frequency", "chunk_length"))
     if not 0 <= low < (high or whole["sampling_rate"] / 2) <= whole["sampling_rate"] / 2:
-        raise UsageError(f"{where}: min_frequency is {low} and max_frequency {high}; from 0 to half of sampling_rate, the "
-                         "one below the other, are allowed")  # fmt: skip
+        raise UsageError(f"{where}: min_frequency is {low} and max_frequency {high}; from 0 to half of "
+                         "sampling_rate, the one below the other, are allowed")  # fmt: skip
     made = SoundPreprocess(
         rate=whole["sampling_rate"], features=features, seconds=length, window=whole["win_length"],
         hop=whole["hop_length"], mels=mels, low=low, high=high,
@@ -95,8 +95,8 @@ def _frames_first(how: SoundPreprocess, inputs: tuple[TensorSpec, ...], where: s
     """Whether the network takes [n, frames, bands] and not [n, bands, frames]; axes of length one do not count."""
     if len(inputs) != 1 or inputs[0].shape[0] != BATCH or inputs[0].dtype != "float32":
         shapes = ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in inputs)
-        raise UsageError(f"{where} is of recordings, and the network takes {shapes}; one float32 input, the batch first, "
-                         "is wanted")  # fmt: skip
+        raise UsageError(f"{where} is of recordings, and the network takes {shapes}; one float32 input, the batch "
+                         "first, is wanted")  # fmt: skip
     axes = [axis for axis in inputs[0].shape[1:] if axis != 1]
     bands, count = how.coefficients or how.mels, frames(how)
     if how.features == "waveform":
@@ -108,7 +108,7 @@ def _frames_first(how: SoundPreprocess, inputs: tuple[TensorSpec, ...], where: s
                                   for axis, want in zip(axes, order, strict=True)):  # fmt: skip
             return first
     raise UsageError(f"{where} gives {count or 'any number of'} frames of {bands} numbers, and the network takes "
-                     f"{list(inputs[0].shape)}; chunk_length, win_length, hop_length and feature_size must agree")  # fmt: skip
+                     f"{list(inputs[0].shape)}; lengths and feature_size must agree with it")  # fmt: skip
 
 
 def _whole(settings: Mapping[str, Any], name: str, where: str, default: int) -> int:
