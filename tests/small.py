@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
@@ -302,3 +302,48 @@ class Page(HTMLParser):
     def all(self, tag: str) -> list[dict[str, str | None]]:
         """Attributes of each tag of this name."""
         return [attributes for name, attributes in self.tags if name == tag]
+
+
+WHISPER = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+           "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_source_positions": 50,
+           "max_target_positions": 64, "num_mel_bins": 80}  # fmt: skip
+SAID = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|es|>", "<|translate|>", "<|transcribe|>",
+        "<|startofprev|>", "<|notimestamps|>")  # fmt: skip
+
+
+def tiny_whisper(folder: Path, *, several: bool = False) -> Any:
+    """An untrained Whisper that hears one second, saved as transformers saves it; its network.
+
+    Args:
+        folder: to write.
+        several: whether it knows two languages.
+    """
+    transformers, torch = plugins.require("transformers"), plugins.require("torch")
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({piece: number for number, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SAID))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    ids = {text: tokenizer.token_to_id(text) for text in SAID}
+    end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
+    torch.manual_seed(3)
+    config = transformers.WhisperConfig(
+        **WHISPER, vocab_size=len(pieces) + len(SAID), eos_token_id=end, bos_token_id=end, pad_token_id=end,
+        decoder_start_token_id=start, init_std=0.4, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    network = transformers.WhisperForConditionalGeneration(config).eval()
+    with torch.no_grad():  # what is heard and where it stands counts for more than the token before
+        network.model.decoder.embed_positions.weight.mul_(5)
+        for layer in network.model.decoder.layers:
+            layer.encoder_attn.out_proj.weight.mul_(8)
+    settings = {"decoder_start_token_id": start, "eos_token_id": end, "bos_token_id": end, "pad_token_id": end,
+                "no_timestamps_token_id": ids["<|notimestamps|>"], "is_multilingual": several, "max_length": 60,
+                "suppress_tokens": [5, 7, start], "begin_suppress_tokens": [9, end]}  # fmt: skip
+    if several:
+        settings |= {"lang_to_id": {text: ids[text] for text in ("<|en|>", "<|es|>")}, "task": "transcribe",
+                     "task_to_id": {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}}  # fmt: skip
+    network.generation_config = transformers.GenerationConfig(**settings)
+    network.save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
+    return network

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from slimseek import choose, integers, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.text import TOKENIZER
 from slimseek.methods.simplify._tokenizer import Vocabulary, rewrite
-from slimseek.schema import Model, Samples
+from slimseek.schema import Decoding, Layer, Model, ModelSpec, Samples
 from small import tiny_bert
 
 TEXTS = ["the cat sleeps near the river", "a dog runs through the winter forest"]
@@ -23,7 +23,7 @@ UNSEEN = ["engine of stone", "bridge 7", "Zebra!", "👌🏻 emoji", "搜索", "
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
-def cut(model: Model, **parameters: int) -> Model:
+def cut(model: Model, **parameters: int | str) -> Model:
     step = plugins.load("methods", "simplify.vocabulary")(**parameters)
     return step.apply(model, Samples(calibration=[], texts=TEXTS))
 
@@ -244,3 +244,64 @@ def test_texts_that_use_only_what_stays_keep_their_tokens_though_they_were_never
             same += 1
         assert "".join(found).replace("##", "") == "".join(told).replace("##", "")
     assert same >= 3
+
+
+def recogniser() -> Model:
+    """A recogniser's table of BPE tokens, row n being n everywhere, with its special tokens at the end."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=1)
+    tokenizer.train_from_iterator([f" {text}" for text in [*TEXTS, "engine of stone"]], trainer)
+    tokenizer.add_special_tokens(["<end>", "<start>", "<|en|>", "<|fr|>", "<transcribe>", "<translate>", "<silent>"])
+    ids = tokenizer.get_vocab()
+    decoding = Decoding(
+        kind="autoregressive", end=ids["<end>"], prompt=(ids["<start>"], ids["<transcribe>"], ids["<silent>"]),
+        languages={"en": ids["<|en|>"], "fr": ids["<|fr|>"]},
+        suppressed=(ids["Ġcat"], ids["<translate>"]), suppressed_first=(ids["Ġ"], ids["<end>"]),
+    )  # fmt: skip
+    generation = {"lang_to_id": {"<|en|>": ids["<|en|>"]}, "task_to_id": {"translate": ids["<translate>"]},
+                  "suppress_tokens": [ids["Ġcat"]], "eos_token_id": ids["<end>"],
+                  "prev_sot_token_id": ids["<translate>"]}  # fmt: skip
+    rows = np.arange(len(ids), dtype=np.float32)[:, None].repeat(4, axis=1)
+    return Model(
+        spec=ModelSpec(family="whisper", modality="speech", output="transcript", inputs=(), dim=len(ids),
+                       normalised=False, preprocess=None, decoding=decoding),
+        files={TOKENIZER: tokenizer.to_str().encode(), "generation_config.json": json.dumps(generation).encode()},
+        tensors={"places": rows[:9], "table": rows}, tied={"output": "table"},
+        layers=(Layer(name="places", kind="embedding", weight="places"),
+                Layer(name="table", kind="embedding", weight="table")),
+    )  # fmt: skip
+
+
+def test_a_recogniser_keeps_what_broad_texts_say_and_what_a_transcript_begins_and_ends_with(tmp_path: Path) -> None:
+    (tmp_path / "broad.txt").write_text("\n".join(TEXTS))
+    model = recogniser()
+    smaller = cut(model, texts=str(tmp_path / "broad.txt"))
+    old, new = (Tokenizer.from_buffer(side.files[TOKENIZER]) for side in (model, smaller))
+    table = smaller.tensors["table"][:, 0].astype(int)
+    assert len(table) == smaller.spec.dim == new.get_vocab_size() < len(model.tensors["table"])
+    assert all(table[number] == old.token_to_id(token) for token, number in new.get_vocab().items())
+    said = old.encode(" the dog sleeps").ids
+    assert new.decode([int(np.flatnonzero(table == token)[0]) for token in said]) == old.decode(said)
+    before, after = model.spec.decoding, smaller.spec.decoding
+    assert before
+    assert after
+    assert [table[token] for token in (after.end, *after.prompt)] == [before.end, *before.prompt]
+    assert {name: table[token] for name, token in after.languages.items()} == before.languages
+    assert new.token_to_id("<translate>") is new.token_to_id("Ġcat") is new.token_to_id("Ġengine") is None
+    assert after.suppressed == ()
+    assert [table[token] for token in after.suppressed_first] == list(before.suppressed_first)
+    generation = json.loads(smaller.files["generation_config.json"])
+    assert generation == {"lang_to_id": {"<|en|>": after.languages["en"]}, "task_to_id": {}, "suppress_tokens": [],
+                          "eos_token_id": after.end}  # fmt: skip
+
+
+def test_a_recogniser_needs_broad_texts() -> None:
+    with pytest.raises(UsageError, match="texts must name broad text"):
+        cut(recogniser())
+
+
+def test_further_texts_are_counted_beside_the_collection(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("engine")
+    assert tokens(cut(model, texts=str(tmp_path / "more.txt")), "engine") == tokens(model, "engine")

@@ -78,6 +78,12 @@ class Family(ABC):
         """
         return {"model": self.to_onnx(model)}
 
+    def computed(self, model: Model, threads: int) -> Mapping[str, Function]:
+        """The reference implementation of a recogniser's :meth:`functions`, by their names; UsageError where the family
+        has none.
+        """
+        raise UsageError(f"models of the family {model.spec.family} give no transcripts")
+
     def parts(self, model: Model) -> tuple[onnx.ModelProto, Mapping[str, Array]]:
         """The whole function as :meth:`to_onnx` gives it, and those of its weights that are no initializers in it."""
         return self.to_onnx(model), {}
@@ -222,11 +228,13 @@ class Backend(ABC):
 
     Attributes:
         local: whether its packages are meant to run on a machine like this one, so that ``auto`` considers it.
+        transcribes: whether it takes recognisers, as :meth:`function` opens them.
         most_documents: how many documents a package can :meth:`hold` and search by itself; 0 for one that encodes
             alone.
     """
 
     local: ClassVar[bool] = True
+    transcribes: ClassVar[bool] = False
     most_documents: ClassVar[int] = 0
 
     @abstractmethod
@@ -304,9 +312,26 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool] = True
     default_cutoff: ClassVar[int | None] = 10
 
+    def depth(self, qrels: Qrels, cutoff: int | None) -> int | None:
+        """How many ranks it looks at; ``None`` for as many as there are."""
+        return cutoff
+
     @abstractmethod
     def per_query(self, qrels: Qrels, ranking: Mapping[str, Sequence[str]], cutoff: int | None) -> dict[str, float]:
         """The value of each judged query; ``ranking`` lists document ids, best first."""
+
+
+class ErrorRate(ABC):
+    """A measure of transcripts, such as word error rate: less is better, and 0 is best."""
+
+    label: ClassVar[str]
+    higher_is_better: ClassVar[bool] = False
+
+    @abstractmethod
+    def per_query(self, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> dict[str, float]:
+        """The value of each recording, by its id, from what was said and what was heard; their mean is the rate of the
+        whole set.
+        """
 
 
 class Dataset(ABC):

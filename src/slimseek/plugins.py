@@ -16,12 +16,15 @@ EXTRAS = {
     "onnx": "text",
     "onnxscript": "text",
     "onnxslim": "text",
+    "soundfile": "speech",
+    "soxr": "speech",
     "openvino": "openvino",
     "ai_edge_litert": "litert",
     "flatbuffers": "litert",
     "executorch": "executorch",
     "torchao": "executorch",
     "tensorrt_rtx": "tensorrt",
+    "jiwer": "speech",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",
@@ -32,6 +35,8 @@ EXTRAS = {
     "filelock": "budget",
     "ray": "ray",
     "pyarrow": "ray",
+    "PIL": "image",
+    "timm": "timm",
 }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,7 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from slimseek.errors import UsageError, first_line
 from slimseek.inputs.arrays import BATCH, ArrayInput
 from slimseek.inputs.samples import examples
+from slimseek.inputs.suffixes import PICTURE_SETTINGS
 from slimseek.models import _graph_head as head
+from slimseek.models import _graph_scores as scores
+from slimseek.models import _picture_settings as picture_settings
+from slimseek.models import _sound_settings as sound_settings
 from slimseek.models import _text_files as text_files
 from slimseek.models._graph import (
     GRAPH,
@@ -55,6 +60,10 @@ class OnnxArray(OnnxFamily):
 
     An axis that all inputs have first and that is not fixed, or is called batch, is the batch. Batch norms are folded
     into the layers before them.
+
+    With ``preprocessor_config.json`` beside it, as transformers' image processors have it, the items are pictures;
+    with a ``sampling_rate`` in it, as feature extractors have it, they are recordings. With ``vocab.json``, too, an
+    output [batch, frames, tokens] is a transcript (CTC).
     """
 
     def recognises(self, path: Path) -> bool:
@@ -82,11 +91,21 @@ class OnnxArray(OnnxFamily):
             family="onnx_array", modality="array", output="embedding", inputs=inputs, dim=0, normalised=False,
             preprocess=None,
         )  # fmt: skip
-        classes = head.classes(file)
-        spec = _end_in_vector_(model, _dense(weights), spec, file, classes)
+        classes, settings = head.classes(file), picture_settings.beside(file)
+        if settings is not None:
+            spec = _of_pictures_(model.graph, spec, settings, file.parent / PICTURE_SETTINGS)
+        heard = sound_settings.beside(file)
+        if heard is not None:
+            how = sound_settings.sound(heard, inputs, str(file.parent / PICTURE_SETTINGS))
+            spec = msgspec.structs.replace(spec, modality="speech", sound=how)
+        spoken = scores.beside(file) if spec.sound else {}
+        if spoken:
+            spec = scores.end_in_scores_(model, *_tried(model, _dense(weights), spec, file), file, spoken)
+        else:
+            spec = _end_in_vector_(model, _dense(weights), spec, file, classes)
         weights = _prune_(model.graph, weights)
         spec = msgspec.structs.replace(spec, inputs=_keep_used_(model.graph, spec.inputs))
-        files = {GRAPH: model.SerializeToString(deterministic=True)} | head.file_of(classes)
+        files = {GRAPH: model.SerializeToString(deterministic=True)} | head.file_of(classes) | spoken
         return Model(spec=spec, files=files, tensors=dict(weights), layers=_layers(model.graph, weights))
 
     def classifier(self, model: Model, classes: Sequence[str], seed: int) -> Model:
@@ -112,6 +131,13 @@ class OnnxArray(OnnxFamily):
             weight = weights[node.input[1]]
             found[node.input[1]] += value.size // weight.shape[_linear_axis(node, weights) or 0] * weight.size
         return found
+
+
+def _of_pictures_(graph: onnx.GraphProto, spec: ModelSpec, settings: Mapping[str, Any], where: Path) -> ModelSpec:
+    """The spec of a network whose items are pictures."""
+    how = picture_settings.picture(settings, str(where))
+    inputs = picture_settings.pictured(graph, spec.inputs, how, str(where))
+    return msgspec.structs.replace(spec, modality="image", picture=how, inputs=inputs)
 
 
 def _inputs_(graph: onnx.GraphProto, file: Path) -> tuple[TensorSpec, ...]:

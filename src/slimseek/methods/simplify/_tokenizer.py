@@ -21,6 +21,10 @@ ID_FIELDS = (
     "unk_token_id",
     "mask_token_id",
 )
+DROPPED_FIELDS = ("decoder_start_token_id", "no_timestamps_token_id", "prev_sot_token_id")
+"""Ids of a recogniser; one whose token is gone leaves with it."""
+ID_LISTS = ("suppress_tokens", "begin_suppress_tokens")
+ID_TABLES = ("lang_to_id", "task_to_id")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,12 +37,14 @@ class Vocabulary:
         ids: token to id.
         always: ids that every cut keeps: special tokens, the unknown token, single characters (and bytes), and what
             those cannot spell.
+        special: ids of the special tokens among them.
     """
 
     document: dict[str, Any]
     kind: str
     ids: dict[str, int]
     always: set[int]
+    special: set[int]
 
     @staticmethod
     def read(content: bytes) -> Vocabulary:
@@ -54,11 +60,12 @@ class Vocabulary:
         always = {number for token, number in ids.items() if _is_atom(token, prefix, suffix)}
         if kind == "WordPiece":
             always |= {number for token, number in ids.items() if not _can_be_spelled(token, prefix, ids)}
+        special = {token["id"] for token in document.get("added_tokens", []) if token.get("special")}
         always |= {token["id"] for token in document.get("added_tokens", [])}
         unknown = model.get("unk_id") if kind == "Unigram" else ids.get(model.get("unk_token") or "")
         if unknown is not None:
             always.add(unknown)
-        return Vocabulary(document=document, kind=kind, ids=ids, always=always)
+        return Vocabulary(document=document, kind=kind, ids=ids, always=always, special=special)
 
     def closed(self, kept: set[int]) -> set[int]:
         """The ids with those that they need: a BPE token is reached only through the two tokens that it merges."""
@@ -104,7 +111,9 @@ def rewrite(files: Mapping[str, bytes], vocabulary: Vocabulary, new_ids: Mapping
     if "vocab.json" in files:
         changed["vocab.json"] = msgspec.json.encode(document["model"]["vocab"])
     if "config.json" in files:
-        changed["config.json"] = _rewrite_config(files["config.json"], new_ids)
+        changed["config.json"] = _rewrite_config(files["config.json"], new_ids, vocab_size=len(new_ids))
+    if "generation_config.json" in files:
+        changed["generation_config.json"] = _rewrite_config(files["generation_config.json"], new_ids)
     if "tokenizer_config.json" in files:
         changed["tokenizer_config.json"] = _rewrite_tokenizer_config(files["tokenizer_config.json"], new_ids)
     return changed
@@ -140,12 +149,21 @@ def _rewrite_processor(processor: Any, ids: Mapping[str, int], new_ids: Mapping[
         entry["ids"] = [new_ids[number] for number in entry["ids"]]
 
 
-def _rewrite_config(content: bytes, new_ids: Mapping[int, int]) -> bytes:
-    config = msgspec.json.decode(content)
-    config["vocab_size"] = len(new_ids)
+def _rewrite_config(content: bytes, new_ids: Mapping[int, int], **also: int) -> bytes:
+    config = msgspec.json.decode(content) | also
     for name in ID_FIELDS:
         if isinstance(config.get(name), int):
             config[name] = new_ids.get(config[name], 0)
+    for name in DROPPED_FIELDS:
+        old = config.pop(name, None)
+        if old in new_ids:
+            config[name] = new_ids[old]
+    for name in ID_LISTS:
+        if isinstance(config.get(name), list):
+            config[name] = [new_ids[old] for old in config[name] if old in new_ids]
+    for name in ID_TABLES:
+        if isinstance(config.get(name), dict):
+            config[name] = {key: new_ids[old] for key, old in config[name].items() if old in new_ids}
     return msgspec.json.format(msgspec.json.encode(config), indent=2)
 
 

@@ -14,10 +14,11 @@ from tokenizers import Tokenizer
 from slimseek import hollow
 from slimseek.bases import Step
 from slimseek.errors import NoEffect, UsageError
+from slimseek.inputs import unlabelled
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import take_rows
 from slimseek.methods.simplify._tokenizer import Vocabulary, rewrite
-from slimseek.schema import Model, Samples
+from slimseek.schema import Decoding, Model, ModelSpec, Samples
 
 
 class VocabularyCut(Step, frozen=True, kw_only=True):
@@ -26,13 +27,18 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
     A word that later queries bring and the cut vocabulary lacks is spelled with the shorter pieces that stay, down
     to single characters; it becomes unknown only where it would have been unknown before.
 
+    Of a recogniser, whose items are recordings, only ``texts`` are counted, each as it would be said: with a blank
+    before it. Of its special tokens those stay that a transcript can begin or end with.
+
     Attributes:
         min_count: a token stays when the texts use it at least so often.
         keep_first: the first so many tokens stay in any case; vocabularies list frequent tokens first.
+        texts: a file or folder of further texts to count: ``.txt`` with one a line, ``.jsonl`` with ``text``.
     """
 
     min_count: int = 1
     keep_first: int = 0
+    texts: str = ""
 
     def __post_init__(self) -> None:
         if self.min_count < 1 or self.keep_first < 0:
@@ -43,26 +49,23 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Cut the table's rows and rewrite the tokenizer's ids alike."""
-        preprocess = model.spec.preprocess
-        if preprocess is None or preprocess.token_table is None:
+        table = _table(model)
+        if table is None:
             raise UsageError("simplify.vocabulary: this model's token table is not known")
-        table = preprocess.token_table
         vocabulary = Vocabulary.read(model.files[TOKENIZER])
-        kept = self._kept(model, samples, vocabulary, preprocess.pad_id)
+        kept = self._kept(model, samples, vocabulary)
         rows = model.tensors[table].shape[0]
         kept = kept[kept < rows]
         if len(kept) == rows:
             raise NoEffect("simplify.vocabulary: the texts use every token")
         new_ids = {int(old): new for new, old in enumerate(kept)}
         files = dict(model.files) | rewrite(model.files, vocabulary, new_ids)
-        preprocess = msgspec.structs.replace(preprocess, pad_id=new_ids.get(preprocess.pad_id, 0))
         tensors = dict(model.tensors) | {table: take_rows(model.tensors[table], kept)}
-        spec = msgspec.structs.replace(model.spec, preprocess=preprocess)
-        return dataclasses.replace(model, spec=spec, files=files, tensors=tensors)
+        return dataclasses.replace(model, spec=_renumbered(model.spec, new_ids), files=files, tensors=tensors)
 
     def outline(self, model: Model, samples: Samples) -> Model:
         """The same, with a hollow table."""
-        table = model.spec.token_table
+        table = _table(model)
         if table is None:
             return self.apply(model, samples)  # which says why it cannot
         emptied = dataclasses.replace(model, tensors=dict(model.tensors) | {table: hollow.tensor(model.tensors[table])})
@@ -70,17 +73,60 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Tokens kept."""
-        table = before.spec.token_table
+        table = _table(before)
         assert table is not None
         kept, rows = after.tensors[table].shape[0], before.tensors[table].shape[0]
         return (f"{kept:,} of {rows:,} tokens kept",)
 
-    def _kept(self, model: Model, samples: Samples, vocabulary: Vocabulary, pad_id: int) -> np.ndarray:
+    def _kept(self, model: Model, samples: Samples, vocabulary: Vocabulary) -> np.ndarray:
         """Ids to keep, ascending."""
-        counts = _counts(model.files[TOKENIZER], tuple(samples.texts))
-        kept = {token for token, count in counts.items() if count >= self.min_count}
-        kept |= vocabulary.always | set(range(self.keep_first)) | {pad_id}
+        decoding, further = model.spec.decoding, unlabelled.read(self.texts) if self.texts else []
+        if decoding and not further and not self.keep_first:
+            raise UsageError(
+                "simplify.vocabulary: a recogniser says what no collection lists; texts must name broad text, "
+                "or keep_first how many tokens stay"
+            )
+        texts = [f" {text}" for text in further] if decoding else [*samples.texts, *further]
+        counts = _counts(model.files[TOKENIZER], tuple(texts))
+        kept = {token for token, count in counts.items() if count >= self.min_count} | set(range(self.keep_first))
+        if decoding:
+            kept = (kept | vocabulary.always) - vocabulary.special - set(decoding.suppressed) | _said(decoding)
+        else:
+            assert model.spec.preprocess is not None
+            kept |= vocabulary.always | {model.spec.preprocess.pad_id}
         return np.array(sorted(vocabulary.closed(kept)), np.int64)
+
+
+def _table(model: Model) -> str | None:
+    """Name of the tensor with one row a token: of a recogniser the table that its output is tied to."""
+    if not model.spec.decoding:
+        return model.spec.token_table
+    tables = {layer.weight for layer in model.layers if layer.kind == "embedding"}
+    return next((name for name in model.tied.values() if name in tables), None)
+
+
+def _said(decoding: Decoding) -> set[int]:
+    """Ids that a transcript begins or ends with."""
+    return {decoding.end, *decoding.prompt, *decoding.languages.values()}
+
+
+def _renumbered(spec: ModelSpec, new_ids: Mapping[int, int]) -> ModelSpec:
+    """The spec with the new ids; what is suppressed and gone needs no mention any more."""
+    if spec.preprocess is not None:
+        pad = new_ids.get(spec.preprocess.pad_id, 0)
+        spec = msgspec.structs.replace(spec, preprocess=msgspec.structs.replace(spec.preprocess, pad_id=pad))
+    if not spec.decoding:
+        return spec
+    before = spec.decoding
+    decoding = msgspec.structs.replace(
+        before,
+        end=new_ids[before.end],
+        prompt=tuple(new_ids[token] for token in before.prompt),
+        languages={name: new_ids[token] for name, token in before.languages.items()},
+        suppressed=tuple(new_ids[token] for token in before.suppressed if token in new_ids),
+        suppressed_first=tuple(new_ids[token] for token in before.suppressed_first if token in new_ids),
+    )
+    return msgspec.structs.replace(spec, dim=len(new_ids), decoding=decoding)
 
 
 @lru_cache(maxsize=4)
