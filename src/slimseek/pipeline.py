@@ -128,7 +128,7 @@ def evaluate(
     """
     read = data.load(str(collection))
     chosen = [(path, choose.choose(path, threads or None)) for path in (source, baseline) if path is not None]
-    found = data.suited(read, chosen[0][1].spec)
+    found = suited(read, chosen[0][1].spec)
     if split not in found.qrels:
         raise UsageError(f"{collection} has no split {split!r}; it has {', '.join(found.qrels)}")
     queries = data.search_set(found, found.qrels[split], split)
@@ -305,7 +305,7 @@ def _texts(source: str | Path, collection: str, asked: bool) -> Sequence[str]:
 
 
 def _searched(source: str | Path, collection: str, spec: ModelSpec) -> tuple[dict[str, str], Media | None]:
-    """What is searched in the collection, or in the one that ``source`` was judged by; UsageError where none is known."""
+    """What is searched in the collection, or in the one that ``source`` was judged by; UsageError for neither."""
     known = collection or choose.collection_of(source)
     if not known:
         raise UsageError(f"{source} does not say which collection it was judged by; add --data")
