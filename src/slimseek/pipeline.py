@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import choose, data, deploy, documents, integers, kept, plugins, search, timing
+from slimseek import choose, data, deploy, documents, integers, kept, plugins, search, similar, timing
 from slimseek import compress as machine
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
@@ -128,7 +128,7 @@ def evaluate(
     """
     read = data.load(str(collection))
     chosen = [(path, choose.choose(path, threads or None)) for path in (source, baseline) if path is not None]
-    found = suited(read, chosen[0][1].spec)
+    found = similar.suited(read, chosen[0][1].spec)
     if split not in found.qrels:
         raise UsageError(f"{collection} has no split {split!r}; it has {', '.join(found.qrels)}")
     queries = data.search_set(found, found.qrels[split], split)
