@@ -78,6 +78,12 @@ class Family(ABC):
         """
         return {"model": self.to_onnx(model)}
 
+    def computed(self, model: Model, threads: int) -> Mapping[str, Function]:
+        """The reference implementation of a recogniser's :meth:`functions`, by their names; UsageError where the family
+        has none.
+        """
+        raise UsageError(f"models of the family {model.spec.family} give no transcripts")
+
     def parts(self, model: Model) -> tuple[onnx.ModelProto, Mapping[str, Array]]:
         """The whole function as :meth:`to_onnx` gives it, and those of its weights that are no initializers in it."""
         return self.to_onnx(model), {}

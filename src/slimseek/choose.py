@@ -12,14 +12,16 @@ import msgspec
 
 from slimseek import artifact, integers, plugins, setup
 from slimseek import folder as folders
-from slimseek.bases import Family
+from slimseek.bases import Backend, Family
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.inputs.reader import reader
+from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
 from slimseek.models import _networks as networks
 from slimseek.models import _whisper_built_in as whispers
-from slimseek.schema import Comparison, Encode, FileEntry, GateResult, KeptIndex, Model, ModelSpec, Value
+from slimseek.recognise import Recogniser, transcriber
+from slimseek.schema import Comparison, Encode, FileEntry, Function, GateResult, KeptIndex, Model, ModelSpec, Value
 from slimseek.timing import default_threads
 from slimseek.trial import Found
 
@@ -31,6 +33,9 @@ PACKAGE_VERSION = 1
 SEARCH = "search.json"
 """What a search under a budget writes into its folder."""
 REFERENCE_LENGTH = 128
+FUNCTIONS = ("encoder", "decoder")
+WEIGHTS = ("model.", *(f"{name}." for name in FUNCTIONS))
+"""What the names of a package's files of weights begin with."""
 
 
 class BuiltIn(Value, frozen=True):
@@ -111,6 +116,35 @@ def choose(source: str | Path, threads: int | None = None) -> Encoder:
     return dataclasses.replace(encoder(model(source), name_of(source), count), index_of=_index_of(path))
 
 
+def recogniser(source: str | Path, threads: int | None = None) -> Recogniser:
+    """Open anything that transcribes: a built-in name, a model folder, an artifact, a package.
+
+    Args:
+        source: the MODEL of the command line.
+        threads: threads of the runtime; ``None`` for all cores that this process may use.
+
+    Raises:
+        UsageError: nothing there is a recogniser, or it is a package that does not run here.
+    """
+    count, path = threads or default_threads(), _path(source)
+    if not (path / PACKAGE).is_file():
+        return recognising(model(source), name_of(source), count)
+    package = read_package(path)
+    _check_transcribes(package.spec, source)
+    backend = _running(path, package)
+    functions = {name: backend.function(path, name, count) for name in FUNCTIONS}
+    shipped, files = _shipped(path, package)
+    return _recogniser(path.resolve().name, package.spec, files, functions, shipped, package.target, count)
+
+
+def recognising(chosen: Model, name: str, threads: int) -> Recogniser:
+    """The reference implementation of a model as a recogniser."""
+    _check_transcribes(chosen.spec, name)
+    functions = family(chosen).computed(chosen, threads)
+    found = _recogniser(name, chosen.spec, chosen.files, functions, _stored(chosen), chosen.spec.family, threads)
+    return dataclasses.replace(found, model=chosen)
+
+
 def stand_in(source: str | Path, threads: int | None = None) -> Encoder:
     """What computes the same as a package that does not run here, to check that package; never to search with.
 
@@ -159,10 +193,9 @@ def family(chosen: Model) -> Family:
 
 def encoder(chosen: Model, name: str, threads: int) -> Encoder:
     """The reference implementation of a model as an encoder."""
+    _check_encodes(chosen.spec, name)
     run = family(chosen).run(chosen, threads)
-    weights = sum(integers.stored_bytes(tensor) for tensor in chosen.tensors.values())
-    rest = sum(len(content) for content in chosen.files.values())
-    return assemble(name, chosen.spec, chosen.files, run, shipped={"weights": weights, "rest": rest},
+    return assemble(name, chosen.spec, chosen.files, run, shipped=_stored(chosen),
                     runtime=chosen.spec.family, threads=threads, model=chosen)  # fmt: skip
 
 
@@ -283,22 +316,59 @@ def _index_of(path: Path) -> KeptIndex | None:
 
 def _package(path: Path, threads: int) -> Encoder:
     package = read_package(path)
-    backend = plugins.load("backends", package.target)()
+    _check_encodes(package.spec, path)
+    return _assembled(path, package, _running(path, package).open(path, threads), threads)
+
+
+def _running(path: Path, package: Package) -> Backend:
+    """The backend of a package that runs here."""
+    backend: Backend = plugins.load("backends", package.target)()
     reason = backend.runs()
     if reason is not None:
         raise UsageError(f"{path} is a package for {package.target}, which does not run here: {reason}")
-    return _assembled(path, package, backend.open(path, threads), threads)
+    return backend
+
+
+def _check_encodes(spec: ModelSpec, source: str | Path) -> None:
+    if spec.output == "transcript":
+        raise UsageError(f"{source} is a recogniser, which gives transcripts and no vectors; "
+                         "slimseek.choose.recogniser opens it")  # fmt: skip
+
+
+def _check_transcribes(spec: ModelSpec, source: str | Path) -> None:
+    if spec.output != "transcript":
+        raise UsageError(f"{source} gives vectors or classes and no transcripts; slimseek.choose.choose opens it")
 
 
 def _assembled(path: Path, package: Package, encode: Encode, threads: int) -> Encoder:
     """An opened package with its tokenizer and its bytes."""
+    shipped, files = _shipped(path, package)
+    return assemble(path.resolve().name, package.spec, files, encode,
+                    shipped=shipped, runtime=package.target, threads=threads,
+                    index_of=package.index_of or None)  # fmt: skip
+
+
+def _shipped(path: Path, package: Package) -> tuple[dict[str, int], dict[str, bytes]]:
+    """Bytes of a package by kind, and its small files."""
     sizes = {entry.path: entry.bytes for entry in package.files}
-    weights = sum(size for name, size in sizes.items() if name.startswith("model."))
+    weights = sum(size for name, size in sizes.items() if name.startswith(WEIGHTS))
     rest = sum(sizes.values()) - weights + (path / PACKAGE).stat().st_size
     files = {TOKENIZER: (path / TOKENIZER).read_bytes()} if TOKENIZER in sizes else {}
-    return assemble(path.resolve().name, package.spec, files, encode,
-                    shipped={"weights": weights, "rest": rest}, runtime=package.target, threads=threads,
-                    index_of=package.index_of or None)  # fmt: skip
+    return {"weights": weights, "rest": rest}, files
+
+
+def _stored(chosen: Model) -> dict[str, int]:
+    """Bytes of a model by kind, as an artifact has them."""
+    weights = sum(integers.stored_bytes(tensor) for tensor in chosen.tensors.values())
+    return {"weights": weights, "rest": sum(len(content) for content in chosen.files.values())}
+
+
+def _recogniser(
+    name: str, spec: ModelSpec, files: Mapping[str, bytes], functions: Mapping[str, Function], shipped: dict[str, int],
+    runtime: str, threads: int,
+) -> Recogniser:  # fmt: skip
+    return Recogniser(name=name, spec=spec, input=SoundInput(spec), transcribe=transcriber(functions, spec, files),
+                      model=None, shipped=shipped, runtime=runtime, threads=threads)  # fmt: skip
 
 
 def _path(source: str | Path) -> Path:

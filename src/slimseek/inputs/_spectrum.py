@@ -11,7 +11,7 @@ from slimseek.schema import Array, SoundPreprocess
 LINEAR_BELOW = 1000.0
 """Hz up to which Slaney's mel scale is linear, three bands for 200 Hz; above it, 27 bands for a factor of 6.4."""
 BANDS_BELOW = 15.0
-STEP_ABOVE = np.log(6.4) / 27.0
+STEP_ABOVE = float(np.log(6.4)) / 27.0
 QUIETEST = 1e-10
 DYNAMIC_RANGE = 8.0
 
@@ -19,8 +19,8 @@ DYNAMIC_RANGE = 8.0
 def whisper(samples: Array, sound: SoundPreprocess) -> Array:
     """Whisper's log-mel spectrum of a window, float32 [mels, seconds * rate / hop].
 
-    log10 of the energy in each band, at least 8 below the window's greatest, plus 4, divided by 4 (Radford et al., 2022,
-    2.2, and the code published with it).
+    log10 of the energy in each band, at least 8 below the window's greatest, plus 4, divided by 4 (Radford et al.,
+    2022, 2.2, and the code published with it).
 
     Args:
         samples: float32 [n], n at most ``seconds * rate``; silence follows.
@@ -68,4 +68,5 @@ def _bands(hertz: float) -> float:
 def _hertz(bands: Array) -> Array:
     """Frequencies of places on the mel scale."""
     above = LINEAR_BELOW * np.exp(STEP_ABOVE * (bands - BANDS_BELOW))
-    return np.where(bands < BANDS_BELOW, bands * LINEAR_BELOW / BANDS_BELOW, above)
+    found: Array = np.where(bands < BANDS_BELOW, bands * LINEAR_BELOW / BANDS_BELOW, above)
+    return found

@@ -36,6 +36,7 @@ from slimseek.models._pooling import pool
 from slimseek.models._projection import projected
 from slimseek.models._static_files import is_table
 from slimseek.models._ties import tie_
+from slimseek.models._whisper_files import is_whisper
 from slimseek.schema import Array, Batch, Encode, Layer, Model, ModelSpec, Tensor, Widths
 
 transformers.utils.logging.set_verbosity_error()
@@ -73,8 +74,8 @@ class Transformer(Family):
     """Any encoder that ``AutoModel`` loads, with the modules that sentence-transformers puts after it."""
 
     def recognises(self, path: Path) -> bool:
-        """A folder with ``modules.json`` or a ``config.json`` that names a model type, and no table of tokens alone."""
-        if not path.is_dir() or is_table(path):
+        """A folder with ``modules.json`` or a ``config.json`` that names a model type, and no table or recogniser."""
+        if not path.is_dir() or is_table(path) or is_whisper(path):
             return False
         config = path / "config.json"
         return (path / "modules.json").is_file() or (config.is_file() and b'"model_type"' in config.read_bytes())

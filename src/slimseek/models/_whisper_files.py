@@ -1,0 +1,117 @@
+"""What the small files of a Whisper's folder say: widths, how recordings are read, how scores become text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from slimseek.errors import UsageError
+from slimseek.models._text_files import json_of
+from slimseek.recognise import FEATURES
+from slimseek.schema import Decoding, ModelSpec, SoundPreprocess, TensorSpec
+
+CONFIG, GENERATION, PREPROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
+LANGUAGE = re.compile(r"<\|([a-z]+)\|>")
+FRAMES_OF_A_PLACE = 2
+"""The second convolution takes every other frame."""
+TASK = "transcribe"
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """The widths of a Whisper, named as its configuration names them."""
+
+    vocab_size: int
+    d_model: int
+    num_mel_bins: int
+    max_source_positions: int
+    max_target_positions: int
+    encoder_layers: int
+    decoder_layers: int
+    encoder_attention_heads: int
+    decoder_attention_heads: int
+    encoder_ffn_dim: int
+    decoder_ffn_dim: int
+    activation_function: str = "gelu"
+    scale_embedding: bool = False
+    tie_word_embeddings: bool = True
+    max_length: int | None = None
+
+
+def is_whisper(path: Path) -> bool:
+    """Whether a folder's configuration says so."""
+    config = path / CONFIG
+    return config.is_file() and json_of({CONFIG: config.read_bytes()}, CONFIG).get("model_type") == "whisper"
+
+
+def shape(files: Mapping[str, bytes], path: Path | str = "model") -> Shape:
+    """The widths that ``config.json`` gives.
+
+    Raises:
+        UsageError: one is missing, or it asks for what no Whisper has.
+    """
+    try:
+        found = msgspec.convert(json_of(files, CONFIG), Shape)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}: {CONFIG} is no Whisper's: {error}") from error
+    if found.activation_function != "gelu" or found.scale_embedding or not found.tie_word_embeddings:
+        raise UsageError(
+            f"{path}: {CONFIG} asks for another activation than gelu, scaled embeddings, or an output table of its "
+            "own, which no Whisper has"
+        )
+    return found
+
+
+def spec(files: Mapping[str, bytes], widths: Shape) -> ModelSpec:
+    """What the model takes and gives."""
+    frames = widths.max_source_positions * FRAMES_OF_A_PLACE
+    return ModelSpec(
+        family="whisper",
+        modality="speech",
+        output="transcript",
+        inputs=(TensorSpec(name=FEATURES, dtype="float32", shape=("batch", widths.num_mel_bins, frames)),),
+        dim=widths.vocab_size,
+        normalised=False,
+        preprocess=None,
+        sound=_sound(json_of(files, PREPROCESSOR), widths, frames),
+        decoding=_decoding(json_of(files, CONFIG) | json_of(files, GENERATION), widths),
+    )
+
+
+def _sound(found: Mapping[str, Any], widths: Shape, frames: int) -> SoundPreprocess:
+    rate, hop = int(found.get("sampling_rate", 16000)), int(found.get("hop_length", 160))
+    return SoundPreprocess(
+        rate=rate,
+        features="whisper",
+        seconds=frames * hop / rate,
+        window=int(found.get("n_fft", 400)),
+        hop=hop,
+        mels=widths.num_mel_bins,
+        high=8000.0,
+    )
+
+
+def _decoding(found: Mapping[str, Any], widths: Shape) -> Decoding:
+    """As transformers' ``generate`` reads the two files: start, language, task, and no times."""
+    start, end = found.get("decoder_start_token_id"), found.get("eos_token_id")
+    end = end[0] if isinstance(end, list) else end
+    if not isinstance(start, int) or not isinstance(end, int):
+        raise UsageError(f"{GENERATION} names no decoder_start_token_id or no eos_token_id")
+    several = bool(found.get("is_multilingual")) and bool(found.get("lang_to_id"))
+    named = {match[1]: token for text, token in found.get("lang_to_id", {}).items() if (match := LANGUAGE.match(text))}
+    task = found.get("task_to_id", {}).get(TASK) if several else None
+    silent = found.get("no_timestamps_token_id")
+    language = str(found.get("language") or "").strip("<|>")
+    return Decoding(
+        kind="autoregressive",
+        end=end,
+        prompt=tuple(token for token in (start, task, silent) if token is not None),
+        languages=named if several else {},
+        language=language if several else "",
+        suppressed=tuple(token for token in found.get("suppress_tokens") or () if 0 <= token < widths.vocab_size),
+        suppressed_first=tuple(found.get("begin_suppress_tokens") or ()),
+        most=min(Decoding(kind="autoregressive", end=end).most, widths.max_target_positions - 4),
+    )

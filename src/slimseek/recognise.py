@@ -1,0 +1,209 @@
+"""Recordings to text with the two functions of a recogniser: its encoder, and its decoder one token after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from slimseek.errors import UsageError
+from slimseek.inputs.sound import SoundInput
+from slimseek.inputs.text import TOKENIZER
+from slimseek.schema import Array, Batch, Decoding, Function, Model, ModelSpec, Transcribe
+
+FEATURES = "input_features"
+IDS, LOGITS = "input_ids", "logits"
+CROSS, PAST, PRESENT = "cross_", "past_", "present_"
+"""The encoder gives ``cross_NAME`` for each of the decoder's keys and values, which its steps read again and again; a
+step also reads ``past_NAME``, of the tokens before, and gives ``present_NAME``: the same with its own behind them.
+All are [batch, heads, places, width of a head].
+"""
+LONGEST_LOOP = 16
+LOOPED = 20
+"""Tokens that a repeated part takes together before it counts as a loop; and it stands four times at least."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recogniser:
+    """A model ready to transcribe: what evaluation measures, voice search uses and deployment compares.
+
+    Attributes:
+        name: for reports.
+        spec: what it takes and gives.
+        input: recordings to arrays, window by window.
+        transcribe: arrays of windows to their texts.
+        model: its weights as data where it can be compressed; ``None`` for a deployed package.
+        shipped: bytes by kind (``weights``, ``rest``) that must be shipped to run it.
+        runtime: what runs it, for reports.
+        threads: how many threads it was opened with.
+    """
+
+    name: str
+    spec: ModelSpec
+    input: SoundInput
+    transcribe: Transcribe
+    model: Model | None
+    shipped: dict[str, int]
+    runtime: str
+    threads: int
+
+    def transcripts(self, items: Sequence[str], advance: Callable[[int], None] | None = None) -> list[str]:
+        """The text of each recording, those of its windows joined by blanks; ``""`` for silence.
+
+        Args:
+            items: paths of recordings.
+            advance: told how many recordings are done, as they are.
+
+        Raises:
+            UsageError: an item cannot be read.
+        """
+        found: list[list[str]] = [[] for _ in items]
+        done = 0
+        for chosen in _together(self._windows(items), self.input):
+            for (place, _), text in zip(chosen, self.transcribe(self.input.batch([row for _, row in chosen])),
+                                        strict=True):  # fmt: skip
+                found[place].append(text)
+            if advance is not None and chosen[-1][0] > done:
+                advance(chosen[-1][0] - done)
+                done = chosen[-1][0]
+        if advance is not None and done < len(items):
+            advance(len(items) - done)
+        return [" ".join(filter(None, texts)) for texts in found]
+
+    def _windows(self, items: Sequence[str]) -> Iterator[tuple[int, Array]]:
+        """Place of each recording with each of its windows that is not silent."""
+        for place, item in enumerate(items):
+            for row in self.input.windows(item):
+                if np.ptp(row) > 0:
+                    yield place, row
+
+
+def transcriber(functions: Mapping[str, Function], spec: ModelSpec, files: Mapping[str, bytes]) -> Transcribe:
+    """A recogniser's functions as one: arrays of windows to their texts.
+
+    Args:
+        functions: ``encoder`` and ``decoder``.
+        spec: says how scores become tokens.
+        files: the tokenizer is among them.
+
+    Raises:
+        UsageError: the tokenizer is missing or broken.
+    """
+    if not spec.decoding or spec.decoding.kind != "autoregressive":
+        raise UsageError("the model says no word after the other, so its decoder cannot be run")
+    decoding = spec.decoding
+    try:
+        tokenizer = Tokenizer.from_buffer(files[TOKENIZER])
+    except KeyError:
+        raise UsageError(f"the model has no {TOKENIZER}") from None
+    except Exception as error:  # the library raises bare Exception for any fault of the file
+        raise UsageError(f"{TOKENIZER} cannot be read: {error}") from error
+
+    def transcribe(batch: Batch) -> list[str]:
+        said = decoded(functions["encoder"], functions["decoder"], decoding, batch)
+        return [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in said]
+
+    return transcribe
+
+
+def decoded(
+    encoder: Function, decoder: Function, decoding: Decoding, batch: Batch
+) -> list[tuple[list[int], list[int]]]:
+    """The prompt of each window and the ids that are said after it, without the end.
+
+    Each id is the likeliest of those that may be said. A window ends at the end's token, after ``most`` tokens, or
+    where it goes round in circles, of which the first round stays.
+    """
+    cross = encoder(batch)
+    prompts = prompted(decoder, decoding, cross)
+    said: list[list[int]] = [[] for _ in prompts]
+    active = np.arange(len(prompts))
+    state, ids = cross | _nothing(cross), prompts
+    for step in range(decoding.most):
+        given = decoder(state | {IDS: ids})
+        chosen = _likeliest(given[LOGITS], decoding, first=step == 0)
+        going = []
+        for row, token in enumerate(chosen):
+            own = said[active[row]]
+            if token != decoding.end:
+                own.append(int(token))
+            loop = looped(own)
+            if loop:
+                del own[-loop:]
+            if token != decoding.end and not loop:
+                going.append(row)
+        if not going:
+            break
+        active, ids = active[going], chosen[going][:, None]
+        state = {name: array for name, array in state.items() if name.startswith(CROSS)} | _past(given)
+        if len(going) < len(chosen):
+            state = {name: array[going] for name, array in state.items()}
+    return [(prompt.tolist(), own) for prompt, own in zip(prompts, said, strict=True)]
+
+
+def prompted(decoder: Function, decoding: Decoding, cross: Batch) -> Array:
+    """What the transcript of each window begins with, int64 [batch, tokens]: the language's token stands behind the
+    first, asked for or the likeliest.
+
+    Raises:
+        UsageError: a language that the model does not have.
+    """
+    count = len(next(iter(cross.values())))
+    prompt = np.tile(np.array(decoding.prompt, np.int64), (count, 1))
+    if not decoding.languages:
+        return prompt
+    if decoding.language:
+        if decoding.language not in decoding.languages:
+            raise UsageError(f"the model has no language {decoding.language!r}; it has {', '.join(decoding.languages)}")
+        tokens = np.full(count, decoding.languages[decoding.language], np.int64)
+    else:
+        known = np.array(sorted(decoding.languages.values()), np.int64)
+        logits = decoder(cross | _nothing(cross) | {IDS: prompt[:, :1]})[LOGITS]
+        tokens = known[logits[:, known].argmax(1)]
+    return np.concatenate([prompt[:, :1], tokens[:, None], prompt[:, 1:]], axis=1)
+
+
+def looped(ids: Sequence[int]) -> int:
+    """How many ids at the end only repeat what stands before them; 0 where they are no loop."""
+    for length in range(1, LONGEST_LOOP + 1):
+        rounds = max(4, -(-LOOPED // length))
+        tail = ids[-length * rounds :]
+        if len(tail) == length * rounds and all(
+            tail[place] == tail[place - length] for place in range(length, len(tail))
+        ):
+            return length * (rounds - 1)
+    return 0
+
+
+def _likeliest(logits: Array, decoding: Decoding, first: bool) -> Array:
+    """Ids int64 [batch] of the greatest of float32 [batch, tokens] that may be said."""
+    scores = np.array(logits, np.float32)
+    silenced = [*decoding.suppressed, *(decoding.suppressed_first if first else ())]
+    scores[:, silenced] = -np.inf
+    chosen: Array = scores.argmax(1)
+    return chosen
+
+
+def _nothing(cross: Batch) -> Batch:
+    """The keys and values of no tokens."""
+    return {PAST + name.removeprefix(CROSS): np.ascontiguousarray(array[:, :, :0]) for name, array in cross.items()}
+
+
+def _past(given: Batch) -> Batch:
+    """What a step gave as what the next one reads."""
+    return {PAST + name.removeprefix(PRESENT): array for name, array in given.items() if name.startswith(PRESENT)}
+
+
+def _together(rows: Iterable[tuple[int, Array]], reader: SoundInput) -> Iterator[list[tuple[int, Array]]]:
+    """Neighbours of the same shape, as many as a batch takes."""
+    waiting = iter(rows)
+    held: list[tuple[int, Array]] = []
+    for one in waiting:
+        if held and (one[1].shape != held[0][1].shape or len(held) == reader.rows_in_batch(held[0][1].shape)):
+            yield held
+            held = []
+        held.append(one)
+    if held:
+        yield held
