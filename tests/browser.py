@@ -68,7 +68,7 @@ class Browser:
     def until(self, script: str) -> None:
         """Wait until a script gives something true."""
         end = time.monotonic() + SECONDS
-        while not self.run(script):
+        while not self.run(f"!!({script})"):
             assert time.monotonic() < end, f"{script}: {self.run('document.body.innerText')[:2000]}"
             time.sleep(0.02)
 
