@@ -159,13 +159,13 @@ def cut(path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
 
 
-def bomb(path: Path) -> None:
-    """A PNG of 140 bytes that says it has 40,000 x 40,000 pixels."""
+def bomb(path: Path, side: int = 40_000) -> None:
+    """A PNG of 140 bytes that says it has so many pixels each way."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)))
 
 
@@ -176,7 +176,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "text.png": (lambda path: path.write_text("no picture at all, and none to come"), "is no picture, or none of JPEG"),
     "pointer.jpg": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "is no picture"),
     "program.png": (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is no picture"),
-    "bomb.png": (bomb, "40000 x 40000 pixels; at most 64,000,000 are decoded|more than 64,000,000 pixels"),
+    "bomb.png": (bomb, "has more than 64,000,000 pixels; it is not decoded"),
+    "large.png": (lambda path: bomb(path, 9_000), "has 9000 x 9000 pixels; at most 64,000,000 are decoded"),
     "floats.tif": (lambda path: Image.fromarray(np.ones((4, 4), np.float32)).save(path), "pixels of the kind F; save"),
     "gone.png": (lambda path: path.unlink(), "gone.png cannot be read: No such file"),
     "folder.png": (lambda path: (path.unlink(), path.mkdir()), "folder.png cannot be read: Is a directory"),
