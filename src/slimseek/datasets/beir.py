@@ -73,7 +73,7 @@ def _items(file: Path, said: dict[str, str], findings: list[Finding]) -> dict[st
         if name in items:
             raise UsageError(f"{file}, line {number}: the _id {name!r} occurs a second time")
         items[name] = text
-        if "image" in record:
+        if isinstance(record.get("image"), str):
             shown[name], said[text] = text, _text(record)
         elif "audio" in record and _text(record):
             said[text] = _text(record)
