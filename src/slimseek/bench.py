@@ -133,8 +133,8 @@ def _speed(one: Report, first: Report) -> float:
 
 
 def _same_items(one: ModelSpec, other: ModelSpec) -> bool:
-    """Whether both take texts, or both arrays of the same names."""
-    if (one.preprocess is None) != (other.preprocess is None):
+    """Whether both take texts, or both pictures, or both arrays of the same names."""
+    if (one.preprocess is None) != (other.preprocess is None) or one.modality != other.modality:
         return False
     return one.preprocess is not None or {tensor.name for tensor in one.inputs} == {
         tensor.name for tensor in other.inputs

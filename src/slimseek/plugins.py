@@ -22,6 +22,9 @@ EXTRAS = {
     "executorch": "executorch",
     "torchao": "executorch",
     "tensorrt_rtx": "tensorrt",
+    "jiwer": "speech",
+    "soundfile": "speech",
+    "soxr": "speech",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",
@@ -32,6 +35,8 @@ EXTRAS = {
     "filelock": "budget",
     "ray": "ray",
     "pyarrow": "ray",
+    "PIL": "image",
+    "timm": "timm",
 }
 
 

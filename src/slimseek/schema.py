@@ -530,6 +530,8 @@ class Change(Value, frozen=True):
         n: number of queries.
         n_needed: queries it would take to show a loss below the asked one; ``None`` where this n is enough, or no
             number would do.
+        points: whether the change is of an error rate, where it is no share but a difference, before - after, negative
+            for a loss as well: -0.01 is one more error in a hundred words. Unset for all others.
     """
 
     metric: str
@@ -540,6 +542,7 @@ class Change(Value, frozen=True):
     lower_bound: float
     n: int
     n_needed: int | None = None
+    points: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class GateResult(Value, frozen=True):
