@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import __version__, artifact, choose, data, evaluate, integers, plugins, tasks, timing
+from slimseek import __version__, artifact, choose, data, evaluate, integers, plugins, similar, tasks, timing
 from slimseek import folder as folders
 from slimseek.errors import NoEffect, UsageError
 from slimseek.fingerprint import fingerprint
@@ -97,9 +97,11 @@ def finetune(
     plugins.require("torch").set_num_threads(count)
     model, found = choose.model(source), data.load(str(collection))
     _check_float(model)
-    splits = data.split(found)
+    alike = tasks.fitting(model, found, settings) == "normalised_softmax"
+    searched = similar.similar(found) if alike else found
+    splits = data.split(searched)
     say(splits.notice)
-    dev = data.search_set(found, splits.dev, "dev", max_queries=DEV_QUERIES, max_documents=DEV_DOCUMENTS,
+    dev = data.search_set(searched, splits.dev, "dev", max_queries=DEV_QUERIES, max_documents=DEV_DOCUMENTS,
                           seed=settings.training.seed)  # fmt: skip
     metric = settings.metric or evaluate.default_metrics(dev)[0]
     evaluate.metric(metric)
@@ -108,10 +110,12 @@ def finetune(
     _begin(out, _run(model, found, settings), inputs, force)
     task = tasks.task(model, found, splits, settings, count)
     network = choose.family(task.model).trainable(task.model)
+    learner = _learner(network, task, settings.training.seed)
     seen: list[Measurement] = []
+    judge = _judge(task.model, dev, metric, seen, count)
     training = msgspec.structs.replace(settings.training, checkpoint=str(out / CHECKPOINT))
-    fitted = fit(network, task.examples, task.loss, training, label=f"fine-tuning by {task.name}",
-                 shares=task.shares, judge=_judge(task.model, dev, metric, seen, count))  # fmt: skip
+    fitted = fit(learner, task.examples, task.loss, training, label=f"fine-tuning by {task.name}",
+                 shares=task.shares, judge=lambda learner: judge(network))  # fmt: skip
     if not fitted.after < fitted.before:
         _abandon(out)
         raise NoEffect(f"train: no state of {fitted.steps} steps was better on {dev.name} than the given model "
@@ -126,6 +130,14 @@ def finetune(
         folders.write_json(folder / RESULT, result)
         artifact.write(model, folder, collection=found.path, versions=timing.versions(timing.LIBRARIES))
     return result
+
+
+def _learner(network: nn.Module, task: tasks.Task, seed: int) -> nn.Module:
+    """The network, or one around it that holds what is trained and thrown away."""
+    if not task.centres:
+        return network
+    learner: nn.Module = plugins.require("slimseek.centres").Centred(network, task.centres, task.model.spec.dim, seed)
+    return learner
 
 
 def _check_float(model: Model) -> None:
