@@ -304,6 +304,10 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool] = True
     default_cutoff: ClassVar[int | None] = 10
 
+    def depth(self, qrels: Qrels, cutoff: int | None) -> int | None:
+        """How many ranks it looks at; ``None`` for as many as there are."""
+        return cutoff
+
     @abstractmethod
     def per_query(self, qrels: Qrels, ranking: Mapping[str, Sequence[str]], cutoff: int | None) -> dict[str, float]:
         """The value of each judged query; ``ranking`` lists document ids, best first."""

@@ -51,15 +51,15 @@ def bench(sources: Sequence[str | Path], collection: str = "", *, threads: int =
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{twice} is named twice; each is measured once")
-    found = data.load(collection) if collection else None
     encoders = {name: choose.choose(name, threads or default_threads()) for name in names}
     first = encoders[names[0]]
     other = next((name for name, encoder in encoders.items() if not _same_items(encoder.spec, first.spec)), None)
     if other is not None:
         raise UsageError(f"{other} takes other items than {names[0]}; measure them apart")
-    if found is None:
+    if not collection:
         queries, documents = asked(first.spec)
     else:
+        found = data.load_for(collection, first.spec)
         documents = [text for text in found.items.values() if text][:TIMED]
         queries = [text for text in found.queries.values() if text][:TIMED] or documents
     return side_by_side({name: (encoder, name) for name, encoder in encoders.items()}, queries, documents)

@@ -18,7 +18,9 @@ from slimseek.progress import track
 from slimseek.schema import (
     Array,
     Change,
+    Collection,
     GateResult,
+    Gates,
     GateStatus,
     Measurement,
     Precision,
@@ -29,6 +31,8 @@ from slimseek.schema import (
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map")
 ACCURACY = "accuracy"
+ALIKE = ("hit@1", "hit@5", "map_r")
+"""Of items alike: what the literature on image search calls recall@1 and recall@5, and MAP@R."""
 DEPTH = 100
 LEAST_COSINE = 0.999
 
@@ -116,7 +120,8 @@ def ranked(
         metrics: such as ``ndcg@10``.
         precision: how the vectors of documents are kept.
     """
-    depths = {name: metric(name)[1] or DEPTH for name in metrics}
+    asked = {name: metric(name) for name in metrics}
+    depths = {name: plugin.depth(search_set.qrels, cutoff) or DEPTH for name, (plugin, cutoff) in asked.items()}
     deepest = max([DEPTH, *depths.values()])
     alone = set(depths.values()) if precision in _vectors.RESCORED_WITH else set()
     rankings = {depth: rank(queries, documents, search_set, depth, precision) for depth in {deepest, *alone}}
@@ -174,8 +179,13 @@ def _classified(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str])
 def default_metrics(search_set: SearchSet) -> tuple[str, ...]:
     """What to measure where nothing is asked for."""
     if not search_set.labelled:
-        return METRICS
+        return ALIKE if search_set.by_label else METRICS
     return (ACCURACY, f"{ACCURACY}@5") if len(search_set.corpus) > 10 else (ACCURACY,)
+
+
+def decisive(collection: Collection) -> str:
+    """The metric whose loss counts where none is named: nDCG@10; accuracy for classes, MAP@R for items alike."""
+    return ACCURACY if collection.labelled else ALIKE[-1] if collection.by_label else Gates().metric
 
 
 def rank(
@@ -183,19 +193,24 @@ def rank(
 ) -> dict[str, list[str]]:
     """Query id to the ``depth`` best document ids by exact inner products; ties by the documents' order.
 
-    With a precision the documents are kept at it, and ranked by finer vectors where ``search`` would do so.
+    With a precision the documents are kept at it, and ranked by finer vectors where ``search`` would do so. Where
+    labels judge, a document of the query's own id is no result.
     """
     index: Index = plugins.load("indexes", "exact")(precision=precision)
     index.build(documents)
-    finer, depth = _vectors.RESCORED_WITH.get(precision), min(depth, len(documents))
+    finer, wanted = _vectors.RESCORED_WITH.get(precision), depth
+    depth = min(depth + search_set.by_label, len(documents))
     if finer is None:
         hits = index.query(queries, depth)
     else:
         hits = _vectors.rescored(index, _vectors.rows_of(documents, finer), queries, depth)
     ids = list(search_set.corpus)
-    return {
+    ranking = {
         query: [ids[hit] for hit in row if hit >= 0] for query, row in zip(search_set.queries, hits.ids, strict=True)
     }
+    if not search_set.by_label:
+        return ranking
+    return {query: [name for name in row if name != query][:wanted] for query, row in ranking.items()}
 
 
 def measure(name: str, search_set: SearchSet, ranking: Mapping[str, Sequence[str]]) -> Measurement:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import choose, data, deploy, integers, kept, plugins, search, timing
+from slimseek import choose, data, deploy, integers, kept, plugins, search, similar, timing
 from slimseek import compress as machine
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
@@ -72,7 +72,8 @@ def compress(
 
     Args:
         source: the MODEL.
-        collection: the collection to judge by; a labelled one by accuracy where the recipe has no metric of its own.
+        collection: the collection to judge by; where the recipe has no metric of its own, labels are judged by accuracy
+            and items alike by MAP@R.
         recipe: a shorthand, a file, or a recipe.
         out: folder of the artifact.
         options: how to measure.
@@ -93,10 +94,10 @@ def compress(
         original = choose.model(source)
         integers.check_finite(original, "compressed")
         deploy.check_target(options.target, original)
-        found = data.load(str(collection))
-        if found.labelled and steps.gates.metric == Gates().metric:
-            accuracy = msgspec.structs.replace(steps.gates, metric=measuring.ACCURACY)
-            steps = msgspec.structs.replace(steps, gates=accuracy)
+        found = data.load_for(str(collection), original.spec)
+        if steps.gates.metric == Gates().metric:
+            gates = msgspec.structs.replace(steps.gates, metric=measuring.decisive(found))
+            steps = msgspec.structs.replace(steps, gates=gates)
         student = choose.model(steps.student) if steps.student else original
         if options.keep_index:
             kept.check(original, student, steps, found.labelled)
@@ -121,17 +122,16 @@ def evaluate(
         collection: the collection.
         baseline: a MODEL to compare with, measured in the same run.
         split: whose queries.
-        metrics: such as ``ndcg@10``; by default nDCG, recall, MRR and MAP.
+        metrics: such as ``ndcg@10``; by default nDCG, recall, MRR and MAP, or those of classes or of items alike.
         threads: of the runtimes; 0 for all cores.
     """
-    found = data.load(str(collection))
+    read = data.load(str(collection))
+    chosen = [(path, choose.choose(path, threads or None)) for path in (source, baseline) if path is not None]
+    found = similar.suited(read, chosen[0][1].spec)
     if split not in found.qrels:
         raise UsageError(f"{collection} has no split {split!r}; it has {', '.join(found.qrels)}")
     queries = data.search_set(found, found.qrels[split], split)
     names = tuple(metrics or measuring.default_metrics(queries))
-    chosen = [(source, choose.choose(source, threads or None))]
-    if baseline is not None:
-        chosen.append((baseline, choose.choose(baseline, threads or None)))
     quality = [measuring.quality(encoder, queries, names) for _, encoder in chosen]
     costs = measuring.cost(
         {str(number): (encoder, str(path)) for number, (path, encoder) in enumerate(chosen)},
@@ -206,7 +206,7 @@ def deploy_on(
 
     A given one also goes into a package that searches by itself.
     """
-    texts = _texts(data or choose.collection_of(source), asked=bool(data))
+    texts = _texts(source, data or choose.collection_of(source), asked=bool(data))
     corpus = _corpus(str(source), data) if data and deploy.searches(target) else None
     return deploy.deploy(source, target, out, texts=texts, corpus=corpus, threads=threads or None, force=force)
 
@@ -215,7 +215,7 @@ def deploy_all_on(
     source: str | Path, out: str | Path, *, data: str = "", threads: int = 0, force: bool = False
 ) -> deploy.Deployed:
     """The same for every target that this machine can write."""
-    texts = _texts(data or choose.collection_of(source), asked=bool(data))
+    texts = _texts(source, data or choose.collection_of(source), asked=bool(data))
     return deploy.deploy_all(source, out, texts=texts, threads=threads or None, force=force)
 
 
@@ -231,7 +231,8 @@ def index_on(
     """
     with connected(ray) if ray else nullcontext():
         encoder = choose.choose(source, threads or None)
-        search.index(encoder, data.load(collection).corpus, out, kind=kind, precision=precision, rescore=rescore,
+        found = data.load_for(collection, encoder.spec)
+        search.index(encoder, found.corpus, out, kind=kind, precision=precision, rescore=rescore,
                      oversample=oversample, force=force,
                      encode=(lambda texts: encode(source, texts, ray, threads=threads)) if ray else None)  # fmt: skip
     return search.open(out, encoder).stats()
@@ -279,17 +280,18 @@ def _static(source: str | Path) -> tuple[Measurement, ...]:
     )
 
 
-def _texts(collection: str, asked: bool) -> Sequence[str]:
+def _texts(source: str | Path, collection: str, asked: bool) -> Sequence[str]:
     if not collection or not (asked or Path(collection).exists() or collection in ("news", "news-full")):
         return ()
-    return [text for text in data.load(collection).items.values() if text][:PARITY_TEXTS]
+    found = data.load_for(collection, choose.spec_of(source))
+    return [text for text in found.items.values() if text][:PARITY_TEXTS]
 
 
 def _corpus(source: str, collection: str) -> dict[str, str]:
     known = collection or choose.collection_of(source)
     if not known:
         raise UsageError(f"{source} does not say which collection it was judged by; add --data")
-    found: Collection = data.load(known)
+    found: Collection = data.load_for(known, choose.spec_of(source))
     if found.labelled:
         raise UsageError(f"{known} holds labelled items, and nothing to search")
     return found.corpus

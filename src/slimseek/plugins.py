@@ -16,6 +16,8 @@ EXTRAS = {
     "onnx": "text",
     "onnxscript": "text",
     "onnxslim": "text",
+    "soundfile": "speech",
+    "soxr": "speech",
     "openvino": "openvino",
     "ai_edge_litert": "litert",
     "flatbuffers": "litert",

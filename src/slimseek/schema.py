@@ -389,7 +389,9 @@ class Collection:
         labelled: whether the task is to name the class of an item: the queries are the items, the corpus holds the
             names of the classes, and the one relevant of them is the item's.
         said: text that belongs to an item which is a file, by the item: the caption of a picture, the transcript of a
-            recording.
+            recording; ``""`` where there is none.
+        by_label: whether relevant documents are those of a query's label: then one that is a query too is never its own
+            result, by its id.
     """
 
     name: str
@@ -400,6 +402,7 @@ class Collection:
     findings: tuple[Finding, ...] = ()
     labelled: bool = False
     said: Mapping[str, str] = field(default_factory=dict)
+    by_label: bool = False
 
     @property
     def items(self) -> dict[str, str]:
@@ -418,6 +421,7 @@ class SearchSet:
         qrels: judgements of exactly these queries.
         labelled: whether the corpus holds the names of classes (see :class:`Collection`).
         said: text that belongs to an item which is a file, by the item (see :class:`Collection`).
+        by_label: whether relevant documents are those of a query's label (see :class:`Collection`).
     """
 
     name: str
@@ -426,6 +430,7 @@ class SearchSet:
     qrels: Qrels
     labelled: bool = False
     said: Mapping[str, str] = field(default_factory=dict)
+    by_label: bool = False
 
     @property
     def items(self) -> dict[str, str]:
