@@ -126,8 +126,8 @@ def fitting(model: Model, found: Collection, settings: Settings) -> str:
         raise UsageError("train: the model is a classifier, and the loss normalised_softmax is for vectors; "
                          "cross_entropy is allowed")  # fmt: skip
     if settings.views and not (model.spec.picture and found.labelled):
-        raise UsageError(f"train: views is {settings.views}, and this model or collection has other items than labelled "
-                         f"pictures; 0 is allowed")  # fmt: skip
+        raise UsageError(f"train: views is {settings.views}, and this model or collection has other items than "
+                         f"labelled pictures; 0 is allowed")  # fmt: skip
     return name
 
 

@@ -284,8 +284,8 @@ def _eight_bit_kernel(
 ) -> tuple[str, Array]:
     """The dequantized kernel on a grid of eight bits, and that grid's scale [channels].
 
-    Four bits with one scale a channel are numbers of that scale's grid as they are. Scales are at least ``least`` [channels]: a channel whose weights are tiny or zero beside its bias gets a coarser
-    grid, which its bias fits into.
+    Four bits with one scale a channel are numbers of that scale's grid as they are. Scales are at least ``least``
+    [channels]: a channel whose weights are tiny or zero beside its bias gets a coarser grid, which its bias fits into.
     """
     of_four = tensor.spec.bits == 4 and tensor.spec.symmetric and tensor.spec.granularity != "group" and not unsigned
     if is_eight_bit(tensor) or of_four:
