@@ -16,6 +16,6 @@ class Centred(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.centres = nn.Parameter(torch.randn(classes, dim, generator=generator))
 
-    def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The batch's arrays by name to ``vectors`` [n, dim] and ``centres`` [classes, dim]."""
-        return {"vectors": self.network(**batch), "centres": self.centres}
+    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+        """The batch's arrays by name to its vectors and behind them the centres, float32 [n + classes, dim]."""
+        return torch.cat([self.network(**batch).float(), self.centres])

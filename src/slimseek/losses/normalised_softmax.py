@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 from slimseek.errors import UsageError
@@ -28,15 +26,15 @@ class NormalisedSoftmax(Loss, frozen=True):
         if not 0 <= self.smoothing < 1:
             raise UsageError(f"normalised_softmax: smoothing is {self.smoothing}; 0 to below 1 is allowed")
 
-    def __call__(self, output: Mapping[str, Tensor], target: Tensor, progress: float = 1.0) -> Tensor:
+    def __call__(self, output: Tensor, target: Tensor, progress: float = 1.0) -> Tensor:
         """[n], above 0.
 
         Args:
-            output: ``vectors`` [n, dim] and ``centres`` [classes, dim], of any length.
+            output: vectors and behind them the centres, [n + classes, dim], of any length.
             target: the number of each item's class, integers [n].
             progress: not looked at.
         """
-        vectors, centres = (nn.functional.normalize(output[name], dim=1) for name in ("vectors", "centres"))
+        unit, count = nn.functional.normalize(output, dim=1), len(target)
         return nn.functional.cross_entropy(
-            self.scale * vectors @ centres.T, target.long(), reduction="none", label_smoothing=self.smoothing
+            self.scale * unit[:count] @ unit[count:].T, target.long(), reduction="none", label_smoothing=self.smoothing
         )
