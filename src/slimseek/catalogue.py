@@ -7,6 +7,7 @@ import importlib.util
 from slimseek import plugins, recipe, timing
 from slimseek.bases import Backend
 from slimseek.choose import BUILT_IN, built_in_names
+from slimseek.models import _networks as networks
 from slimseek.models import _whisper_built_in as whispers
 from slimseek.schema import Environment, Value
 
@@ -47,6 +48,8 @@ def _backend(backend: Backend) -> str | None:
 
 
 def _model(name: str) -> str | None:
+    if name in networks.BUILT_IN:
+        return networks.missing(name)
     if name in whispers.BUILT_IN:
         return whispers.missing(name)
     built_in = BUILT_IN[name]

@@ -17,6 +17,7 @@ from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.inputs.reader import reader
 from slimseek.inputs.text import TOKENIZER
+from slimseek.models import _networks as networks
 from slimseek.models import _whisper_built_in as whispers
 from slimseek.schema import Comparison, Encode, FileEntry, GateResult, KeptIndex, Model, ModelSpec, Value
 from slimseek.timing import default_threads
@@ -93,7 +94,8 @@ class Package(Value, frozen=True):
 
 
 def choose(source: str | Path, threads: int | None = None) -> Encoder:
-    """Open anything that encodes: a built-in name, a model folder, an ``.onnx`` file, an artifact, a package.
+    """Open anything that encodes: a built-in name, ``timm:NAME``, ``package.module:function`` that makes an image
+    network, a model folder, an ``.onnx`` file, an artifact, a package.
 
     Args:
         source: the MODEL of the command line.
@@ -192,11 +194,13 @@ def assemble(
 
 def built_in_names() -> tuple[str, ...]:
     """Names of the models that Python packages carry."""
-    return (*BUILT_IN, *whispers.BUILT_IN)
+    return (*BUILT_IN, *networks.BUILT_IN, *whispers.BUILT_IN)
 
 
 def name_of(source: str | Path) -> str:
-    """A short name for reports: a built-in name as it is, a path by its last part."""
+    """A short name for reports: a built-in name as it is, a network by what is named last, a path by its last part."""
+    if networks.is_network(str(source)):
+        return networks.name_of(str(source))
     return str(source) if str(source) in built_in_names() else Path(source).resolve().name
 
 
@@ -298,6 +302,8 @@ def _assembled(path: Path, package: Package, encode: Encode, threads: int) -> En
 
 
 def _path(source: str | Path) -> Path:
+    if networks.is_network(str(source)):
+        return networks.place(str(source))
     if str(source) in whispers.BUILT_IN:
         return whispers.place(str(source))
     built_in = BUILT_IN.get(str(source))
@@ -306,7 +312,8 @@ def _path(source: str | Path) -> Path:
     path = Path(source)
     if not path.exists():
         raise UsageError(
-            f"there is no model {str(source)!r}: neither a path nor one of the built-in {', '.join(built_in_names())}"
+            f"there is no model {str(source)!r}: neither a path, timm:NAME, package.module:function, nor one of the "
+            f"built-in {', '.join(built_in_names())}"
         )
     return path / SEARCHED if artifact.is_artifact(path / SEARCHED) else path
 

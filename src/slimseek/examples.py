@@ -94,7 +94,7 @@ def _file_row(read: Any, item: str) -> Row:
     [row] = read.rows([item])
     shapes = read.width(row)
     digests = tuple(hashlib.sha256(array.tobytes()).digest() for array in read.batch([row]).values())
-    return Row(width=shapes, content=(shapes, digests), read=lambda: read.rows([item])[0])
+    return Row(width=(shapes,), content=(shapes, digests), read=lambda: read.rows([item])[0])
 
 
 def taken(targets: Target, part: list[int]) -> Target:

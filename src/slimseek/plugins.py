@@ -16,8 +16,6 @@ EXTRAS = {
     "onnx": "text",
     "onnxscript": "text",
     "onnxslim": "text",
-    "soundfile": "speech",
-    "soxr": "speech",
     "openvino": "openvino",
     "ai_edge_litert": "litert",
     "flatbuffers": "litert",
@@ -39,6 +37,7 @@ EXTRAS = {
     "pyarrow": "ray",
     "PIL": "image",
     "timm": "timm",
+    "torchvision": "timm",
 }
 
 
