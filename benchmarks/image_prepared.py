@@ -128,11 +128,14 @@ class Bench:
 
 
 def pooled(source: Path) -> onnx.ModelProto:
-    """ResNet-8 up to its pooled features, for pictures [n, 3, 32, 32]."""
+    """ResNet-8 up to its pooled features, brought to length one, for pictures [n, 3, 32, 32]."""
     model = onnx.load(source / "tinymodels" / "resnet8_cifar10.onnx")
-    flat = next(node for node in model.graph.node if node.op_type == "Flatten").output[0]
+    place = next(place for place, node in enumerate(model.graph.node) if node.op_type == "Flatten")
+    flat = model.graph.node[place].output[0]
+    del model.graph.node[place + 1 :]
+    model.graph.node.append(onnx.helper.make_node("LpNormalization", [flat], ["vector"], axis=1, p=2))
     del model.graph.output[:]
-    model.graph.output.append(onnx.helper.make_tensor_value_info(flat, onnx.TensorProto.FLOAT, ["N", 64]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("vector", onnx.TensorProto.FLOAT, ["N", 64]))
     return model
 
 
