@@ -259,6 +259,25 @@ def test_cropped_pixels_are_the_middle_of_the_shorter_side(size: tuple[int, int]
     np.testing.assert_array_equal(pictures.pixels(shown, how, "it"), wanted)
 
 
+@pytest.mark.parametrize(("kind", "crop"), [("CLIPImageProcessorPil", True), ("ViTImageProcessorPil", False)])
+def test_pixels_and_files_are_those_of_transformers(kind: str, crop: bool, tmp_path: Path) -> None:
+    """What its processors save is read, what they are given is the same, and they read what is written here."""
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, kind):
+        pytest.skip(f"this transformers has no {kind}")
+    size = {"size": {"shortest_edge": 17}, "crop_size": 12} if crop else {"size": {"height": 12, "width": 10}}
+    processor = getattr(transformers, kind)(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4], resample=2, **size)
+    processor.save_pretrained(tmp_path)
+    how = settings_of.picture(json.loads((tmp_path / "preprocessor_config.json").read_text()), "here")
+    (tmp_path / "preprocessor_config.json").write_bytes(settings_of.settings_of(how))
+    again = getattr(transformers, kind).from_pretrained(tmp_path)
+    for shown in (picture(1, 31, 52), picture(2, 40, 23)):
+        found = pictures.pixels(shown, how, "it")
+        for one in (processor, again):
+            wanted = one(images=shown, return_tensors="np")["pixel_values"][0]
+            np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 def test_settings_are_written_as_they_are_read() -> None:
     for settings in (
         SETTINGS,
