@@ -475,6 +475,18 @@ def info_nce(output: Array, target: Any) -> Array:
     return np.array(found)
 
 
+def by_centres(output: Array, target: Any) -> Array:
+    """By loops: of each vector its own class's centre against all, a tenth of the weight on every class alike."""
+    rows = [row / np.linalg.norm(row) for row in output]
+    vectors, centres, found = rows[: len(target)], rows[len(target) :], []
+    for vector, label in zip(vectors, target, strict=True):
+        scores = [20 * vector @ centre for centre in centres]
+        total = np.log(sum(np.exp(score) for score in scores))
+        found.append(sum((0.1 / len(centres) + 0.9 * (number == label)) * (total - score)
+                         for number, score in enumerate(scores)))  # fmt: skip
+    return np.array(found)
+
+
 def soft_labels(output: Array, target: Any) -> Array:
     taught, own = softmax(target["teacher"] / 4), softmax(output / 4)
     return 16 * (taught * (np.log(taught) - np.log(own))).sum(1)
@@ -513,6 +525,9 @@ def loss_cases() -> dict[str, LossCase]:
             formula=lambda one, other: np.array([((one[row, :size] - other["states"][row, :size]) ** 2).mean()
                                                  for row, size in enumerate((5, 2, 1))]),
         ),
+        # Four vectors and two centres.
+        "normalised_softmax": LossCase(output=output, target=np.array([1, 0, 0, 1]), touched=(2, (2,)),
+                                       formula=by_centres),
         "soft_label": LossCase(output=output, target={"teacher": target, "label": labels}, touched=(2, (2,)),
                                formula=soft_labels),
     }  # fmt: skip

@@ -266,7 +266,7 @@ def test_what_cannot_be_fine_tuned_is_refused_in_a_line(
 ) -> None:
     for settings, source, place, reason in (
         ({"loss": "cross_entropy"}, tiny, judged, "has judged queries; contrastive, margin_mse is allowed"),
-        ({"loss": "contrastive"}, tiny, labelled, "has labels; cross_entropy is allowed"),
+        ({"loss": "contrastive"}, tiny, labelled, "has labels; cross_entropy, normalised_softmax is allowed"),
         ({"metric": "no"}, tiny, judged, "unknown metric 'no'"),
     ):
         with pytest.raises(UsageError, match=reason) as error:
@@ -274,7 +274,10 @@ def test_what_cannot_be_fine_tuned_is_refused_in_a_line(
         assert "\n" not in str(error.value)
         assert not (tmp_path / "out").exists()
     for wrong, reason in (
-        ({"loss": "cosine"}, "loss is 'cosine'; contrastive, cross_entropy, margin_mse are allowed"),
+        (
+            {"loss": "cosine"},
+            "loss is 'cosine'; contrastive, cross_entropy, margin_mse, normalised_softmax are allowed",
+        ),
         ({"loss": "margin_mse"}, "needs a teacher"),
         ({"teacher": "minilm"}, "no other loss takes one"),
         ({"hard_negatives": -1}, "hard_negatives is -1"),

@@ -177,7 +177,7 @@ def _search(
 @app.command()
 def train(
     model: Model, data: Data, out: Out,
-    loss: Annotated[str, typer.Option("--loss", help="contrastive, margin_mse, or cross_entropy for labels.")] = "",
+    loss: Annotated[str, typer.Option("--loss", help="As docs/training.md has it; empty for the usual one.")] = "",
     teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="Of margin_mse.")] = "",
     steps: Annotated[int, typer.Option("--steps", help="Updates of the weights.")] = 300,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Queries or labelled items in a batch.")] = 16,
@@ -186,6 +186,7 @@ def train(
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer texts are cut in training.")] = 128,
     hard_negatives: Annotated[int, typer.Option("--hard-negatives", help="For each query, of what is found.")] = 1,
     max_documents: Annotated[int, typer.Option("--max-documents", help="Where they are looked for.")] = 20_000,
+    views: Annotated[int, typer.Option("--views", help="Side of random views of pictures; 0 for whole ones.")] = 0,
     patience: Annotated[int, typer.Option("--patience", help="Checks without a better state; 0 for all steps.")] = 0,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")] = "auto",
     metric: Annotated[str, typer.Option("--metric", help="To keep the best by; nDCG@10, or accuracy.")] = "",
@@ -200,7 +201,7 @@ def train(
         settings = tasks.Settings(
             loss=loss, teacher=teacher, hard_negatives=hard_negatives, max_documents=max_documents, metric=metric,
             training=training(steps=steps, batch_size=batch_size, accumulate=accumulate, learning_rate=learning_rate,
-                              max_tokens=max_tokens, patience=patience, precision=precision, seed=seed),
+                              max_tokens=max_tokens, patience=patience, precision=precision, seed=seed), views=views,
         )  # fmt: skip
         found = tune(model, data, out, settings, threads=threads, force=force)
         run.answer(found, lambda console: show.tuning(found, console, out))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import __version__, artifact, choose, data, evaluate, integers, plugins, spoken, tasks, timing
+from slimseek import __version__, artifact, choose, data, evaluate, integers, plugins, similar, spoken, tasks, timing
 from slimseek import folder as folders
 from slimseek.errors import NoEffect, UsageError
 from slimseek.fingerprint import fingerprint
@@ -108,26 +108,18 @@ def finetune(
     plugins.require("torch").set_num_threads(count)
     model, found = choose.model(source), data.load(str(collection))
     _check_float(model)
-    splits = data.split(found)
-    say(splits.notice)
-    dev = data.search_set(found, splits.dev, "dev", max_queries=DEV_QUERIES, max_documents=DEV_DOCUMENTS,
-                          seed=settings.training.seed)  # fmt: skip
-    if model.spec.output == "transcript":
-        dev = spoken.asked(dev)
-        metric = settings.metric or spoken.rates_of(dev)[0]
-        spoken.check_rate(metric)
-    else:
-        metric = settings.metric or evaluate.default_metrics(dev)[0]
-        evaluate.metric(metric)
+    splits, dev, metric = _judged_by(model, found, settings)
     tasks.check(model, found, splits, settings)
     inputs = tuple(Path(path) for path in (source, collection) if Path(path).exists())
     _begin(out, _run(model, found, settings), inputs, force)
     task = tasks.task(model, found, splits, settings, count)
     network = choose.family(task.model).trainable(task.model)
+    learner = _learner(network, task, settings.training.seed)
     seen: list[Measurement] = []
+    judge = _judge(task.model, dev, metric, seen, count)
     training = msgspec.structs.replace(settings.training, checkpoint=str(out / CHECKPOINT))
-    fitted = fit(network, task.examples, task.loss, training, label=f"fine-tuning by {task.name}",
-                 shares=task.shares, judge=_judge(task.model, dev, metric, seen, count))  # fmt: skip
+    fitted = fit(learner, task.examples, task.loss, training, label=f"fine-tuning by {task.name}",
+                 shares=task.shares, judge=lambda learner: judge(network))  # fmt: skip
     if not fitted.after < fitted.before:
         _abandon(out)
         raise NoEffect(f"train: no state of {fitted.steps} steps was better on {dev.name} than the given model "
@@ -144,6 +136,24 @@ def finetune(
     return result
 
 
+def _judged_by(model: Model, found: Collection, settings: Settings) -> tuple[data.Splits, SearchSet, str]:
+    """The splits, the development queries, and the metric to keep the best state by."""
+    alike = tasks.fitting(model, found, settings) == "normalised_softmax"
+    searched = similar.similar(found) if alike else found
+    splits = data.split(searched)
+    say(splits.notice)
+    dev = data.search_set(searched, splits.dev, "dev", max_queries=DEV_QUERIES, max_documents=DEV_DOCUMENTS,
+                          seed=settings.training.seed)  # fmt: skip
+    if model.spec.output == "transcript":
+        dev = spoken.asked(dev)
+        metric = settings.metric or spoken.rates_of(dev)[0]
+        spoken.check_rate(metric)
+        return splits, dev, metric
+    metric = settings.metric or evaluate.default_metrics(dev)[0]
+    evaluate.metric(metric)
+    return splits, dev, metric
+
+
 def _measured(model: Model, encode: Encode | None, dev: SearchSet, metric: str, threads: int) -> Measurement:
     """The metric of a model, run by ``encode``; ``None`` for its reference implementation."""
     name = "the model in training"
@@ -156,6 +166,14 @@ def _measured(model: Model, encode: Encode | None, dev: SearchSet, metric: str, 
         name, model.spec, model.files, encode, shipped={}, runtime="torch", threads=threads
     )  # fmt: skip
     return evaluate.quality(encoder, dev, [metric]).get(metric)
+
+
+def _learner(network: nn.Module, task: tasks.Task, seed: int) -> nn.Module:
+    """The network, or one around it that holds what is trained and thrown away."""
+    if not task.centres:
+        return network
+    learner: nn.Module = plugins.require("slimseek.centres").Centred(network, task.centres, task.model.spec.dim, seed)
+    return learner
 
 
 def _check_float(model: Model) -> None:

@@ -24,25 +24,32 @@ from slimseek.progress import say
 from slimseek.schema import Array, Collection, Model, Qrels, Value
 from slimseek.train import Loss, Training, _cut
 
-LOSSES = ("contrastive", "cross_entropy", "ctc", "margin_mse")
+LOSSES = ("contrastive", "cross_entropy", "ctc", "margin_mse", "normalised_softmax")
+OF_LABELS = ("cross_entropy", "normalised_softmax")
 MINED = 50
 HEAD_SHARE = 10.0
-"""How much faster than the rest a new head learns in text encoders; parameters of ONNX graphs bear other names than
-their tensors, and all learn alike.
+"""How much faster than the rest centres of classes learn, and a new head in text encoders; parameters of ONNX graphs
+bear other names than their tensors, and all learn alike.
 """
+CENTRES = "centres"
 
 
 class Settings(Value, frozen=True):
     """How to fine-tune.
 
     Attributes:
-        loss: ``contrastive`` or ``margin_mse`` for a collection to search, ``cross_entropy`` for a labelled one,
-            ``ctc`` for a recogniser that gives a token for each frame; empty for the first that fits.
+        loss: ``contrastive`` or ``margin_mse`` for a collection to search; for a labelled one ``cross_entropy``, which
+            makes a classifier, or ``normalised_softmax``, which makes vectors by which items of a class find each
+            other; ``ctc`` for a recogniser that gives a token for each frame; empty for the first that fits, of
+            pictures the latter.
         teacher: the MODEL whose margins ``margin_mse`` learns.
         hard_negatives: passages for each query that the model takes for relevant and that are not judged so.
         temperature: of ``contrastive``; 1 is taken for models whose vectors are not of length one.
         metric: what the best state is kept by; empty for nDCG@10, or accuracy.
         max_documents: of the collection, from which hard negatives are taken, all judged ones among them.
+        views: side in pixels of random views of labelled pictures (crops, mirrored ones, in other light) that stand in
+            their place; 0 for the pictures as they are. Views smaller than what the network takes cost less, and bring
+            things to the size that they have in whole pictures (Touvron et al., 2019).
         training: steps, rate, seed.
     """
 
@@ -52,6 +59,7 @@ class Settings(Value, frozen=True):
     temperature: float = 0.05
     metric: str = ""
     max_documents: int = 20_000
+    views: int = 0
     training: Training = Training(learning_rate=5e-5)
 
     def __post_init__(self) -> None:
@@ -63,6 +71,8 @@ class Settings(Value, frozen=True):
         if self.hard_negatives < 0 or self.max_documents < 1:
             raise UsageError(f"train: hard_negatives is {self.hard_negatives} and max_documents {self.max_documents}; "
                              f"0 or more and 1 or more are allowed")  # fmt: skip
+        if self.views < 0:
+            raise UsageError(f"train: views is {self.views}; a side in pixels, or 0, is allowed")
         if self.loss == "margin_mse" and not self.hard_negatives:
             raise UsageError("train: the loss margin_mse needs hard_negatives of 1 or more")
         if self.hard_negatives == 0 and self.training.batch_size == 1:
@@ -80,6 +90,7 @@ class Task:
         examples: the batches.
         items: pairs or labelled items that they are taken from.
         shares: of the learning rate, by the ends of parameters' names.
+        centres: of classes, to be trained beside the model and thrown away; 0 for none.
     """
 
     model: Model
@@ -88,25 +99,44 @@ class Task:
     examples: Examples
     items: int
     shares: Mapping[str, float]
+    centres: int = 0
 
 
 def check(model: Model, found: Collection, splits: Splits, settings: Settings) -> str:
     """The loss to lower.
 
     Raises:
-        UsageError: it does not fit the collection or the model, or there is nothing to train on.
+        UsageError: as :func:`fitting`, or there is nothing to train on.
+    """
+    name, train = fitting(model, found, settings), trainable(found, splits)
+    if name == "ctc" and not any(found.said.get(found.queries[query]) for query in train):
+        raise UsageError(f"train: {found.name} has no train recording with a transcript")
+    return name
+
+
+def fitting(model: Model, found: Collection, settings: Settings) -> str:
+    """The loss to lower.
+
+    Raises:
+        UsageError: it does not fit the collection or the model.
     """
     if model.spec.output == "transcript":
-        return _check_transcripts(model, found, splits, settings)
-    name = settings.loss or ("cross_entropy" if found.labelled else "contrastive")
+        return _of_transcripts(model, settings)
+    name = settings.loss or _usual(model, found)
     if name == "ctc":
         raise UsageError("train: loss is ctc, and the model gives no scores of tokens (vocab.json beside it)")
-    if (name == "cross_entropy") != found.labelled:
-        has, fitting = ("labels", "cross_entropy") if found.labelled else ("judged queries", "contrastive, margin_mse")
-        raise UsageError(f"train: loss is {name}, and {found.name} has {has}; {fitting} is allowed")
+    if (name in OF_LABELS) != found.labelled:
+        has = "labels" if found.labelled else "judged queries"
+        others = ", ".join(OF_LABELS) if found.labelled else "contrastive, margin_mse"
+        raise UsageError(f"train: loss is {name}, and {found.name} has {has}; {others} is allowed")
     if model.spec.output == "class_logits" and not found.labelled:
         raise UsageError(f"train: the model is a classifier, and {found.name} has no labels")
-    trainable(found, splits)
+    if model.spec.output == "class_logits" and name == "normalised_softmax":
+        raise UsageError("train: the model is a classifier, and the loss normalised_softmax is for vectors; "
+                         "cross_entropy is allowed")  # fmt: skip
+    if settings.views and not (model.spec.picture and found.labelled):
+        raise UsageError(f"train: views is {settings.views}, and this model or collection has other items than "
+                         f"labelled pictures; 0 is allowed")  # fmt: skip
     return name
 
 
@@ -120,8 +150,15 @@ def task(model: Model, found: Collection, splits: Splits, settings: Settings, th
     if name == "ctc":
         return _transcripts(model, found, qrels, settings)
     if found.labelled:
-        return _classification(model, found, qrels, settings)
+        return _classification(model, found, qrels, settings, name)
     return _search(model, found, qrels, settings, name, threads)
+
+
+def _usual(model: Model, found: Collection) -> str:
+    """The loss for those who ask for none."""
+    if not found.labelled:
+        return "contrastive"
+    return "normalised_softmax" if model.spec.picture and model.spec.output == "embedding" else "cross_entropy"
 
 
 def trainable(found: Collection, splits: Splits) -> Qrels:
@@ -145,15 +182,13 @@ def trainable(found: Collection, splits: Splits) -> Qrels:
 # ---------------------------------------------------------------- transcripts
 
 
-def _check_transcripts(model: Model, found: Collection, splits: Splits, settings: Settings) -> str:
+def _of_transcripts(model: Model, settings: Settings) -> str:
     if model.spec.autoregressive:
         raise UsageError(
             "train: recognisers with a decoder are not trained; those that give a token for each frame are"
         )
     if settings.loss not in ("", "ctc"):
         raise UsageError(f"train: loss is {settings.loss}, and the model gives transcripts; ctc is allowed")
-    if not any(found.said.get(found.queries[query]) for query in trainable(found, splits)):
-        raise UsageError(f"train: {found.name} has no train recording with a transcript")
     return "ctc"
 
 
@@ -202,27 +237,41 @@ def classifier(model: Model, classes: Sequence[str], seed: int) -> Model:
     return model
 
 
-def _classification(model: Model, found: Collection, qrels: Qrels, settings: Settings) -> Task:
-    """Items with the number of their class."""
+def _classification(model: Model, found: Collection, qrels: Qrels, settings: Settings, name: str) -> Task:
+    """Items with the number of their class: for a head that becomes part of the model, or for centres that do not."""
     training = settings.training
-    classes = list(found.corpus)
-    headed = classifier(model, classes, training.seed)
+    headed = classifier(model, list(found.corpus), training.seed) if name == "cross_entropy" else model
     read: Any = reader(_cut(headed.spec, training.max_tokens), headed.files)
     rows = feeding.rows(read, [found.queries[query] for query in qrels], read.query_prefix)
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[next(name for name, value in judged.items() if value > 0)] for judged in qrels.values()])
     plan = feeding.planned(range(len(rows)), [row.width for row in rows], training.batch_size, training.batches,
                            random.Random(training.seed))  # fmt: skip
+    new = [CENTRES] if name == "normalised_softmax" else sorted(headed.tensors.keys() - model.tensors.keys())
+    return Task(
+        model=headed, name=name, loss=plugins.load("losses", name)(), items=len(rows),
+        examples=_seen(read, rows, _numbers(found, qrels), plan, settings), shares=dict.fromkeys(new, HEAD_SHARE),
+        centres=len(found.corpus) if name == "normalised_softmax" else 0,
+    )  # fmt: skip
+
+
+def _numbers(found: Collection, qrels: Qrels) -> Array:
+    """The number of each item's class, integers [items]."""
+    numbers = {name: number for number, name in enumerate(found.corpus)}
+    return np.array([numbers[next(name for name, value in judged.items() if value > 0)] for judged in qrels.values()])
+
+
+def _seen(
+    read: Any, rows: Sequence[feeding.Row], labels: Array, plan: Sequence[list[int]], settings: Settings
+) -> Examples:
+    """The batches of a plan as they are, or views of them that hang on the seed, the batch and the place in it."""
 
     def make(number: int) -> Example:
-        return read.batch([rows[place].read() for place in plan[number]]), labels[plan[number]]
+        chosen = [rows[place].read() for place in plan[number]]
+        if not settings.views:
+            return read.batch(chosen), labels[plan[number]]
+        seeds = [np.random.default_rng([settings.training.seed, number, place]) for place in range(len(chosen))]
+        return read.views(chosen, seeds, settings.views), labels[plan[number]]
 
-    new = headed.tensors.keys() - model.tensors.keys()
-    return Task(
-        model=headed, name="cross_entropy", loss=plugins.load("losses", "cross_entropy")(), items=len(rows),
-        examples=Examples(train=Lazy(len(plan), make), held_out=()),
-        shares=dict.fromkeys(sorted(new), HEAD_SHARE),
-    )  # fmt: skip
+    return Examples(train=Lazy(len(plan), make), held_out=())
 
 
 # ---------------------------------------------------------------- queries and passages

@@ -285,7 +285,7 @@ def _write_convolution(
     if bias is not None:
         step = np.where(scale > 0, how.scale * scale.astype(np.float64), 1)
         stored = editor.constant(f"{name}.bias", np.rint(bias / step).astype(np.int32))
-        steps = editor.constant(f"{name}.bias_scale", step.astype(np.float32))
+        steps = _bias_scale(editor, name, step, how.scale)
         node.input[2] = editor.node("DequantizeLinear", [stored, steps], axis=0)
     editor.nodes.append(node)
 
@@ -295,12 +295,15 @@ def _eight_bit_kernel(
 ) -> tuple[str, Array]:
     """The dequantized kernel on a grid of eight bits, and that grid's scale [channels].
 
-    Scales are at least ``least`` [channels]: a channel whose weights are tiny or zero beside its bias gets a coarser
-    grid, which its bias fits into.
+    Four bits with one scale a channel are numbers of that scale's grid as they are. Scales are at least ``least``
+    [channels]: a channel whose weights are tiny or zero beside its bias gets a coarser grid, which its bias fits into.
     """
-    if is_eight_bit(tensor):
+    of_four = tensor.spec.bits == 4 and tensor.spec.symmetric and tensor.spec.granularity != "group" and not unsigned
+    if is_eight_bit(tensor) or of_four:
         scale = np.broadcast_to(tensor.scale.reshape(-1), (tensor.shape[tensor.spec.axis],)).astype(np.float32)
         if (scale >= least).all():
+            if of_four:
+                return _widened(editor, name, tensor), scale
             return dequantized(editor, name, shifted(tensor) if unsigned else tensor, transposed=False), scale
     scale = eight_bit_scale(tensor, least)
     wide = expanded(editor, name, tensor)
@@ -310,6 +313,23 @@ def _eight_bit_kernel(
     ]
     integers = editor.node("QuantizeLinear", [wide, *limits], axis=tensor.spec.axis)
     return editor.node("DequantizeLinear", [integers, *limits], axis=tensor.spec.axis), scale
+
+
+def _bias_scale(editor: Editor, name: str, step: Array, input_scale: float) -> str:
+    """The steps of a bias [channels]; where the kernel's scale is stored, the product of it and the input's."""
+    kernel = editor.constants.get(f"{name}.scale")
+    if kernel is None or not np.allclose(numpy_helper.to_array(kernel) * input_scale, step, rtol=1e-6, atol=0):
+        return editor.constant(f"{name}.bias_scale", step.astype(np.float32))
+    factor = editor.constant(f"input_scale_{input_scale!r}", np.array(input_scale, np.float32))
+    return editor.node("Mul", [f"{name}.scale", factor])
+
+
+def _widened(editor: Editor, name: str, tensor: QuantizedTensor) -> str:
+    """The dequantized kernel of four bits, whose integers are eight bits wide once the graph is loaded."""
+    stored = narrow(editor, f"{name}.integers", tensor.integers, tensor.spec.bits, True)
+    scale = tensor.scale.reshape(-1) if tensor.spec.granularity == "channel" else tensor.scale.reshape(())
+    inputs = [editor.node("Cast", [stored], to=TensorProto.INT8), scale_constant(editor, f"{name}.scale", scale)]
+    return editor.node("DequantizeLinear", inputs, axis=tensor.spec.axis)
 
 
 def _weight_position(node: Any, model: Model) -> int | None:

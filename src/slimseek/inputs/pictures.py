@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from slimseek import plugins
 from slimseek.errors import UsageError, first_line
 from slimseek.inputs.arrays import BATCH, RANDOM, ROWS_IN_BATCH
+from slimseek.inputs.augmentation import view
 from slimseek.schema import Array, Batch, ModelSpec, PicturePreprocess
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -71,6 +73,24 @@ class PictureInput:
     def __call__(self, items: Sequence[str]) -> Batch:
         """Items to one batch."""
         return self.batch(self.rows(items))
+
+    def views(self, rows: Sequence[str], generators: Sequence[np.random.Generator], side: int) -> Batch:
+        """A random view of each picture, for training: as :func:`slimseek.inputs.augmentation.view` has it.
+
+        Args:
+            rows: what :meth:`rows` gives.
+            generators: of each row's view.
+            side: of the views in pixels.
+
+        Raises:
+            UsageError: a picture that is cut off or broken.
+        """
+        how = msgspec.structs.replace(self._how, fit="squash", height=side, width=side)
+        found = [
+            pixels(view(self._picture(row), how, generator), how, row, grey=self._grey)
+            for row, generator in zip(rows, generators, strict=True)
+        ]
+        return {self._tensor.name: np.stack(found).astype(self._tensor.dtype, copy=False)}
 
     @property
     def _grey(self) -> bool:
