@@ -23,6 +23,8 @@ EXTRAS = {
     "torchao": "executorch",
     "tensorrt_rtx": "tensorrt",
     "usearch": "index",
+    "faiss": "faiss",
+    "psycopg": "pgvector",
     "fastapi": "serve",
     "uvicorn": "serve",
     "altair": "report",
