@@ -20,7 +20,7 @@ import torch
 
 import slimseek
 from slimseek import choose, compress, hollow, plugins
-from slimseek.bases import Backend, Dataset, Family, Index, Metric, Step
+from slimseek.bases import Backend, Dataset, ErrorRate, Family, Index, Metric, Step
 from slimseek.errors import NoEffect, UsageError
 from slimseek.importance._evidence import Importance
 from slimseek.losses._loss import Loss
@@ -28,12 +28,14 @@ from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, S
 from small import CORPUS, tiny_bert, tiny_model, with_outliers
 
 BASES = {
-    "methods": Step, "metrics": Metric, "backends": Backend, "datasets": Dataset, "indexes": Index, "models": Family,
-    "importance": Importance, "losses": Loss,
+    "methods": Step, "metrics": (Metric, ErrorRate), "backends": Backend, "datasets": Dataset, "indexes": Index,
+    "models": Family, "importance": Importance, "losses": Loss,
 }  # fmt: skip
 ALL = [(folder, name) for folder in BASES for name in plugins.names(folder)]
 OF_CLASSES = ("distil.soft_label",)
-METHODS, METRICS = plugins.names("methods"), plugins.names("metrics")
+METHODS = plugins.names("methods")
+METRICS = [name for name in plugins.names("metrics") if issubclass(plugins.load("metrics", name), Metric)]
+ERROR_RATES = [name for name in plugins.names("metrics") if name not in METRICS]
 TEXTS = [CORPUS["d1"], CORPUS["d2"], f"{CORPUS['d2']} {CORPUS['d1']}", "", "a word of letters"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)  # without some words of the vocabulary, so that it can be cut
 ROOT = Path(__file__).parent.parent
@@ -72,7 +74,7 @@ def test_a_plug_in_is_a_file_with_docstrings_and_one_public_class(folder: str, n
 def test_a_plug_in_is_made_without_arguments(folder: str, name: str) -> None:
     made = plugins.load(folder, name)()
     assert isinstance(made, BASES[folder])
-    assert type(made) is not BASES[folder]
+    assert type(made).__module__ == f"slimseek.{folder}.{name}"
 
 
 @pytest.mark.parametrize("folder", BASES)
@@ -421,7 +423,7 @@ def test_in_a_metric_the_order_matters(name: str) -> None:
 def test_a_metric_lies_between_zero_and_one_and_agrees_with_pytrec_eval(name: str) -> None:
     """200 random rankings of 15 of 30 documents, graded 0 to 3."""
     trec = {"ndcg": "ndcg_cut_7", "mrr": "recip_rank", "map": "map_cut_7", "recall": "recall_7", "precision": "P_7",
-            "accuracy": "success_7"}  # fmt: skip
+            "accuracy": "success_7", "hit": "success_7"}  # fmt: skip
     generator = random.Random(0)
     documents = [f"d{number}" for number in range(30)]
     qrels = {
@@ -432,7 +434,7 @@ def test_a_metric_lies_between_zero_and_one_and_agrees_with_pytrec_eval(name: st
     found = plugins.load("metrics", name)().per_query(qrels, ranking, 7)
     assert set(found) == set(qrels)
     assert all(isinstance(value, float) and 0 <= value <= 1 for value in found.values())
-    assert len(set(found.values())) > (1 if name == "accuracy" else 3)
+    assert len(set(found.values())) > (1 if name in ("accuracy", "hit") else 3)
     if name in trec:
         measure = trec[name].replace("_7", ".7")
         cut = 7 if name == "mrr" else 15  # trec_eval's reciprocal rank knows no cutoff
@@ -580,6 +582,17 @@ def test_a_loss_of_degenerate_rows_is_finite_and_so_is_its_gradient(name: str, s
     assert torch.isfinite(found).all()
     assert output.grad is not None
     assert torch.isfinite(output.grad).all()
+
+
+@pytest.mark.parametrize("name", ERROR_RATES)
+def test_an_error_rate_is_zero_for_the_same_and_one_for_nothing(name: str) -> None:
+    metric = plugins.load("metrics", name)()
+    said = {"a": "one two", "b": "three four five"}
+    assert metric.per_query(said, said) == {"a": 0.0, "b": 0.0}
+    for nothing in ({"a": "", "b": ""}, {}):
+        assert np.mean(list(metric.per_query(said, nothing).values())) == pytest.approx(1.0)
+    assert metric.label
+    assert not metric.higher_is_better
 
 
 # ---------------------------------------------------------------- backends, datasets, families, indexes

@@ -342,7 +342,10 @@ def test_quality_without_a_pair_has_no_interval() -> None:
 def test_a_metric_where_less_is_better_is_not_called_kept() -> None:
     worse = msgspec.structs.replace(metric("word_error_rate", 0.1), higher_is_better=False)
     c = pair({"m": worse}, {"m": worse}, changes=(change(0.02, (-0.001, 0.041), name="word_error_rate"),))
-    assert report.verdict(c) == "M: Word error rate +2.0 %, interval −0.1 to +4.1 %, n = 300"
+    assert report.verdict(c) == "M: WER +2.0 %, interval −0.1 to +4.1 %, n = 300"
+    points = msgspec.structs.replace(change(-0.004, (-0.009, 0.001), name="word_error_rate"), points=True)
+    c = pair({"m": worse}, {"m": worse}, changes=(points,))
+    assert report.verdict(c) == "M: WER +0.4 points, interval −0.1 to +0.9 points, n = 300"
     assert _format.rows(c)[0].better is None
     surely = having(c, changes=(change(0.02, (0.001, 0.041), name="word_error_rate"),))
     assert _format.rows(surely)[0].better is False

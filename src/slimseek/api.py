@@ -9,9 +9,10 @@ from slimseek.budget.loop import Effort
 from slimseek.choose import choose
 from slimseek.choose import model as open_model
 from slimseek.data import describe, load
+from slimseek.demo import demo
 from slimseek.deploy import targets
 from slimseek.inspect import inspect
-from slimseek.pipeline import compress, demo, evaluate, sensitivity, serve_on, train
+from slimseek.pipeline import compress, evaluate, sensitivity, serve_on, train
 from slimseek.pipeline import deploy_all_on as deploy_all
 from slimseek.pipeline import deploy_on as deploy
 from slimseek.prove import Options

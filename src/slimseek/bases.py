@@ -305,9 +305,26 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool] = True
     default_cutoff: ClassVar[int | None] = 10
 
+    def depth(self, qrels: Qrels, cutoff: int | None) -> int | None:
+        """How many ranks it looks at; ``None`` for as many as there are."""
+        return cutoff
+
     @abstractmethod
     def per_query(self, qrels: Qrels, ranking: Mapping[str, Sequence[str]], cutoff: int | None) -> dict[str, float]:
         """The value of each judged query; ``ranking`` lists document ids, best first."""
+
+
+class ErrorRate(ABC):
+    """A measure of transcripts, such as word error rate: less is better, and 0 is best."""
+
+    label: ClassVar[str]
+    higher_is_better: ClassVar[bool] = False
+
+    @abstractmethod
+    def per_query(self, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> dict[str, float]:
+        """The value of each recording, by its id, from what was said and what was heard; their mean is the rate of the
+        whole set.
+        """
 
 
 class Dataset(ABC):

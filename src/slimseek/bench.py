@@ -51,15 +51,15 @@ def bench(sources: Sequence[str | Path], collection: str = "", *, threads: int =
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{twice} is named twice; each is measured once")
-    found = data.load(collection) if collection else None
     encoders = {name: choose.choose(name, threads or default_threads()) for name in names}
     first = encoders[names[0]]
     other = next((name for name, encoder in encoders.items() if not _same_items(encoder.spec, first.spec)), None)
     if other is not None:
         raise UsageError(f"{other} takes other items than {names[0]}; measure them apart")
-    if found is None:
+    if not collection:
         queries, documents = asked(first.spec)
     else:
+        found = data.load_for(collection, first.spec)
         documents = [text for text in found.items.values() if text][:TIMED]
         queries = [text for text in found.queries.values() if text][:TIMED] or documents
     return side_by_side({name: (encoder, name) for name, encoder in encoders.items()}, queries, documents)
@@ -133,8 +133,8 @@ def _speed(one: Report, first: Report) -> float:
 
 
 def _same_items(one: ModelSpec, other: ModelSpec) -> bool:
-    """Whether both take texts, or both arrays of the same names."""
-    if (one.preprocess is None) != (other.preprocess is None):
+    """Whether both take texts, or both pictures, or both arrays of the same names."""
+    if (one.preprocess is None) != (other.preprocess is None) or one.modality != other.modality:
         return False
     return one.preprocess is not None or {tensor.name for tensor in one.inputs} == {
         tensor.name for tensor in other.inputs

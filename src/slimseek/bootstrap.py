@@ -67,6 +67,29 @@ def change_bounds(before: Array, after: Array) -> Array:
     return np.stack([low, lower, high])
 
 
+def point_bounds(before: Array, after: Array) -> Array:
+    """The same of the difference before - after of an error rate, negative for a loss; its values are 0 or more.
+
+    The recording that the bound adds is the one that lost most, or, where fewer than ``FEWEST_CHANGED`` changed, one
+    of mean errors of which nothing is heard rightly any more (1).
+
+    Args:
+        before: [n], whose mean is the rate.
+        after: [n], of the same recordings.
+
+    Returns:
+        [3]: the low end of the two-sided 95 % interval, the one-sided 95 % lower bound, and the high end.
+    """
+    gains = before - after
+    few = int((gains != 0).sum()) < FEWEST_CHANGED
+    worst_gain = min(float(before.mean()) - 1.0, float(gains.min())) if few else float(gains.min())
+    weights = np.random.default_rng(0).standard_exponential((RESAMPLES, gains.size + 1))
+    sums, totals = weights[:, 1:] @ gains, weights[:, 1:].sum(1)
+    low, high = np.percentile(sums / totals, [2.5, 97.5])
+    bounded = (sums + weights[:, 0] * worst_gain) / (totals + weights[:, 0])
+    return np.array([low, np.percentile(bounded, 100 * RISK), high])
+
+
 def worst(before: Array, after: Array) -> tuple[Array, Array]:
     """The scores before and after, [...], of the query that the bound adds to those of [..., n]."""
     place = np.argmin(after - before, axis=-1)[..., None]
@@ -107,6 +130,16 @@ def queries_needed(before: Array, after: Array, lower: float, max_loss: float) -
         enough = int(np.ceil(FEWEST_CHANGED * count / changed))
         found = min(found, max(_needed(margin, size, max(0.0, -float(kept.min()))), enough))
     return max(found, fewest, count + 1) if found < MOST_QUERIES else None
+
+
+def queries_needed_in_points(before: Array, after: Array, lower: float, max_loss: float) -> int | None:
+    """The same for the difference of an error rate: the distance of its bound shrinks by the root of n."""
+    gain = float(before.mean() - after.mean())
+    fewest = fewest_queries(max_loss)
+    if (lower >= -max_loss and len(before) >= fewest) or gain <= -max_loss:
+        return None
+    grown = len(before) * ((gain - lower) / (gain + max_loss)) ** 2
+    return max(int(np.ceil(grown)), fewest, len(before) + 1) if grown < MOST_QUERIES else None
 
 
 def _needed(margin: float, size: float, loss: float) -> int:

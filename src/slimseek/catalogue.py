@@ -6,7 +6,8 @@ import importlib.util
 
 from slimseek import plugins, recipe, timing
 from slimseek.bases import Backend
-from slimseek.choose import BUILT_IN
+from slimseek.choose import BUILT_IN, built_in_names
+from slimseek.models import _whisper_built_in as whispers
 from slimseek.schema import Environment, Value
 
 
@@ -26,7 +27,7 @@ class Catalogue(Value, frozen=True):
 def catalogue() -> Catalogue:
     """Look at this machine."""
     return Catalogue(
-        models={name: _model(name) for name in BUILT_IN},
+        models={name: _model(name) for name in built_in_names()},
         families=plugins.names("models"),
         methods=plugins.names("methods"),
         recipes=recipe.shorthands(),
@@ -46,6 +47,8 @@ def _backend(backend: Backend) -> str | None:
 
 
 def _model(name: str) -> str | None:
+    if name in whispers.BUILT_IN:
+        return whispers.missing(name)
     built_in = BUILT_IN[name]
     if importlib.util.find_spec(built_in.module) is not None:
         return None

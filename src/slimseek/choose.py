@@ -17,6 +17,7 @@ from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.inputs.reader import reader
 from slimseek.inputs.text import TOKENIZER
+from slimseek.models import _whisper_built_in as whispers
 from slimseek.schema import Comparison, Encode, FileEntry, GateResult, KeptIndex, Model, ModelSpec, Value
 from slimseek.timing import default_threads
 from slimseek.trial import Found
@@ -189,9 +190,14 @@ def assemble(
     )
 
 
+def built_in_names() -> tuple[str, ...]:
+    """Names of the models that Python packages carry."""
+    return (*BUILT_IN, *whispers.BUILT_IN)
+
+
 def name_of(source: str | Path) -> str:
     """A short name for reports: a built-in name as it is, a path by its last part."""
-    return str(source) if str(source) in BUILT_IN else Path(source).resolve().name
+    return str(source) if str(source) in built_in_names() else Path(source).resolve().name
 
 
 def read_package(path: Path) -> Package:
@@ -228,6 +234,16 @@ def size_of(source: str | Path) -> tuple[int, int]:
         return package.parameters, package.macs
     opened = model(source)
     return opened.parameters, family(opened).macs(opened, REFERENCE_LENGTH)
+
+
+def spec_of(source: str | Path) -> ModelSpec:
+    """What a model takes and gives; of an artifact or a package its manifest tells it."""
+    path = _path(source)
+    if (path / PACKAGE).is_file():
+        return folders.read_manifest(path / PACKAGE, Package, PACKAGE_VERSION).spec
+    if artifact.is_artifact(path):
+        return folders.read_manifest(path / artifact.MANIFEST, artifact.Artifact, artifact.FORMAT_VERSION).spec
+    return model(source).spec
 
 
 def search_of(source: str | Path) -> Found | None:
@@ -282,13 +298,15 @@ def _assembled(path: Path, package: Package, encode: Encode, threads: int) -> En
 
 
 def _path(source: str | Path) -> Path:
+    if str(source) in whispers.BUILT_IN:
+        return whispers.place(str(source))
     built_in = BUILT_IN.get(str(source))
     if built_in is not None:
         return _built_in(str(source), built_in)
     path = Path(source)
     if not path.exists():
         raise UsageError(
-            f"there is no model {str(source)!r}: neither a path nor one of the built-in {', '.join(BUILT_IN)}"
+            f"there is no model {str(source)!r}: neither a path nor one of the built-in {', '.join(built_in_names())}"
         )
     return path / SEARCHED if artifact.is_artifact(path / SEARCHED) else path
 

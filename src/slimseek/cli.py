@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slimseek import __version__
+from slimseek import __version__, cli_serve
 from slimseek.command import (
     Artifact,
     Command,
@@ -18,7 +18,6 @@ from slimseek.command import (
     DeployData,
     Force,
     Json,
-    MaybeData,
     Model,
     Out,
     Quiet,
@@ -313,22 +312,6 @@ def query(index: Annotated[Path, typer.Argument(metavar="INDEX")], text: str,
 
 
 @app.command()
-def serve(
-    model: Model, data: MaybeData = "",
-    original: Annotated[str, typer.Option("--original", metavar="MODEL", help="Serve this beside it.")] = "",
-    index: Annotated[str, typer.Option("--index", help="An index made before; by default one is made now.")] = "",
-    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
-    threads: Threads = 0, quiet: Quiet = False,
-) -> None:  # fmt: skip
-    """Serve the search over HTTP, with a page at /."""
-    from slimseek.pipeline import serve_on
-
-    with Command(json=False, quiet=quiet):
-        serve_on(model, data, original=original, index=index, host=host, port=port, threads=threads)
-
-
-@app.command()
 def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], out: Annotated[Path, typer.Option("--out")],
            json: Json = False) -> None:  # fmt: skip
     """Write the HTML report of an artifact, or the page of a search under a budget."""
@@ -355,16 +338,8 @@ def recipe(name: Annotated[str, typer.Argument(help="A shorthand; without one, a
         print(f"{shorthand:18} {recipes.text_of(shorthand).splitlines()[0].removeprefix('# ')}")
 
 
-@app.command()
-def demo(out: Annotated[Path, typer.Option("--out", metavar="DIR")] = Path("demo"), threads: Threads = 0,
-         json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
-    """Run the whole flow on the built-in model and news articles, in minutes."""
-    from slimseek import show
-    from slimseek.pipeline import demo as run_demo
-
-    with Command(json, quiet) as run:
-        found = run_demo(out, threads=threads)
-        run.answer(found, lambda console: show.comparison(found, console, out / "artifact", served=out / "served"))
+app.command()(cli_serve.serve)
+app.command()(cli_serve.demo)
 
 
 @app.callback(invoke_without_command=True)

@@ -14,9 +14,9 @@ from slimseek import plugins
 from slimseek.errors import UsageError
 from slimseek.inputs.reader import Input
 from slimseek.inputs.text import TextInput
-from slimseek.schema import Collection, Finding, Qrels, Samples, SearchSet, Value
+from slimseek.schema import Collection, Finding, ModelSpec, Qrels, Samples, SearchSet, Value
+from slimseek.similar import MOST_DEV_QUERIES, suited
 
-MOST_DEV_QUERIES = 500
 TEXTS_COUNTED = 2000
 UNKNOWN = -1
 """The label of an item whose class is not known."""
@@ -98,8 +98,14 @@ def load(source: str) -> Collection:
         raise UsageError(f"there is no collection {source!r}: neither a folder nor the built-in news or news-full")
     raise UsageError(
         f"{source} is not a collection: it needs corpus.jsonl, queries.jsonl and qrels/test.tsv, or .tsv or .csv files "
-        f"with the columns text and label"
+        f"with the columns text and label, labels.csv with those of a path and a label, or a subfolder of pictures for "
+        f"each class"
     )
+
+
+def load_for(source: str, spec: ModelSpec) -> Collection:
+    """Read a collection in the form that a model is judged by: see :func:`slimseek.similar.suited`."""
+    return suited(load(source), spec)
 
 
 def split(collection: Collection) -> Splits:
@@ -143,7 +149,8 @@ def search_set(
         qrels: judgements of the split.
         name: the split's name.
         max_queries: take a random part of the queries.
-        max_documents: search the judged documents and a random part of the others, so many in all.
+        max_documents: search the judged documents and a random part of the others, so many in all; where labels judge,
+            a random part of all of them, with one at least for each query.
         seed: of the random choices.
 
     Raises:
@@ -157,10 +164,13 @@ def search_set(
         chosen = sorted(generator.sample(chosen, max_queries), key=chosen.index)
     documents = list(collection.corpus)
     if max_documents is not None and len(documents) > max_documents:
-        judged = {document for query in chosen for document in qrels[query]}
+        judged = set(_some_for_each(qrels, chosen, documents, max_documents, generator) if collection.by_label else
+                     (document for query in chosen for document in qrels[query]))  # fmt: skip
         others = [document for document in documents if document not in judged]
         kept = judged | set(generator.sample(others, max(0, min(len(others), max_documents - len(judged)))))
         documents = [document for document in documents if document in kept]
+        if collection.by_label:
+            qrels = _judging(qrels, chosen, kept)
     return SearchSet(
         name=f"{collection.name}, {name}",
         queries={query: collection.queries[query] for query in chosen},
@@ -168,6 +178,7 @@ def search_set(
         qrels={query: qrels[query] for query in chosen},
         labelled=collection.labelled,
         said=collection.said,
+        by_label=collection.by_label,
     )
 
 
@@ -235,6 +246,29 @@ def fingerprint(collection: Collection) -> str:
     for part in (collection.corpus, collection.queries, collection.qrels):
         digest.update(msgspec.json.encode(part, order="deterministic") + b"\n")
     return digest.hexdigest()
+
+
+def _some_for_each(
+    qrels: Qrels, queries: Sequence[str], documents: Sequence[str], most: int, generator: random.Random
+) -> list[str]:
+    """So many documents at random, and a relevant one more for each query that would have none."""
+    found = generator.sample(documents, most)
+    kept = set(found)
+    for query in queries:
+        if kept.isdisjoint(qrels[query]):
+            found.append(generator.choice(list(qrels[query])))
+            kept.add(found[-1])
+    return found
+
+
+def _judging(qrels: Qrels, queries: Sequence[str], kept: set[str]) -> Qrels:
+    """The judgements of these documents alone; rows that were one object stay one."""
+    rows: dict[int, dict[str, int]] = {}
+    for query in queries:
+        row = qrels[query]
+        if id(row) not in rows:
+            rows[id(row)] = {document: value for document, value in row.items() if document in kept}
+    return {query: rows[id(qrels[query])] for query in queries}
 
 
 def _described(collection: Collection, read: Input | None, notice: str) -> LabelledDescription:

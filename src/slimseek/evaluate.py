@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from slimseek import bootstrap, costs, plugins, timing
-from slimseek.bases import Index, Metric
+from slimseek.bases import ErrorRate, Index, Metric
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.indexes import _vectors
@@ -17,7 +18,9 @@ from slimseek.progress import track
 from slimseek.schema import (
     Array,
     Change,
+    Collection,
     GateResult,
+    Gates,
     GateStatus,
     Measurement,
     Precision,
@@ -28,6 +31,8 @@ from slimseek.schema import (
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map")
 ACCURACY = "accuracy"
+ALIKE = ("hit@1", "hit@5", "map_r")
+"""Of items alike: what the literature on image search calls recall@1 and recall@5, and MAP@R."""
 DEPTH = 100
 LEAST_COSINE = 0.999
 
@@ -62,7 +67,10 @@ def metric(name: str) -> tuple[Metric, int | None]:
     plugin, at, cutoff = name.partition("@")
     if at and not (cutoff.isdecimal() and 1 <= int(cutoff) <= 1000):
         raise UsageError(f"metric {name!r}: the number after @ must be from 1 to 1000")
-    return plugins.load("metrics", plugin)(), int(cutoff) if cutoff else None
+    kind = plugins.load("metrics", plugin)
+    if issubclass(kind, ErrorRate):
+        raise UsageError(f"metric {name!r} is of transcripts, which only a recogniser of speech gives")
+    return kind(), int(cutoff) if cutoff else None
 
 
 def quality(
@@ -112,7 +120,8 @@ def ranked(
         metrics: such as ``ndcg@10``.
         precision: how the vectors of documents are kept.
     """
-    depths = {name: metric(name)[1] or DEPTH for name in metrics}
+    asked = {name: metric(name) for name in metrics}
+    depths = {name: plugin.depth(search_set.qrels, cutoff) or DEPTH for name, (plugin, cutoff) in asked.items()}
     deepest = max([DEPTH, *depths.values()])
     alone = set(depths.values()) if precision in _vectors.RESCORED_WITH else set()
     rankings = {depth: rank(queries, documents, search_set, depth, precision) for depth in {deepest, *alone}}
@@ -170,8 +179,13 @@ def _classified(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str])
 def default_metrics(search_set: SearchSet) -> tuple[str, ...]:
     """What to measure where nothing is asked for."""
     if not search_set.labelled:
-        return METRICS
+        return ALIKE if search_set.by_label else METRICS
     return (ACCURACY, f"{ACCURACY}@5") if len(search_set.corpus) > 10 else (ACCURACY,)
+
+
+def decisive(collection: Collection) -> str:
+    """The metric whose loss counts where none is named: nDCG@10; accuracy for classes, MAP@R for items alike."""
+    return ACCURACY if collection.labelled else ALIKE[-1] if collection.by_label else Gates().metric
 
 
 def rank(
@@ -179,42 +193,55 @@ def rank(
 ) -> dict[str, list[str]]:
     """Query id to the ``depth`` best document ids by exact inner products; ties by the documents' order.
 
-    With a precision the documents are kept at it, and ranked by finer vectors where ``search`` would do so.
+    With a precision the documents are kept at it, and ranked by finer vectors where ``search`` would do so. Where
+    labels judge, a document of the query's own id is no result.
     """
     index: Index = plugins.load("indexes", "exact")(precision=precision)
     index.build(documents)
-    finer, depth = _vectors.RESCORED_WITH.get(precision), min(depth, len(documents))
+    finer, wanted = _vectors.RESCORED_WITH.get(precision), depth
+    depth = min(depth + search_set.by_label, len(documents))
     if finer is None:
         hits = index.query(queries, depth)
     else:
         hits = _vectors.rescored(index, _vectors.rows_of(documents, finer), queries, depth)
     ids = list(search_set.corpus)
-    return {
+    ranking = {
         query: [ids[hit] for hit in row if hit >= 0] for query, row in zip(search_set.queries, hits.ids, strict=True)
     }
+    if not search_set.by_label:
+        return ranking
+    return {query: [name for name in row if name != query][:wanted] for query, row in ranking.items()}
 
 
 def measure(name: str, search_set: SearchSet, ranking: Mapping[str, Sequence[str]]) -> Measurement:
     """One metric over the queries of the set, with a 95 % bootstrap interval of its mean."""
     plugin, cutoff = metric(name)
     scores = plugin.per_query(search_set.qrels, ranking, cutoff)
-    values = np.array([scores[query] for query in search_set.queries if query in scores])
-    if not values.size:
+    values = [scores[query] for query in search_set.queries if query in scores]
+    if not values:
         raise UsageError(f"{search_set.name}: no query has a relevant document")
+    return measured(name, values, plugin.higher_is_better)
+
+
+def measured(name: str, values: Sequence[float], higher_is_better: bool = True) -> Measurement:
+    """The mean of one value for each query, one or more of them, with its 95 % bootstrap interval."""
+    scores = np.array(values)
     return Measurement(
         name=name,
-        value=float(values.mean()),
-        higher_is_better=plugin.higher_is_better,
-        n=values.size,
-        interval=bootstrap.mean_interval(values),
-        per_query=tuple(values.tolist()),
+        value=float(scores.mean()),
+        higher_is_better=higher_is_better,
+        n=scores.size,
+        interval=bootstrap.mean_interval(scores),
+        per_query=tuple(scores.tolist()),
     )
 
 
 def compare(before: Measurement, after: Measurement, max_loss: float | None = None) -> Change:
     """The paired relative change of a metric: (after - before) / before, resampling queries (10,000 times).
 
-    The lower bound is more careful than the interval: see :mod:`slimseek.bootstrap`.
+    Of an error rate it is the difference before - after, in points: from 1 to 2 errors in a hundred words is one point
+    more, which a relative change would call twice as bad. The lower bound is more careful than the interval: see
+    :mod:`slimseek.bootstrap`.
 
     Args:
         before: of the original; ``after`` is of the same queries in the same order.
@@ -225,26 +252,35 @@ def compare(before: Measurement, after: Measurement, max_loss: float | None = No
     assert after.per_query is not None
     assert len(before.per_query) == len(after.per_query), "both sides must have scored the same queries"
     first, second = np.array(before.per_query), np.array(after.per_query)
-    low, lower, high = bootstrap.change_bounds(first, second).tolist()
+    points = not before.higher_is_better
+    low, lower, high = (bootstrap.point_bounds if points else bootstrap.change_bounds)(first, second).tolist()
+    needed = bootstrap.queries_needed_in_points if points else bootstrap.queries_needed
     return Change(
         metric=before.name,
         before=before.value,
         after=after.value,
-        relative=float(bootstrap.relative_change(first, second)),
+        relative=before.value - after.value if points else float(bootstrap.relative_change(first, second)),
         interval=(low, high),
         lower_bound=lower,
         n=len(first),
-        n_needed=None if max_loss is None else bootstrap.queries_needed(first, second, lower, max_loss),
+        n_needed=None if max_loss is None else needed(first, second, lower, max_loss),
+        points=points or msgspec.UNSET,
     )
 
 
 def quality_gate(change: Change, max_loss: float) -> GateResult:
     """Passed when the one-sided 95 % bound of the change lies above -max_loss; undecided when only the mean does.
 
-    So few queries that they could all miss a share of ``max_loss`` that lost everything decide nothing either.
+    So few queries that they could all miss a share of ``max_loss`` that lost everything decide nothing either. Of an
+    error rate ``max_loss`` is in points: 0.01 is one more error in a hundred words.
     """
-    asked = f"loss of {change.metric} at most {max_loss:.1%}"
-    measured = f"{change.relative:+.2%}, one-sided 95 % bound {change.lower_bound:+.2%}, n = {change.n}"
+    if change.points is True:
+        asked = f"{change.metric} at most {100 * max_loss:.1f} points higher"
+        shown = [f"{0 - 100 * loss:+.2f}" for loss in (change.relative, change.lower_bound)]
+        measured = f"{shown[0]} points, one-sided 95 % bound {shown[1]}, n = {change.n}"
+    else:
+        asked = f"loss of {change.metric} at most {max_loss:.1%}"
+        measured = f"{change.relative:+.2%}, one-sided 95 % bound {change.lower_bound:+.2%}, n = {change.n}"
     status: GateStatus
     if change.lower_bound >= -max_loss and change.n >= bootstrap.fewest_queries(max_loss):
         status, more = "passed", ""

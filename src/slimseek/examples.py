@@ -77,7 +77,7 @@ def different(read: Any, items: Sequence[str]) -> tuple[list[Row], list[str]]:
 
 
 def rows(read: Any, items: Sequence[str], prefix: str) -> list[Row]:
-    """A row for each item; UsageError for one that cannot be read. Arrays are read one after the other, and not kept.
+    """A row for each item; UsageError for one that cannot be read. Files are read one after the other, and not kept.
 
     Args:
         read: the reader of the model's items.
@@ -87,13 +87,13 @@ def rows(read: Any, items: Sequence[str], prefix: str) -> list[Row]:
     if isinstance(read, TextInput):
         return [Row(width=(len(ids),), content=tuple(ids), read=lambda ids=ids: ids)  # type: ignore[misc]
                 for ids in read.rows(items, prefix)]  # fmt: skip
-    return [_array_row(read, item) for item in items]
+    return [_file_row(read, item) for item in items]
 
 
-def _array_row(read: Any, item: str) -> Row:
+def _file_row(read: Any, item: str) -> Row:
     [row] = read.rows([item])
-    shapes = tuple(array.shape for array in row.values())
-    digests = tuple(hashlib.sha256(array.tobytes()).digest() for array in row.values())
+    shapes = read.width(row)
+    digests = tuple(hashlib.sha256(array.tobytes()).digest() for array in read.batch([row]).values())
     return Row(width=shapes, content=(shapes, digests), read=lambda: read.rows([item])[0])
 
 

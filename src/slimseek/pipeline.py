@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import choose, data, deploy, integers, kept, plugins, search, timing
+from slimseek import choose, data, deploy, documents, integers, kept, plugins, search, similar, timing
 from slimseek import compress as machine
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
 from slimseek import recipe as recipes
 from slimseek import sensitivity as alone
 from slimseek.compress import Judge
+from slimseek.documents import Media
+from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, proven
-from slimseek.rebuild import rebuild
 from slimseek.report import sensitivity as sensitivity_page
 from slimseek.scale.connect import connected
 from slimseek.scale.encoding import encode
@@ -31,6 +32,7 @@ from slimseek.schema import (
     Gates,
     Measurement,
     Model,
+    ModelSpec,
     Precision,
     Qrels,
     Recipe,
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
 DEV_QUERIES = 300
 DEV_DOCUMENTS = 300
 PARITY_TEXTS = 64
-DEMO_MODEL, DEMO_DATA, DEMO_RECIPE = "minilm", "news", "int8"
 
 
 class Evaluation(Value, frozen=True):
@@ -72,7 +73,8 @@ def compress(
 
     Args:
         source: the MODEL.
-        collection: the collection to judge by; a labelled one by accuracy where the recipe has no metric of its own.
+        collection: the collection to judge by; where the recipe has no metric of its own, labels are judged by accuracy
+            and items alike by MAP@R.
         recipe: a shorthand, a file, or a recipe.
         out: folder of the artifact.
         options: how to measure.
@@ -93,10 +95,10 @@ def compress(
         original = choose.model(source)
         integers.check_finite(original, "compressed")
         deploy.check_target(options.target, original)
-        found = data.load(str(collection))
-        if found.labelled and steps.gates.metric == Gates().metric:
-            accuracy = msgspec.structs.replace(steps.gates, metric=measuring.ACCURACY)
-            steps = msgspec.structs.replace(steps, gates=accuracy)
+        found = data.load_for(str(collection), original.spec)
+        if steps.gates.metric == Gates().metric:
+            gates = msgspec.structs.replace(steps.gates, metric=measuring.decisive(found))
+            steps = msgspec.structs.replace(steps, gates=gates)
         student = choose.model(steps.student) if steps.student else original
         if options.keep_index:
             kept.check(original, student, steps, found.labelled)
@@ -121,17 +123,16 @@ def evaluate(
         collection: the collection.
         baseline: a MODEL to compare with, measured in the same run.
         split: whose queries.
-        metrics: such as ``ndcg@10``; by default nDCG, recall, MRR and MAP.
+        metrics: such as ``ndcg@10``; by default nDCG, recall, MRR and MAP, or those of classes or of items alike.
         threads: of the runtimes; 0 for all cores.
     """
-    found = data.load(str(collection))
+    read = data.load(str(collection))
+    chosen = [(path, choose.choose(path, threads or None)) for path in (source, baseline) if path is not None]
+    found = similar.suited(read, chosen[0][1].spec)
     if split not in found.qrels:
         raise UsageError(f"{collection} has no split {split!r}; it has {', '.join(found.qrels)}")
     queries = data.search_set(found, found.qrels[split], split)
     names = tuple(metrics or measuring.default_metrics(queries))
-    chosen = [(source, choose.choose(source, threads or None))]
-    if baseline is not None:
-        chosen.append((baseline, choose.choose(baseline, threads or None)))
     quality = [measuring.quality(encoder, queries, names) for _, encoder in chosen]
     costs = measuring.cost(
         {str(number): (encoder, str(path)) for number, (path, encoder) in enumerate(chosen)},
@@ -206,8 +207,8 @@ def deploy_on(
 
     A given one also goes into a package that searches by itself.
     """
-    texts = _texts(data or choose.collection_of(source), asked=bool(data))
-    corpus = _corpus(str(source), data) if data and deploy.searches(target) else None
+    texts = _texts(source, data or choose.collection_of(source), asked=bool(data))
+    corpus = _searched(source, data, choose.spec_of(source))[0] if data and deploy.searches(target) else None
     return deploy.deploy(source, target, out, texts=texts, corpus=corpus, threads=threads or None, force=force)
 
 
@@ -215,7 +216,7 @@ def deploy_all_on(
     source: str | Path, out: str | Path, *, data: str = "", threads: int = 0, force: bool = False
 ) -> deploy.Deployed:
     """The same for every target that this machine can write."""
-    texts = _texts(data or choose.collection_of(source), asked=bool(data))
+    texts = _texts(source, data or choose.collection_of(source), asked=bool(data))
     return deploy.deploy_all(source, out, texts=texts, threads=threads or None, force=force)
 
 
@@ -231,31 +232,48 @@ def index_on(
     """
     with connected(ray) if ray else nullcontext():
         encoder = choose.choose(source, threads or None)
-        search.index(encoder, data.load(collection).corpus, out, kind=kind, precision=precision, rescore=rescore,
-                     oversample=oversample, force=force,
+        corpus, media = documents.searched(data.load(collection), encoder.spec)
+        search.index(encoder, corpus, out, kind=kind, precision=precision, rescore=rescore,
+                     oversample=oversample, force=force, media=media,
                      encode=(lambda texts: encode(source, texts, ray, threads=threads)) if ray else None)  # fmt: skip
     return search.open(out, encoder).stats()
 
 
 def serve_on(
-    source: str, collection: str = "", *, original: str = "", index: str = "", host: str = "127.0.0.1",
-    port: int = 8000, threads: int = 0,
+    source: str, collection: str = "", *, original: str = "", index: str = "", recogniser: str = "",
+    host: str = "127.0.0.1", port: int = 8000, threads: int = 0,
 ) -> None:  # fmt: skip
-    """Open or make the indexes and serve; the original, if given, gets an index of its own."""
+    """Open or make the indexes and serve; the original, if given, gets an index of its own.
+
+    Args:
+        source: the MODEL that answers.
+        collection: what is searched; by default what the model was judged by.
+        original: the MODEL that it is compared with, ``""`` for none.
+        index: an index that was made before, for ``source``; by default one is made now.
+        recogniser: the MODEL that makes texts of spoken queries, ``""`` for none.
+        host: address to listen on.
+        port: port to listen on; 0 for any that is free.
+        threads: of each runtime; 0 for all cores.
+
+    Raises:
+        UsageError: anything wrong with the arguments, or a recogniser for a model that takes no texts.
+    """
     service = plugins.require("slimseek.serve")
-    opened = search.session(choose.choose(source, threads or None), _corpus(source, collection), index)
-    other = search.session(choose.choose(original, threads or None), _corpus(source, collection)) if original else None
-    service.serve(opened, other, host=host, port=port, ready=lambda url: say(f"search page: {url}  (Ctrl-C stops)"))
+    encoder = choose.choose(source, threads or None)
+    if recogniser and encoder.spec.modality != "text":
+        raise UsageError(f"--recogniser makes texts of what is said, and {encoder.name} takes none; leave it out")
+    heard = choose.recogniser(recogniser, threads or None) if recogniser else None
+    opened = search.open(Path(index), encoder) if index else _session(encoder, source, collection)
+    other = _session(choose.choose(original, threads or None), source, collection) if original else None
+    service.serve(
+        opened, other, heard, host=host, port=port, ready=lambda url: say(f"search page: {url}  (Ctrl-C stops)")
+    )
 
 
-def demo(out: str | Path, *, threads: int = 0) -> Comparison:
-    """The whole flow on the built-in model and collection: compress, rebuild, deploy; everything lies in ``out``."""
-    place = Path(out)
-    options = Options(threads=threads, alternatives=True, force=True, command=f"slimseek demo --out {out}")
-    comparison = compress(DEMO_MODEL, DEMO_DATA, DEMO_RECIPE, place / "artifact", options)
-    say("rebuild as an ordinary model: " + rebuild(place / "artifact", place / "rebuilt", force=True).detail)
-    deploy_on(place / "artifact", "auto", place / "served", threads=threads, force=True)
-    return comparison
+def _session(encoder: Encoder, source: str, collection: str) -> search.Search:
+    """A search of the collection, or of the one that ``source`` was judged by, that lasts as long as this process."""
+    corpus, media = _searched(source, collection, encoder.spec)
+    return search.session(encoder, corpus, media=media)
 
 
 def _judge(model: Model, collection: Collection, qrels: Qrels, recipe: Recipe, threads: int, keep_index: bool) -> Judge:
@@ -279,17 +297,16 @@ def _static(source: str | Path) -> tuple[Measurement, ...]:
     )
 
 
-def _texts(collection: str, asked: bool) -> Sequence[str]:
+def _texts(source: str | Path, collection: str, asked: bool) -> Sequence[str]:
     if not collection or not (asked or Path(collection).exists() or collection in ("news", "news-full")):
         return ()
-    return [text for text in data.load(collection).items.values() if text][:PARITY_TEXTS]
+    found = data.load_for(collection, choose.spec_of(source))
+    return [text for text in found.items.values() if text][:PARITY_TEXTS]
 
 
-def _corpus(source: str, collection: str) -> dict[str, str]:
+def _searched(source: str | Path, collection: str, spec: ModelSpec) -> tuple[dict[str, str], Media | None]:
+    """What is searched in the collection, or in the one that ``source`` was judged by; UsageError for neither."""
     known = collection or choose.collection_of(source)
     if not known:
         raise UsageError(f"{source} does not say which collection it was judged by; add --data")
-    found: Collection = data.load(known)
-    if found.labelled:
-        raise UsageError(f"{known} holds labelled items, and nothing to search")
-    return found.corpus
+    return documents.searched(data.load(known), spec)

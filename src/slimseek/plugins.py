@@ -16,12 +16,17 @@ EXTRAS = {
     "onnx": "text",
     "onnxscript": "text",
     "onnxslim": "text",
+    "soundfile": "speech",
+    "soxr": "speech",
     "openvino": "openvino",
     "ai_edge_litert": "litert",
     "flatbuffers": "litert",
     "executorch": "executorch",
     "torchao": "executorch",
     "tensorrt_rtx": "tensorrt",
+    "jiwer": "speech",
+    "soundfile": "speech",
+    "soxr": "speech",
     "usearch": "index",
     "faiss": "faiss",
     "psycopg": "pgvector",
@@ -34,6 +39,8 @@ EXTRAS = {
     "filelock": "budget",
     "ray": "ray",
     "pyarrow": "ray",
+    "PIL": "image",
+    "timm": "timm",
 }
 
 

@@ -389,7 +389,9 @@ class Collection:
         labelled: whether the task is to name the class of an item: the queries are the items, the corpus holds the
             names of the classes, and the one relevant of them is the item's.
         said: text that belongs to an item which is a file, by the item: the caption of a picture, the transcript of a
-            recording.
+            recording; ``""`` where there is none.
+        by_label: whether relevant documents are those of a query's label: then one that is a query too is never its own
+            result, by its id.
     """
 
     name: str
@@ -400,6 +402,7 @@ class Collection:
     findings: tuple[Finding, ...] = ()
     labelled: bool = False
     said: Mapping[str, str] = field(default_factory=dict)
+    by_label: bool = False
 
     @property
     def items(self) -> dict[str, str]:
@@ -418,6 +421,7 @@ class SearchSet:
         qrels: judgements of exactly these queries.
         labelled: whether the corpus holds the names of classes (see :class:`Collection`).
         said: text that belongs to an item which is a file, by the item (see :class:`Collection`).
+        by_label: whether relevant documents are those of a query's label (see :class:`Collection`).
     """
 
     name: str
@@ -426,6 +430,7 @@ class SearchSet:
     qrels: Qrels
     labelled: bool = False
     said: Mapping[str, str] = field(default_factory=dict)
+    by_label: bool = False
 
     @property
     def items(self) -> dict[str, str]:
@@ -545,6 +550,8 @@ class Change(Value, frozen=True):
         n: number of queries.
         n_needed: queries it would take to show a loss below the asked one; ``None`` where this n is enough, or no
             number would do.
+        points: whether the change is of an error rate, where it is no share but a difference, before - after, negative
+            for a loss as well: -0.01 is one more error in a hundred words. Unset for all others.
     """
 
     metric: str
@@ -555,6 +562,7 @@ class Change(Value, frozen=True):
     lower_bound: float
     n: int
     n_needed: int | None = None
+    points: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class GateResult(Value, frozen=True):

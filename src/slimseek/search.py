@@ -15,21 +15,22 @@ from typing import Literal, get_args
 import msgspec
 import numpy as np
 
+from slimseek import documents, plugins
 from slimseek import folder as folders
-from slimseek import plugins
 from slimseek.bases import Index
+from slimseek.documents import Documents, Media
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors
 from slimseek.kept import PROBE_TEXT
 from slimseek.progress import track
-from slimseek.schema import Array, FileEntry, Hits, Precision, Value
+from slimseek.schema import Array, FileEntry, Hits, ModelSpec, Precision, Value
 
 FORMAT_VERSION = 2
 MANIFEST = "index.json"
-DOCUMENTS = "documents.jsonl"
-OFFSETS = "offsets.npy"
 PROBE = "probe.npy"
+RANDOM_PROBE = "random:0"
+"""What networks are told apart by that take no text."""
 SAME_VECTOR = 0.999
 SAME_ORIGINAL = 0.99999
 """Runtimes differ from each other by less, and a compressed model from its original by more."""
@@ -56,6 +57,7 @@ class Manifest(Value, frozen=True, kw_only=True):
         rescore_bytes: bytes of the finer vectors under ``rescore/``: on disk, of which a query reads a few rows.
         oversample: how many times more candidates than hits are ranked by the finer vectors.
         files: every other file of the folder with its hash.
+        media: the folder that the documents' pictures or recordings lie in; unset for texts.
     """
 
     format_version: int
@@ -70,22 +72,23 @@ class Manifest(Value, frozen=True, kw_only=True):
     rescore_bytes: int = 0
     oversample: int = OVERSAMPLE
     files: tuple[FileEntry, ...]
-
-
-class Document(Value, frozen=True):
-    """A line of ``documents.jsonl``; lines stand in the order of the index."""
-
-    id: str
-    text: str
+    media: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Result(Value, frozen=True):
-    """A document that was found: ``rank`` counts from 1, ``score`` is the inner product with the query."""
+    """A document that was found: ``rank`` counts from 1, ``score`` is the inner product with the query.
+
+    Attributes:
+        file: of a picture, recording or array: its path in the collection; unset for a text.
+        position: of such a document in the index.
+    """
 
     id: str
     score: float
     text: str
     rank: int
+    file: str | msgspec.UnsetType = msgspec.UNSET
+    position: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Answer(Value, frozen=True):
@@ -121,13 +124,13 @@ class Stats(Value, frozen=True):
 def index(
     encoder: Encoder, corpus: Mapping[str, str], out: Path, *, kind: str = "exact", precision: Precision = "f32",
     rescore: Rescore = "auto", oversample: int = OVERSAMPLE, force: bool = False,
-    encode: Callable[[Sequence[str]], Array] | None = None,
+    encode: Callable[[Sequence[str]], Array] | None = None, media: Media | None = None,
 ) -> Manifest:  # fmt: skip
     """Encode every document and write a folder that :func:`open` searches.
 
     Args:
         encoder: what makes the vectors; queries must be encoded by the same.
-        corpus: document id to text.
+        corpus: document id to text, or to the path of what the encoder takes.
         out: the folder to make.
         kind: a plug-in of ``indexes/``.
         precision: how the index keeps vectors.
@@ -137,6 +140,7 @@ def index(
         force: replace a folder that slimseek wrote.
         encode: gives the float32 [n, dim] vectors of all documents in this process's place, such as a cluster of
             machines that opened the same encoder.
+        media: the pictures or recordings that documents are; ``None`` for texts.
 
     Raises:
         UsageError: no documents, an unknown kind or precision, vectors for rescoring that are no finer than those of
@@ -153,8 +157,8 @@ def index(
         vectors = _document_vectors(encoder, texts) if encode is None else encode(texts)
         store.build(vectors, threads=encoder.threads)
         _write_vectors(folder, store, None if finer is None else _vectors.rows_of(vectors, finer))
-        _write_documents(folder, corpus)
-        np.save(folder / PROBE, encoder.documents([PROBE_TEXT])[0], allow_pickle=False)
+        documents.write(folder, corpus, media)
+        np.save(folder / PROBE, encoder.documents([_probe_of(encoder.spec)])[0], allow_pickle=False)
         files = folders.entries(folder, leave_out=MANIFEST)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -169,6 +173,7 @@ def index(
             rescore_bytes=_bytes_under(FINER_FILES, files),
             oversample=oversample,
             files=files,
+            media=msgspec.UNSET if media is None else str(media.folder),
         )
         folders.write_json(folder / MANIFEST, manifest)
     return manifest
@@ -185,13 +190,13 @@ def _check_makes_indexes(encoder: Encoder, corpus: Mapping[str, str]) -> None:
         raise UsageError("the collection has no documents to index")
 
 
-def session(encoder: Encoder, corpus: Mapping[str, str], path: str = "") -> Search:
+def session(encoder: Encoder, corpus: Mapping[str, str], path: str = "", media: Media | None = None) -> Search:
     """Open the index at ``path``, or make an exact one of the corpus that lasts as long as this process."""
     if path:
         return open(Path(path), encoder)
     folder = Path(tempfile.mkdtemp(prefix="slimseek."))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    index(encoder, corpus, folder / "index")
+    index(encoder, corpus, folder / "index", media=media)
     return open(folder / "index", encoder)
 
 
@@ -221,16 +226,13 @@ def open(path: Path, encoder: Encoder) -> Search:
     store: Index = plugins.load("indexes", manifest.kind)(precision=manifest.precision)
     store.load(path / INDEX_FILES)
     finer = None if manifest.rescore is None else _vectors.load_rows(path / FINER_FILES, manifest.rescore)
+    shown = documents.read(path, manifest.count, manifest.media or "")
     try:
-        offsets = np.load(path / OFFSETS, allow_pickle=False)
-        documents = np.memmap(path / DOCUMENTS, np.uint8, mode="r")
         probe = np.load(path / PROBE, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: the documents cannot be read: {error}") from error
-    if len(offsets) != manifest.count + 1 or offsets[-1] != len(documents):
-        raise ArtifactError(f"{path}: {OFFSETS} does not fit {DOCUMENTS} and {MANIFEST}; index again")
+        raise ArtifactError(f"{path}: {PROBE} cannot be read: {error}") from error
     _check_probe(path, encoder, probe)
-    return Search(encoder=encoder, manifest=manifest, index=store, finer=finer, offsets=offsets, documents=documents)
+    return Search(encoder=encoder, manifest=manifest, index=store, finer=finer, documents=shown)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -242,16 +244,14 @@ class Search:
         manifest: what is known of the index.
         index: the vectors.
         finer: vectors on disk that rank what the index finds; ``None`` where it ranks by its own.
-        offsets: int64 [count + 1], where each document's line begins in ``documents``.
-        documents: uint8 [bytes], the lines of ``documents.jsonl``, mapped from disk.
+        documents: what stands at each position of the index.
     """
 
     encoder: Encoder
     manifest: Manifest
     index: Index
     finer: _vectors.Rows | None
-    offsets: Array
-    documents: Array
+    documents: Documents
 
     def query(self, texts: Sequence[str], k: int = 10) -> list[list[Result]]:
         """The ``k`` best documents for each text, best first; fewer where the index holds fewer.
@@ -306,15 +306,15 @@ class Search:
 
     def _results(self, ids: Array, scores: Array) -> tuple[Result, ...]:
         """Hits of one query; those that fill up (id -1) stand last and are left out."""
-        documents = [self._document(position) for position in ids[ids >= 0].tolist()]
         return tuple(
-            Result(id=document.id, score=score, text=document.text, rank=rank)
-            for rank, (document, score) in enumerate(zip(documents, scores.tolist(), strict=False), 1)
+            self._result(position, score, rank)
+            for rank, (position, score) in enumerate(zip(ids[ids >= 0].tolist(), scores.tolist(), strict=False), 1)
         )
 
-    def _document(self, position: int) -> Document:
-        line = self.documents[self.offsets[position] : self.offsets[position + 1]]
-        return msgspec.json.decode(line.tobytes(), type=Document)
+    def _result(self, position: int, score: float, rank: int) -> Result:
+        found = self.documents[position]
+        place = msgspec.UNSET if found.file is msgspec.UNSET else position
+        return Result(id=found.id, score=score, text=found.text, rank=rank, file=found.file, position=place)
 
 
 def rank(query_vectors: Array, document_vectors: Array, k: int) -> Hits:
@@ -329,13 +329,18 @@ def fingerprint(encoder: Encoder) -> str:
     return hashlib.sha256(msgspec.json.encode((encoder.name, encoder.spec))).hexdigest()
 
 
+def _probe_of(spec: ModelSpec) -> str:
+    """The item by whose vector it is told who made an index."""
+    return PROBE_TEXT if spec.preprocess is not None else RANDOM_PROBE
+
+
 def _check_probe(path: Path, encoder: Encoder, probe: Array) -> None:
     """Refuse a model of the same name whose weights are others, such as one that was compressed anew.
 
     Of a model that searches an original's index that original must have made it, whatever it was called then.
     """
     kept = encoder.index_of
-    vector = encoder.documents([PROBE_TEXT])[0] if kept is None else np.array(kept.probe, np.float32)
+    vector = encoder.documents([_probe_of(encoder.spec)])[0] if kept is None else np.array(kept.probe, np.float32)
     cosine = float(vector @ probe / np.linalg.norm(vector) / np.linalg.norm(probe))
     if kept is not None and not cosine >= SAME_ORIGINAL:
         raise UsageError(
@@ -383,14 +388,3 @@ def _write_vectors(folder: Path, store: Index, finer: _vectors.Rows | None) -> N
     if finer is not None:
         (folder / FINER_FILES).mkdir()
         finer.save(folder / FINER_FILES)
-
-
-def _write_documents(folder: Path, corpus: Mapping[str, str]) -> None:
-    """The texts as JSON lines, and where each begins, so that one can be read without the others."""
-    offsets = [0]
-    with (folder / DOCUMENTS).open("wb") as file:
-        for name, text in corpus.items():
-            line = msgspec.json.encode(Document(id=name, text=text)) + b"\n"
-            file.write(line)
-            offsets.append(offsets[-1] + len(line))
-    np.save(folder / OFFSETS, np.array(offsets, np.int64), allow_pickle=False)

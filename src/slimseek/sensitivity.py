@@ -192,7 +192,8 @@ def measure(
         UsageError: the method refuses the model, or the file is of another model, collection or other settings.
     """
     step = plugins.load("methods", settings.method)(importance=settings.importance, seed=settings.seed)
-    model, read = choose.model(source), data.load(str(collection))
+    model = choose.model(source)
+    read = data.load_for(str(collection), model.spec)
     splits = data.split(read)
     say(splits.notice)
     search_set = data.search_set(read, splits.dev, "dev", max_queries=settings.max_queries,

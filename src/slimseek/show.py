@@ -19,7 +19,7 @@ from slimseek.report import _format as form
 from slimseek.report import _trials as trials
 from slimseek.report import search as page
 from slimseek.report import sensitivity as alone
-from slimseek.schema import Comparison, GateResult
+from slimseek.schema import Change, Comparison, GateResult
 from slimseek.sensitivity import Point, Sensitivity
 from slimseek.trial import Found
 
@@ -67,12 +67,7 @@ def evaluation(found: Any, console: Console) -> None:
         table.add_row(form.label(measurement.name), *(_figure(figure) for figure in figures))
     console.print(table)
     for change in found.changes:
-        low, high = change.interval
-        console.print(
-            f"  {change.metric}: {change.relative:+.2%}, 95 % interval {low:+.2%} to {high:+.2%}, n = {change.n}",
-            markup=False,
-            soft_wrap=True,
-        )
+        console.print(f"  {_change(change)}", markup=False, soft_wrap=True)
     if found.overlap is not None:
         console.print(f"  top-10 overlap with the baseline: {found.overlap:.3f}", markup=False, soft_wrap=True)
 
@@ -82,9 +77,8 @@ def tuning(found: Any, console: Console, out: Path) -> None:
     table = Table(title=f"{found.model}, fine-tuned by {found.loss}: {found.collection}", title_justify="left")
     for column in ("", "before", "after", "change"):
         table.add_column(column, justify="right" if column else "left")
-    low, high = found.change.interval
     table.add_row(form.label(found.after.name), _figure(found.before), _figure(found.after),
-                  f"{found.change.relative:+.1%}\n{low:+.1%} to {high:+.1%}")  # fmt: skip
+                  f"{form.moved(found.change)}\n{form.moved_interval(found.change)}")  # fmt: skip
     table.add_row("items, steps", "", f"{found.items:,}, {found.steps:,}", "")
     table.add_row("seconds", "", f"{found.seconds:,.0f}", "")
     console.print(table)
@@ -268,6 +262,15 @@ def _cell(cell: form.Cell) -> str:
 def _kept(point: Point) -> str:
     sure = point.change is not None and point.change.interval[1] < 0
     return alone.kept(point) + (" *" if sure else "")
+
+
+def _change(change: Change) -> str:
+    low, high = change.interval
+    if change.points is True:
+        said = f"{0 - 100 * change.relative:+.2f} points, 95 % interval {0 - 100 * high:+.2f} to {0 - 100 * low:+.2f}"
+    else:
+        said = f"{change.relative:+.2%}, 95 % interval {low:+.2%} to {high:+.2%}"
+    return f"{change.metric}: {said}, n = {change.n}"
 
 
 def _figure(measurement: Any) -> str:

@@ -83,7 +83,7 @@ def _key(teacher: Model, items: Sequence[str]) -> str:
             try:
                 content = Path(item).read_bytes()
             except OSError as error:
-                raise UsageError(f"{item} cannot be read as an array (.npy or .npz): {error.strerror}") from error
+                raise UsageError(f"{item} cannot be read: {error.strerror}") from error
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 

@@ -53,7 +53,7 @@ def compress_within(
         out: the folder of the search.
         effort: how long.
         options: how to measure; its ``force`` begins anew where another model or collection was searched.
-        metric: whose loss counts; by default nDCG@10, or accuracy where items are labelled.
+        metric: whose loss counts; by default nDCG@10, accuracy of classes, or MAP@R of items alike.
         seed: of every random choice.
         ray: address of a Ray cluster that tries the plans: HOST:PORT, ``auto``, or ``local`` to start one here.
         at_once: plans that are asked for at once; 0 for one, or with a cluster for as many as it has machines. What is
@@ -71,7 +71,8 @@ def compress_within(
         plugins.require(library)
     deploy.check_target(options.target, runs=True)
     threads, out = options.threads or timing.default_threads(), Path(out)
-    original, found = choose.model(source), data.load(str(collection))
+    original = choose.model(source)
+    found = data.load_for(str(collection), original.spec)
     _check(original, out)
     deploy.check_target(options.target, original)
     metric = _metric(metric or options.metric, original, found, options)
@@ -102,7 +103,7 @@ def _metric(named: str, original: Model, collection: Collection, options: Option
     """The metric whose loss counts: the one that was named, else that of the task."""
     if options.keep_index:
         kept.check(original, original, Recipe(steps=()), collection.labelled)
-    metric = named or (measuring.ACCURACY if collection.labelled else Gates().metric)
+    metric = named or measuring.decisive(collection)
     metric = kept.gates(Gates(metric=metric), named).metric if options.keep_index else metric
     measuring.metric(metric)
     return metric

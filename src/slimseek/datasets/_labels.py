@@ -20,13 +20,19 @@ def split_of(item: str) -> str:
     return "train" if tenth < TENTHS_OF_TRAIN else "dev" if tenth == TENTHS_OF_TRAIN else "test"
 
 
-def collection(path: str, rows: Mapping[str, tuple[str, str, str]], findings: Sequence[Finding]) -> Collection:
+def collection(
+    path: str,
+    rows: Mapping[str, tuple[str, str, str]],
+    findings: Sequence[Finding],
+    said: Mapping[str, str] | None = None,
+) -> Collection:
     """The collection of some rows.
 
     Args:
         path: where they were read from.
         rows: id to item (a text, or the path of an array), label and split.
         findings: what the reader counted.
+        said: what belongs to an item that is a picture or a recording, by the item.
 
     Raises:
         UsageError: fewer than two classes.
@@ -54,4 +60,5 @@ def collection(path: str, rows: Mapping[str, tuple[str, str, str]], findings: Se
             *tally("items with two labels", [item for item, found in labels.items() if len(found) > 1]),
         ),
         labelled=True,
+        said=said or {},
     )

@@ -9,11 +9,13 @@ from typing import Any
 import msgspec
 
 from slimseek.bases import Dataset
+from slimseek.datasets import _pictures as pictures
 from slimseek.datasets._findings import repeated, tally
 from slimseek.errors import UsageError
 from slimseek.schema import Collection, Finding, Qrels
 
 SPLITS = ("train", "dev", "test")
+FILES = ("array", "image")
 TREC_COLUMNS = 4
 TOLERATED = 0.01
 
@@ -21,7 +23,8 @@ TOLERATED = 0.01
 class Beir(Dataset):
     """A folder of JSON lines and judgements; title and text of a document are joined by a blank.
 
-    For networks that take arrays a line has ``array``, the path of a ``.npy`` or ``.npz`` file in the folder.
+    A line has ``text``, or the path of a file in the folder: ``array``, a ``.npy`` or ``.npz`` file for networks that
+    take arrays, or ``image``, a picture, whose caption is then its ``text``. Pictures that cannot be read are left out.
     """
 
     def recognises(self, path: str) -> bool:
@@ -32,10 +35,11 @@ class Beir(Dataset):
     def read(self, path: str) -> Collection:
         """Read the three parts and count what is odd in them."""
         folder = Path(path)
-        corpus = _items(folder / "corpus.jsonl")
-        queries = _items(folder / "queries.jsonl")
-        qrels: dict[str, Qrels] = {}
+        said: dict[str, str] = {}
         findings: list[Finding] = []
+        corpus = _items(folder / "corpus.jsonl", said, findings)
+        queries = _items(folder / "queries.jsonl", said, findings)
+        qrels: dict[str, Qrels] = {}
         for split in SPLITS:
             file = folder / "qrels" / f"{split}.tsv"
             if file.is_file():
@@ -50,13 +54,15 @@ class Beir(Dataset):
             *tally("queries without a judgement", [name for name in queries if name not in judged]),
         ]
         return Collection(
-            name=folder.resolve().name, path=path, corpus=corpus, queries=queries, qrels=qrels, findings=tuple(findings)
-        )
+            name=folder.resolve().name, path=path, corpus=corpus, queries=queries, qrels=qrels,
+            findings=tuple(findings), said=said,
+        )  # fmt: skip
 
 
-def _items(file: Path) -> dict[str, str]:
-    """Id to text, in the order of the file."""
+def _items(file: Path, said: dict[str, str], findings: list[Finding]) -> dict[str, str]:
+    """Id to text or path, in the order of the file."""
     items: dict[str, str] = {}
+    shown: dict[str, str] = {}
     for number, line in _lines(file):
         try:
             record = msgspec.json.decode(line)
@@ -66,6 +72,11 @@ def _items(file: Path) -> dict[str, str]:
         if name in items:
             raise UsageError(f"{file}, line {number}: the _id {name!r} occurs a second time")
         items[name] = text
+        if "image" in record:
+            shown[name], said[text] = text, _text(record)
+    broken = pictures.broken(shown)
+    findings += tally(f"{file.name}: pictures that cannot be read, left out", list(broken.values()))
+    items = {name: item for name, item in items.items() if name not in broken}
     if not items:
         raise UsageError(f"{file} is empty")
     return items
@@ -74,15 +85,21 @@ def _items(file: Path) -> dict[str, str]:
 def _record(record: Any, file: Path, number: int) -> tuple[str, str]:
     if not isinstance(record, dict) or type(record.get("_id")) not in (str, int):  # a bool is an int, and no id
         raise UsageError(f"{file}, line {number}: there is no _id (a string or a number)")
-    if isinstance(record.get("array"), str):
-        return str(record["_id"]), _array(file.parent / record["array"], file, number)
+    kind = next((kind for kind in FILES if isinstance(record.get(kind), str)), None)
+    if kind is not None:
+        return str(record["_id"]), _file(file.parent / record[kind], file, number)
     if not isinstance(record.get("text"), str) or not isinstance(record.get("title") or "", str):
-        raise UsageError(f"{file}, line {number}: there is no text (a string) and no array (a path)")
-    return str(record["_id"]), f"{record.get('title') or ''} {record['text']}".strip()
+        raise UsageError(f"{file}, line {number}: there is no text (a string) and no {' or '.join(FILES)} (a path)")
+    return str(record["_id"]), _text(record)
 
 
-def _array(path: Path, file: Path, number: int) -> str:
-    """The path of an array file, which must lie in the collection."""
+def _text(record: Any) -> str:
+    """Title and text, of which a picture needs none."""
+    return f"{record.get('title') or ''} {record.get('text') or ''}".strip()
+
+
+def _file(path: Path, file: Path, number: int) -> str:
+    """The path of an array or a picture, which must lie in the collection."""
     if not path.resolve().is_relative_to(file.parent.resolve()):
         raise UsageError(f"{file}, line {number}: {path} lies outside of the collection")
     if not path.is_file():

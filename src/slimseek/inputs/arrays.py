@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from slimseek.errors import UsageError
 from slimseek.inputs.features import reduced
+from slimseek.inputs.suffixes import PICTURE_SETTINGS, PICTURES
 from slimseek.schema import Array, Batch, ModelSpec, TensorSpec
 
 ROWS_IN_BATCH = 32
@@ -72,6 +74,11 @@ class ArrayInput:
                 content = {self._inputs[0].name: content}
             arrays = {name: content[name] for name in content}
         except (OSError, ValueError, EOFError) as error:
+            if Path(item).suffix.lower() in PICTURES:
+                raise UsageError(
+                    f"{item} is a picture, and this network takes arrays; write {PICTURE_SETTINGS} (size, resample, "
+                    "rescale_factor, image_mean, image_std) beside its .onnx file"
+                ) from error
             raise UsageError(f"{item} cannot be read as an array (.npy or .npz): {error}") from error
         missing = [tensor.name for tensor in self._inputs if tensor.name not in arrays]
         if missing:

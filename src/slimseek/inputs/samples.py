@@ -31,5 +31,5 @@ TEXTS: tuple[str, ...] = (
 
 
 def examples(spec: ModelSpec) -> tuple[str, ...]:
-    """24 items that a model takes: ``TEXTS``, or random arrays."""
+    """24 items that a model takes: ``TEXTS``, random arrays, or made recordings."""
     return TEXTS if spec.preprocess is not None else tuple(f"{RANDOM}{seed}" for seed in range(len(TEXTS)))

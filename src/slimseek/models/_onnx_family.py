@@ -17,9 +17,11 @@ from slimseek.bases import Family
 from slimseek.errors import UsageError
 from slimseek.inputs.reader import reader
 from slimseek.inputs.samples import examples
+from slimseek.inputs.suffixes import PICTURE_SETTINGS
 from slimseek.integers import dense, expanded
 from slimseek.models import _graph_factors as graph_factors
 from slimseek.models import _graph_features as graph_features
+from slimseek.models import _picture_settings as picture_settings
 from slimseek.models._graph import (
     FILE,
     GRAPH,
@@ -196,7 +198,12 @@ class OnnxFamily(Family):
         return graph_features.narrowed(model, kept, tensors, added)
 
     def save(self, model: Model, folder: Path) -> None:
-        """``model.onnx`` in float32, which reduces its features itself, and the small files beside it."""
+        """``model.onnx`` in float32, which reduces its features itself, and the small files beside it, among them how
+        a picture becomes pixels.
+        """
+        if model.spec.picture:
+            how = picture_settings.settings_of(model.spec.picture, grey=1 in model.spec.inputs[0].shape[1::2])
+            (folder / PICTURE_SETTINGS).write_bytes(how)
         for name, content in model.files.items():
             if name != GRAPH:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

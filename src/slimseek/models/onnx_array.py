@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,7 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from slimseek.errors import UsageError, first_line
 from slimseek.inputs.arrays import BATCH, ArrayInput
 from slimseek.inputs.samples import examples
+from slimseek.inputs.suffixes import PICTURE_SETTINGS
 from slimseek.models import _graph_head as head
+from slimseek.models import _picture_settings as picture_settings
 from slimseek.models import _text_files as text_files
 from slimseek.models._graph import (
     GRAPH,
@@ -55,6 +58,8 @@ class OnnxArray(OnnxFamily):
 
     An axis that all inputs have first and that is not fixed, or is called batch, is the batch. Batch norms are folded
     into the layers before them.
+
+    With ``preprocessor_config.json`` beside it, as transformers' image processors have it, the items are pictures.
     """
 
     def recognises(self, path: Path) -> bool:
@@ -82,7 +87,9 @@ class OnnxArray(OnnxFamily):
             family="onnx_array", modality="array", output="embedding", inputs=inputs, dim=0, normalised=False,
             preprocess=None,
         )  # fmt: skip
-        classes = head.classes(file)
+        classes, settings = head.classes(file), picture_settings.beside(file)
+        if settings is not None:
+            spec = _of_pictures_(model.graph, spec, settings, file.parent / PICTURE_SETTINGS)
         spec = _end_in_vector_(model, _dense(weights), spec, file, classes)
         weights = _prune_(model.graph, weights)
         spec = msgspec.structs.replace(spec, inputs=_keep_used_(model.graph, spec.inputs))
@@ -112,6 +119,13 @@ class OnnxArray(OnnxFamily):
             weight = weights[node.input[1]]
             found[node.input[1]] += value.size // weight.shape[_linear_axis(node, weights) or 0] * weight.size
         return found
+
+
+def _of_pictures_(graph: onnx.GraphProto, spec: ModelSpec, settings: Mapping[str, Any], where: Path) -> ModelSpec:
+    """The spec of a network whose items are pictures."""
+    how = picture_settings.picture(settings, str(where))
+    inputs = picture_settings.pictured(graph, spec.inputs, how, str(where))
+    return msgspec.structs.replace(spec, modality="image", picture=how, inputs=inputs)
 
 
 def _inputs_(graph: onnx.GraphProto, file: Path) -> tuple[TensorSpec, ...]:

@@ -110,8 +110,7 @@ def _quality(comparison: Comparison) -> str:
     if _format.higher_is_better(comparison, change.metric):
         said, bounds = _format.kept(change), _format.kept_interval(change)
     else:
-        said = _format.percent(change.relative, signed=True)
-        bounds = _format.signed_interval(change.interval)
+        said, bounds = _format.moved(change), _format.moved_interval(change)
     return f"{label} {said}, interval {bounds}, n = {change.n:,}"
 
 
@@ -148,7 +147,8 @@ def _filters() -> dict[str, Any]:
     shared = ("size", "seconds", "count", "percent", "score", "significant", "label", "figure", "arrow")
     return {name: getattr(_format, name) for name in shared} | {
         "bounds": _format.bounds,
-        "signed_interval": _format.signed_interval,
+        "moved": _format.moved,
+        "moved_interval": _format.moved_interval,
         "unbroken": _format.unbroken,
         "query": lambda text: _shortened(text, _LONGEST_QUERY),
         "title_of": lambda text: _shortened(text, _LONGEST_TITLE),

@@ -111,17 +111,18 @@ def _quality_beside(drawing: _Drawing, records: Sequence[StepRecord], left: floa
     """The share of the original's quality after each step, with its interval, on one scale for all steps."""
     measured = [(row, r.quality) for row, r in enumerate(records, 1) if r.quality and _sound(r.quality)]
     x = _share_scale([change for _, change in measured], left, drawing.width - 6)
-    label = f"{_format.metric_label(measured[0][1].metric)} kept"
+    points = measured[0][1].points is True
+    label = f"{_format.metric_label(measured[0][1].metric)}{'' if points else ' kept'}"
     drawing.text(left - 6, -16, _cut(label, 18), colour=SOFT)
     drawing.line(x(0.0), 18, x(0.0), drawing.height - 44, colour=SOFT, dash=True)
-    drawing.text(min(x(0.0), drawing.width - 20), 9, "100 %", align="center", colour=SOFT)
+    drawing.text(min(x(0.0), drawing.width - 20), 9, "+0" if points else "100 %", align="center", colour=SOFT)
     for row, change in measured:
         low, high = change.interval
         colour = LOSS if high < 0 else GAIN if low > 0 else TEXT
         at = x(change.relative)
         drawing.interval(at, (x(low), x(high)), 44 * row + 26.5, colour=colour)
         middle = min(max(at, left + 12), drawing.width - 20)
-        drawing.text(middle, 44 * row + 9, _format.percent(1 + change.relative), align="center")
+        drawing.text(middle, 44 * row + 9, _format.kept(change).removesuffix(" kept"), align="center")
 
 
 def _share_scale(

@@ -162,11 +162,6 @@ def interval(low: float, high: float, show: Callable[[float], str]) -> str:
     return _once(show(low), show(high), " to ")
 
 
-def signed_interval(ends: tuple[float, float]) -> str:
-    """An interval of a relative change: "−1.8 to +0.1 %"."""
-    return interval(*ends, lambda share: percent(share, signed=True))
-
-
 def arrow(before: str, after: str) -> str:
     """Before and after, the unit said once where it is the same: "90.9 → 9.6 MB"."""
     return _once(before, after, " → ")
@@ -251,13 +246,30 @@ def in_words(name: str, better: float) -> str:
     return f"no {good}"
 
 
+def moved(change: Change, loss: float | None = None) -> str:
+    """A paired change, or its bound, as it is measured: "−1.8 %"; of an error rate, "+0.4 points" for 0.4 more."""
+    loss = change.relative if loss is None else loss
+    return (
+        f"{percent(0 - loss, signed=True, unit=False)} points" if change.points is True else percent(loss, signed=True)
+    )
+
+
+def moved_interval(change: Change) -> str:
+    """Its 95 % interval, the lower end first."""
+    low, high = change.interval
+    low, high = (high, low) if change.points is True else (low, high)
+    return interval(low, high, lambda loss: moved(change, loss))
+
+
 def kept(change: Change) -> str:
-    """A paired change of a metric where more is better, in words: "99.1 % kept"."""
-    return f"{percent(1 + change.relative)} kept"
+    """A paired change in words: "99.1 % kept" where more is better."""
+    return moved(change) if change.points is True else f"{percent(1 + change.relative)} kept"
 
 
 def kept_interval(change: Change) -> str:
-    """The 95 % interval of the share kept, in per cent without the sign: "98.2 to 100.1"."""
+    """The 95 % interval of the share kept, in per cent without the sign: "98.2 to 100.1"; else in points."""
+    if change.points is True:
+        return moved_interval(change)
     return interval(*change.interval, lambda share: percent(1 + share, unit=False))
 
 
@@ -356,15 +368,10 @@ def _row(comparison: Comparison, name: str) -> Row:
     before, after = comparison.original.get(name), comparison.compressed.get(name)
     change, better = _changed(comparison, name)
     return Row(
-        name=name,
-        label=label(name),
-        hint=LABELS.get(name, ("", _metric_hint(after or before)))[1],
-        before=_cell(before),
-        after=_cell(after),
-        change=change,
-        better=better,
+        name=name, label=label(name), hint=LABELS.get(name, ("", _metric_hint(after or before)))[1],
+        before=_cell(before), after=_cell(after), change=change, better=better,
         others=tuple(_cell(report.get(name)) for report in comparison.alternatives),
-    )
+    )  # fmt: skip
 
 
 def _metric_hint(measurement: Measurement | None) -> str:
@@ -380,12 +387,12 @@ def _cell(measurement: Measurement | None) -> Cell:
 def _changed(comparison: Comparison, name: str) -> tuple[Cell, bool | None]:
     change = next((c for c in comparison.changes if c.metric == name), None)
     if change and math.isfinite(change.relative):
-        up = higher_is_better(comparison, name)
+        up = change.points is True or higher_is_better(comparison, name)
         low, high = change.interval
         better = None if low <= 0 <= high else (low > 0) == up
-        if up:
+        if up and change.points is not True:
             return Cell(text=kept(change), detail=f"{kept_interval(change)} %"), better
-        return Cell(text=percent(change.relative, signed=True), detail=signed_interval(change.interval)), better
+        return Cell(text=moved(change), detail=moved_interval(change)), better
     better_by = ratio(comparison.original.get(name), comparison.compressed.get(name))
     clocked = name.startswith(_CLOCKED)
     if better_by is None or name.partition("_")[0] not in _WORDS or (clocked and not same_machine(comparison)):

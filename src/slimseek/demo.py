@@ -1,0 +1,61 @@
+"""The whole flow on models and collections that packages carry: compress, rebuild, deploy; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+from slimseek import pictures
+from slimseek.errors import UsageError
+from slimseek.pipeline import compress, deploy_on
+from slimseek.progress import say
+from slimseek.prove import Options
+from slimseek.rebuild import rebuild
+from slimseek.schema import Comparison
+
+Subject = Literal["text", "image"]
+RECIPE = "int8"
+ARTIFACT, REBUILT, SERVED, PICTURES = "artifact", "rebuilt", "served", "pictures"
+
+
+def demo(out: str | Path, subject: Subject = "text", *, threads: int = 0) -> Comparison:
+    """The whole flow on a built-in model and collection; everything lies in ``out``.
+
+    Args:
+        out: the folder; what an earlier run left there is replaced.
+        subject: ``text``: MiniLM on news articles; ``image``: EfficientNet-Lite0 on pictures that packages carry.
+        threads: of the runtimes; 0 for all cores.
+
+    Raises:
+        UsageError: there is no such demonstration, or a package that it needs is missing; the text names it.
+        MissingExtra: a library is missing.
+    """
+    if subject not in DEMOS:
+        raise UsageError(f"there is no demonstration {subject!r}; there are {', '.join(get_args(Subject))}")
+    return DEMOS[subject](Path(out), threads)
+
+
+def _text(out: Path, threads: int) -> Comparison:
+    return _run("minilm", "news", out, _options("text", out, threads, alternatives=True))
+
+
+def _image(out: Path, threads: int) -> Comparison:
+    found = pictures.collect(out / PICTURES)
+    say(f"{found.documents} pictures to find and {found.queries} to search by, from {found.source}: {out / PICTURES}")
+    return _run("efficientnet-lite0", str(out / PICTURES), out, _options("image", out, threads))
+
+
+def _options(subject: Subject, out: Path, threads: int, *, alternatives: bool = False) -> Options:
+    named = "" if subject == "text" else f" {subject}"
+    return Options(threads=threads, alternatives=alternatives, force=True, command=f"slimseek demo{named} --out {out}")
+
+
+def _run(source: str, collection: str, out: Path, options: Options) -> Comparison:
+    comparison = compress(source, collection, RECIPE, out / ARTIFACT, options)
+    say("rebuild as an ordinary model: " + rebuild(out / ARTIFACT, out / REBUILT, force=True).detail)
+    deploy_on(out / ARTIFACT, "auto", out / SERVED, threads=options.threads, force=True)
+    return comparison
+
+
+DEMOS: dict[str, Callable[[Path, int], Comparison]] = {"text": _text, "image": _image}

@@ -1,0 +1,151 @@
+"""The documents of an index as they are shown: lines of JSON on disk, and the pictures and recordings they name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from slimseek.errors import ArtifactError, UsageError
+from slimseek.schema import Array, Collection, ModelSpec, Value
+
+FILE = "documents.jsonl"
+OFFSETS = "offsets.npy"
+
+
+class Document(Value, frozen=True):
+    """A line of ``documents.jsonl``; lines stand in the order of the index.
+
+    Attributes:
+        id: the document's.
+        text: its own; of a picture or a recording what is said of it, often empty.
+        file: of a picture, recording or array: its path in the folder that the index names; unset for a text.
+    """
+
+    id: str
+    text: str
+    file: str | msgspec.UnsetType = msgspec.UNSET
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Media:
+    """The files that documents are, or belong to.
+
+    Attributes:
+        folder: where all of them lie.
+        files: document id to path.
+        said: document id to what is said of the file.
+    """
+
+    folder: Path
+    files: Mapping[str, str]
+    said: Mapping[str, str]
+
+
+def searched(collection: Collection, spec: ModelSpec) -> tuple[dict[str, str], Media | None]:
+    """What an index holds of a collection: document id to what the model reads, and the files that are shown.
+
+    All pictures of a labelled collection are documents, whatever their split: only evaluation sets some apart. A model
+    that reads texts is given captions and transcripts; beside a file without one stands its label.
+
+    Args:
+        collection: as it was read.
+        spec: of the model that makes the index.
+
+    Raises:
+        UsageError: labelled texts, or files of which nothing is said for a model that reads texts.
+    """
+    reads, said = spec.modality == "text", collection.said
+    items = collection.queries if collection.labelled else collection.corpus
+    files = {name: item for name, item in items.items() if not reads or item in said}
+    if reads and (files or collection.labelled):
+        items = {name: said.get(item, item) for name, item in items.items() if said.get(item, not collection.labelled)}
+        if not items:
+            raise UsageError(f"{collection.name} holds labelled items without captions, and nothing to search by texts")
+    if not files:
+        return items, None
+    label = {name: next(iter(row)) for judged in collection.qrels.values() for name, row in judged.items()}
+    told = {
+        name: said.get(item) or (label.get(name, "") if collection.labelled else "") for name, item in files.items()
+    }
+    return items, Media(folder=Path(collection.path).resolve(), files=files, said=told)
+
+
+def write(folder: Path, corpus: Mapping[str, str], media: Media | None) -> None:
+    """The documents as JSON lines, and where each begins, so that one can be read without the others."""
+    offsets = [0]
+    with (folder / FILE).open("wb") as file:
+        for document in _documents(corpus, media):
+            line = msgspec.json.encode(document) + b"\n"
+            file.write(line)
+            offsets.append(offsets[-1] + len(line))
+    np.save(folder / OFFSETS, np.array(offsets, np.int64), allow_pickle=False)
+
+
+def read(folder: Path, count: int, media: str) -> Documents:
+    """Open what :func:`write` wrote; lines stay on disk until they are asked for.
+
+    Raises:
+        ArtifactError: it cannot be read, or does not hold so many documents.
+    """
+    try:
+        offsets = np.load(folder / OFFSETS, allow_pickle=False)
+        lines = np.memmap(folder / FILE, np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder}: the documents cannot be read: {error}") from error
+    if len(offsets) != count + 1 or offsets[-1] != len(lines):
+        raise ArtifactError(f"{folder}: {OFFSETS} does not fit {FILE} and the manifest; index again")
+    return Documents(lines=lines, offsets=offsets, media=Path(media) if media else None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Documents:
+    """Documents by their position in the index.
+
+    Attributes:
+        lines: uint8 [bytes], the lines of ``documents.jsonl``, mapped from disk.
+        offsets: int64 [count + 1], where each line begins.
+        media: the folder of the files that they name; ``None`` for texts.
+    """
+
+    lines: Array
+    offsets: Array
+    media: Path | None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, position: int) -> Document:
+        line = self.lines[self.offsets[position] : self.offsets[position + 1]]
+        return msgspec.json.decode(line.tobytes(), type=Document)
+
+    def path(self, position: int) -> Path | None:
+        """Where the picture or recording at that position lies; ``None`` where there is no such document or file, or it
+        has left its folder, by a link or by a path that climbs out.
+        """
+        if self.media is None or not 0 <= position < len(self):
+            return None
+        document = self[position]
+        if not document.file:
+            return None
+        path = (self.media / document.file).resolve()
+        return path if path.is_relative_to(self.media.resolve()) and path.is_file() else None
+
+
+def _documents(corpus: Mapping[str, str], media: Media | None) -> Iterator[Document]:
+    for name, text in corpus.items():
+        if media is None or name not in media.files:
+            yield Document(id=name, text=text)
+        else:
+            yield Document(
+                id=name, text=media.said.get(name, ""), file=_relative(Path(media.files[name]), media.folder)
+            )
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """The path within the folder with forward slashes; as it is where it lies elsewhere, which is never served."""
+    whole = path.absolute()
+    return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(path)
