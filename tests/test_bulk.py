@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -15,10 +17,11 @@ import pytest
 from rich.console import Console
 
 from slimseek import choose, data, plugins, search
+from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.progress import shown_on
 from slimseek.scale import _documents, bulk
-from small import many_texts, packaged, tiny_collection, tiny_encoder, tiny_model
+from small import many_texts, tiny_collection, tiny_encoder
 
 IN_A_PROCESS = """
 import resource, sys
@@ -98,11 +101,14 @@ class TestSame:
     def test_lines_that_cannot_be_taken(self, tmp_path: Path) -> None:
         file = tmp_path / "corpus.jsonl"
         good = '{"_id": "a", "text": "stone"}\n'
+        twice = good + '{"_id": "b", "text": "c"}\n\n' + good
         for content, wrong in (
-            ("", "is empty"), (good + "{", "line 2: not valid JSON"),
-            ("\n" + '{"text": "b"}', "line 2: there is no _id"), (good + '{"_id": "b"}', "line 2: there is no text"), (good + '{"_id": "b", "text": "c"}\n\n' + good,
-                                                                  "line 4: the _id 'a' occurs a second time"),
-        ):  # fmt: skip
+            ("", "is empty"),
+            (good + "{", "line 2: not valid JSON"),
+            ("\n" + '{"text": "b"}', "line 2: there is no _id"),
+            (good + '{"_id": "b"}', "line 2: there is no text"),
+            (twice, "line 4: the _id 'a' occurs a second time"),
+        ):
             file.write_text(content)
             with pytest.raises(UsageError, match=wrong):
                 bulk.index("tiny", file, tmp_path / "out")
@@ -196,12 +202,12 @@ class TestResume:
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    """Real processes, killed three times by signal 9 as soon as more shards are there than before."""
+    """Real processes, killed twice by signal 9 as soon as more shards are there than before."""
     file = written(tmp_path / "corpus.jsonl", 3000)
     whole = process(file, tmp_path / "whole", precision="binary")
     assert whole.wait(120) == 0, whole.communicate()
     work, killed = tmp_path / ".out.work", 0
-    for wanted in (1, 12, 30):
+    for wanted in (1, 20):
         running = process(file, tmp_path / "out", precision="binary")
         while running.poll() is None and len(list(work.glob("0*.npy"))) < wanted:
             time.sleep(0.005)
@@ -227,14 +233,32 @@ def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 8e6, peaks
 
 
+def opened(source: str, threads: int) -> Encoder:
+    """What opens the MODEL in each process; its name tells that it was this."""
+    return tiny_encoder(name=f"{source} {threads}")
+
+
 def test_several_processes_give_the_bytes_of_one(tmp_path: Path) -> None:
-    """A real network in two other processes, which open it by themselves."""
-    packaged(tiny_model(tmp_path / "model"), "onnxruntime", tmp_path / "package")
-    file = written(tmp_path / "corpus.jsonl", 2100)
+    """Two other processes, which open the model by themselves."""
+    file = written(tmp_path / "corpus.jsonl", 5000)
     for processes in (1, 2):
-        bulk.index(str(tmp_path / "package"), file, tmp_path / str(processes), processes=processes, threads=1)
+        manifest = bulk.index("made", file, tmp_path / str(processes), processes=processes, threads=3, opened_by=opened)
+        assert (manifest.model, manifest.count) == ("made 3", 5000)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
-    assert search.open(tmp_path / "2", choose.choose(tmp_path / "package", 1)).stats().documents == 2100
+
+
+def broken(source: str, threads: int) -> Encoder:
+    """A model that only the first process can open."""
+    if multiprocessing.parent_process() is not None:
+        os._exit(9)
+    return tiny_encoder()
+
+
+def test_a_process_that_dies_is_one_clear_line(tmp_path: Path) -> None:
+    file = written(tmp_path / "corpus.jsonl", 3000)
+    with pytest.raises(UsageError, match="was ended from outside.*run the same command again with fewer --processes"):
+        bulk.index("made", file, tmp_path / "out", processes=2, threads=1, opened_by=broken)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_collection_has_the_same_texts(tmp_path: Path) -> None:

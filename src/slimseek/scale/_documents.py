@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -136,7 +137,7 @@ def _as_array(raw: Path, path: Path, count: int) -> None:
     raw.unlink()
 
 
-def _note(buckets: list[io.BufferedWriter], name: str, number: int) -> None:
+def _note(buckets: Sequence[BinaryIO], name: str, number: int) -> None:
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     buckets[digest[0]].write(digest + number.to_bytes(8))
 

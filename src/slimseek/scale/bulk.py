@@ -12,7 +12,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,10 +29,12 @@ from slimseek.documents import Document
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.indexes import _vectors
+from slimseek.kept import PROBE_TEXT
 from slimseek.progress import say, track
 from slimseek.scale._documents import Shard, texts_of, write_documents
 from slimseek.schema import Array, Blocks
 
+Opener = Callable[[str, int], Encoder]
 SUFFIX = ".jsonl"
 IN_HAND = 2
 """Shards given out for each process: one that it works on, and one that it takes next."""
@@ -50,6 +52,7 @@ class Job:
         manifest: of the index to be, its count not known yet.
         threads: of each process.
         processes: that encode; 1 for this one alone.
+        opened_by: makes the encoder of ``source`` and ``threads``.
     """
 
     source: str
@@ -59,11 +62,13 @@ class Job:
     manifest: search.Manifest
     threads: int
     processes: int
+    opened_by: Opener
 
 
 def index(
     source: str, file: Path, out: Path, *, kind: str = "exact", precision: str = "f32", rescore: str = "auto",
     oversample: int = search.OVERSAMPLE, processes: int = 1, threads: int = 0, force: bool = False,
+    opened_by: Opener | None = None,
 ) -> search.Manifest:  # fmt: skip
     """Encode every text of a JSON-lines file and write an index.
 
@@ -78,6 +83,8 @@ def index(
         processes: that encode, each with a model of its own.
         threads: of each process; 0 for the cores shared among them.
         force: replace a folder that slimseek wrote.
+        opened_by: makes the encoder of a source and a number of threads in every process, where that is not
+            :func:`slimseek.choose.choose`; a function of a module.
 
     Raises:
         UsageError: a line is not valid, an id occurs twice, a text is not one that can be encoded, the settings are
@@ -86,7 +93,8 @@ def index(
     if processes < 1:
         raise UsageError(f"--processes is {processes}; it must be 1 or more")
     threads = threads or max(1, (os.cpu_count() or 1) // processes)
-    encoder = choose.choose(source, threads)
+    opened_by = opened_by or choose.choose
+    encoder = opened_by(source, threads)
     if encoder.spec.modality != "text":
         raise UsageError(f"{encoder.name} takes no texts; give the folder of a collection instead of {file}")
     store, finer = search.chosen(encoder, kind, precision, rescore, oversample)  # type: ignore[arg-type]
@@ -96,7 +104,7 @@ def index(
         files=(),
     )  # fmt: skip
     job = Job(source=source, file=file, out=Path(os.path.abspath(out)), store=store, manifest=manifest,
-              threads=threads, processes=processes)  # fmt: skip
+              threads=threads, processes=processes, opened_by=opened_by)  # fmt: skip
     return _run(job, encoder, force)
 
 
@@ -114,7 +122,7 @@ def _run(job: Job, encoder: Encoder, force: bool) -> search.Manifest:
     work = job.out.parent / f".{job.out.name}.work"
     with folders.writing(job.out, force=force, temporary=work / "index") as folder:
         forget = updates.replaced(job.out)
-        probe = encoder.documents([search.PROBE_TEXT])
+        probe = encoder.documents([PROBE_TEXT])
         count, shards = write_documents(job.file, work, _key(encoder, probe))
         _encode(job, encoder, work, shards, count)
         blocks = Blocks(count=count, dim=encoder.spec.dim, each=lambda: _vectors_of(work, shards, encoder.spec.dim))
@@ -182,7 +190,7 @@ def _is_there(work: Path, shard: Shard, dim: int) -> bool:
 def _by_processes(job: Job, work: Path, missing: Iterator[Shard]) -> Iterator[int]:
     """Documents done, shard by shard as they end, never more given out than is needed."""
     context = multiprocessing.get_context("spawn")  # a runtime that has threads does not survive a fork
-    pool = ProcessPoolExecutor(job.processes, context, _open, (job.source, job.threads, str(work)))
+    pool = ProcessPoolExecutor(job.processes, context, _open, (job.opened_by, job.source, job.threads, work))
     waiting: set[Future[int]] = set()
     try:
         for shard in missing:
@@ -205,8 +213,8 @@ _opened: list[tuple[Encoder, Path]] = []
 """In a process that encodes: its model, and where shards are written."""
 
 
-def _open(source: str, threads: int, work: str) -> None:
-    _opened.append((choose.choose(source, threads), Path(work)))
+def _open(opened_by: Opener, source: str, threads: int, work: Path) -> None:
+    _opened.append((opened_by(source, threads), work))
 
 
 def _work(shard: Shard) -> int:
