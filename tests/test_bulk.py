@@ -256,7 +256,7 @@ def broken(source: str, threads: int) -> Encoder:
 
 def test_a_process_that_dies_is_one_clear_line(tmp_path: Path) -> None:
     file = written(tmp_path / "corpus.jsonl", 3000)
-    with pytest.raises(UsageError, match="was ended from outside.*run the same command again with fewer --processes"):
+    with pytest.raises(UsageError, match=r"was ended from outside.*run the same command again with fewer --processes"):
         bulk.index("made", file, tmp_path / "out", processes=2, threads=1, opened_by=broken)
     assert not (tmp_path / "out").exists()
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from slimseek import choose, plugins, search, updates
 from slimseek import folder as folders
-from slimseek import plugins, search, updates
+from slimseek.cli import app
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.progress import shown_on
 from small import CORPUS, many_texts, tiny_encoder
@@ -146,3 +148,43 @@ def test_the_table_of_before_is_dropped_and_the_new_one_kept(kind: str, tmp_path
     assert len(answers(tmp_path / "out")[0]) == 5
     with pytest.raises(UsageError, match="does not exist"):
         old.query(np.ones((1, 32), np.float32), 1)
+
+
+class TestCommand:
+    """The command line, with a made model."""
+
+    @pytest.fixture(autouse=True)
+    def _made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(choose, "choose", lambda source, threads=None: tiny_encoder())
+
+    def run(self, *arguments: object) -> Any:
+        """The printed JSON of ``slimseek index``, or the error."""
+        command = ["index", "tiny", "--json", "--quiet", *map(str, arguments)]
+        done = CliRunner().invoke(app, command)
+        return json.loads(done.stdout) if done.exception is None else done.exception
+
+    def test_a_file_is_indexed_and_changed(self, tmp_path: Path) -> None:
+        file, more, ids = (tmp_path / name for name in ("corpus.jsonl", "more.jsonl", "ids"))
+        file.write_text("".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in CORPUS.items()))
+        more.write_text('{"_id": "new", "text": "an engine"}\n')
+        ids.write_text("d2\n\nd3\n")
+        out = tmp_path / "out"
+        made = self.run("--data", file, "--out", out, "--kind", "usearch", "--precision", "int8")
+        assert (made["documents"], made["kind"], made["precision"]) == (6, "usearch", "int8")
+        changed = self.run("--add", more, "--delete", f"@{ids}", "--delete", "d1", "--out", out)
+        assert (changed["documents"], changed["kind"], changed["precision"]) == (4, "usearch", "int8")
+        [hits] = search.open(out, tiny_encoder()).query(["an engine"], k=9)
+        assert hits[0].id == "new"
+        assert {hit.id for hit in hits} == {"d4", "d5", "d6", "new"}
+
+    @pytest.mark.parametrize(
+        ("arguments", "wrong"),
+        [([], "give --data to make an index"), (["--data", "c.jsonl", "--add", "d.jsonl"], "give --data to make"),
+         (["--data", "news", "--processes", "2"], "--processes is for a .jsonl file"),
+         (["--data", "c.jsonl", "--ray", "auto"], "--ray takes a folder"),
+         (["--delete", "@no such file"], "--delete @no such file: No such file")],
+    )  # fmt: skip
+    def test_what_does_not_go_together(self, arguments: list[str], wrong: str, path: Path) -> None:
+        refused = self.run(*arguments, "--out", path)
+        assert isinstance(refused, UsageError)
+        assert wrong in str(refused)
