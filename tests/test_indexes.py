@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import psycopg
 import pytest
 
 from slimseek import plugins
 from slimseek.bases import Index
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors, bytes_of, exact, rescore_bytes_of
-from slimseek.schema import Array, Hits, Precision
+from slimseek.schema import Array, Blocks, Hits, Precision
 
 KINDS = plugins.names("indexes")
 PRECISIONS = get_args(Precision)
+PAIRS = [(kind, each) for kind in KINDS for each in plugins.load("indexes", kind).precisions]
+IN_FILES = [kind for kind in KINDS if kind != "pgvector"]
+"""The kinds whose vectors lie in their folder."""
 DIM = 48
 LEAST_RECALL = {"f32": 0.95, "f16": 0.95, "int8": 0.95, "binary": 0.5}
 SCORE_ERROR = {"f32": 0.02, "f16": 0.02, "int8": 0.02, "binary": 0.5}
@@ -62,8 +69,7 @@ def queries(documents: Array) -> Array:
     return (documents[::37] + 0.05 * random.standard_normal((41, DIM))).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("kind", "precision"), PAIRS)
 class TestContract:
     def test_finds_what_brute_force_finds(self, kind: str, precision: str, documents: Array, queries: Array) -> None:
         found = built(kind, documents, precision).query(queries, 10)
@@ -145,10 +151,12 @@ class TestContract:
         assert loaded.nbytes == index.nbytes
 
     def test_nbytes_is_what_lies_on_disk(self, kind: str, precision: str, documents: Array, tmp_path: Path) -> None:
+        if kind not in IN_FILES:
+            pytest.skip("its vectors lie in the database")
         index = built(kind, documents, precision)
         index.save(tmp_path)
         on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
-        assert 0 <= on_disk - index.nbytes <= 300  # headers of .npy files
+        assert 0 <= on_disk - index.nbytes <= 320  # headers of .npy files and of faiss
 
     def test_a_cut_file_is_refused(self, kind: str, precision: str, documents: Array, tmp_path: Path) -> None:
         built(kind, documents, precision).save(tmp_path)
@@ -183,7 +191,113 @@ class TestContract:
             built(kind, documents, precision).query(documents[:, :5], 3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def twice(vectors: Array) -> Array:
+    """Vectors, and the same ones again in another order: ranges of the first half are those of the whole."""
+    return np.concatenate([vectors, vectors[::-1]])
+
+
+@pytest.mark.parametrize(("kind", "precision"), PAIRS)
+class TestChange:
+    """Vectors are added and removed; the reference is an index that was built of what is there then."""
+
+    def test_added_ones_are_found_as_if_built_with_them(
+        self, kind: str, precision: Precision, documents: Array, queries: Array, tmp_path: Path
+    ) -> None:
+        """Also after saving and loading, from which what is mapped must be copied before it can grow."""
+        vectors = twice(documents[:50])
+        wanted = built(kind, vectors, precision).query(queries, 12)
+        index = built(kind, vectors[:50], precision)
+        index.save(tmp_path)
+        loaded = made(kind, precision)
+        loaded.load(tmp_path)
+        for each in (index, loaded):
+            each.add(vectors[50:70])
+            each.add(vectors[70:])
+            assert_same(each.query(queries, 12), wanted)
+        (tmp_path / "grown").mkdir()
+        loaded.save(tmp_path / "grown")
+        again = made(kind, precision)
+        again.load(tmp_path / "grown")
+        assert_same(again.query(queries, 12), wanted)
+
+    def test_removed_ones_leave_no_gap(
+        self, kind: str, precision: Precision, documents: Array, queries: Array, tmp_path: Path
+    ) -> None:
+        vectors = twice(documents[:50])
+        gone = np.array([99, 0, 51, 52, 53, 98, 7, 7])
+        index = built(kind, vectors, precision)
+        index.save(tmp_path)
+        loaded = made(kind, precision)
+        loaded.load(tmp_path)
+        ranges = _vectors.ranges_of(vectors, precision, shared_step=getattr(index, "shared_step", False))
+        left = _vectors.restored(_vectors.stored(np.delete(vectors, gone, 0), precision, ranges), ranges)
+        scores = np.stack([(left * query.astype(np.float64)).sum(1) for query in queries]).astype(np.float32)
+        best = np.stack([np.lexsort((np.arange(len(left)), -row))[:20] for row in scores])
+        for each in (index, loaded):
+            each.remove(gone)
+            found = each.query(queries, len(left))  # all are candidates, of whatever kind
+            np.testing.assert_array_equal(found.ids[:, :20], best)
+            np.testing.assert_array_equal(found.scores[:, :20], np.take_along_axis(scores, best, 1))
+            assert each.query(queries[:1], 1000).ids[0, len(left)] == -1
+
+    def test_a_large_one_still_finds_its_neighbours(
+        self, kind: str, precision: Precision, documents: Array, queries: Array
+    ) -> None:
+        """Half of it added, then a third removed: a graph is as good as one that was built at once."""
+        index = built(kind, documents[:750], precision)
+        index.add(documents[750:])
+        gone = np.arange(1, 1500, 3)
+        index.remove(gone)
+        wanted = brute_force(queries, np.delete(documents, gone, 0), 10)
+        assert recall(index.query(queries, 10), wanted) >= LEAST_RECALL[precision]
+
+    def test_blocks_give_the_files_of_an_array(
+        self, kind: str, precision: Precision, documents: Array, queries: Array, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        def each() -> Iterator[Array]:
+            yield documents[:7]
+            yield documents[7:600]
+            yield documents[600:]
+
+        monkeypatch.setattr(_vectors, "ROWS_IN_BLOCK", 512)
+        (tmp_path / "blocks").mkdir()
+        (tmp_path / "array").mkdir()
+        blocks = Blocks(count=len(documents), dim=DIM, each=each)
+        made(kind, precision).write(tmp_path / "blocks", blocks)
+        index = built(kind, documents, precision)
+        index.save(tmp_path / "array")
+        for path in (tmp_path / "array").iterdir():
+            if kind in IN_FILES:
+                assert path.read_bytes() == (tmp_path / "blocks" / path.name).read_bytes()
+        loaded = made(kind, precision)
+        loaded.load(tmp_path / "blocks")
+        assert_same(loaded.query(queries, 10), index.query(queries, 10))
+
+    def test_what_cannot_be_added_or_removed_is_refused(
+        self, kind: str, precision: Precision, documents: Array
+    ) -> None:
+        index = built(kind, documents[:5], precision)
+        with pytest.raises(UsageError, match=f"n, {DIM}"):
+            index.add(documents[:, :5])
+        with pytest.raises(UsageError, match="NaN"):
+            index.add(np.full((1, DIM), np.nan, np.float32))
+        for ids in ([5], [-1, 2]):
+            with pytest.raises(UsageError, match="the index has 0 to 4"):
+                index.remove(np.array(ids))
+        with pytest.raises(UsageError, match="nothing would be left"):
+            index.remove(np.arange(5))
+        assert index.query(documents[:1], 5).ids[0].tolist().count(-1) == 0
+
+
+def test_the_share_outside_the_ranges_by_hand() -> None:
+    """Range -127 to 127 with step 1, and a constant: 127.6 and 6 lie outside, 127.4 does not; 2 of 6 values."""
+    ranges = _vectors.ranges_of(np.array([[-127, 5], [127, 5]], np.float32), "int8")
+    assert _vectors.outside(np.array([[127.4, 5], [127.6, 5], [0, 6]], np.float32), ranges) == pytest.approx(2 / 6)
+    assert _vectors.outside(np.ones((2, 2), np.float32), None) == 0
+
+
+@pytest.mark.parametrize("kind", IN_FILES)
 def test_smaller_precision_takes_fewer_bytes(kind: str, documents: Array) -> None:
     sizes = {precision: built(kind, documents, precision).nbytes for precision in PRECISIONS}
     vectors = documents.size
@@ -208,7 +322,7 @@ def test_f16_refuses_what_it_cannot_hold(kind: str) -> None:
 def test_vectors_of_any_length_rank_by_inner_product(kind: str) -> None:
     """A long vector wins although a short one points the same way; by hand: 2*3, 2*1, 2*0.5. Signs have no length."""
     lengths = np.array([[0.5, 0], [3, 0], [1, 0], [0, 9]], np.float32)
-    for precision in ("f32", "f16", "int8"):
+    for precision in {"f32", "f16", "int8"} & set(plugins.load("indexes", kind).precisions):
         found = built(kind, lengths, precision).query(np.array([[2, 0]], np.float32), 4)
         assert found.ids.tolist() == [[1, 2, 0, 3]]
         np.testing.assert_allclose(found.scores[0], [6, 2, 1, 0], atol=0.08)
@@ -248,11 +362,19 @@ def test_exact_sees_ties_that_float32_sums_hide() -> None:
 def test_ties_across_the_border_of_a_small_index(kind: str, documents: Array, queries: Array) -> None:
     few = documents[:100].copy()
     few[3::3] = queries[0] / np.linalg.norm(queries[0])
-    for precision in PRECISIONS:
+    for precision in plugins.load("indexes", kind).precisions:
         assert built(kind, few, precision).query(queries[:1], 10).ids[0].tolist() == list(range(3, 33, 3))
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("exact", {}), ("usearch", {"expansion_search": 32})])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("exact", {}),
+        ("usearch", {"expansion_search": 32}),
+        ("faiss_flat", {}),
+        ("faiss_hnsw", {"expansion_search": 32}),
+    ],
+)
 def test_int8_keeps_the_order_where_dimensions_differ_widely(kind: str, settings: dict[str, int]) -> None:
     """Spreads from 0.02 to 2: what a dimension counts for must follow its spread, in a graph too."""
     random = np.random.default_rng(3)
@@ -290,7 +412,7 @@ def test_int8_of_a_single_vector_uses_the_stored_ranges(documents: Array) -> Non
     assert alone.scores[0, 0] == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", IN_FILES)
 def test_int8_similarity_does_not_overflow(kind: str) -> None:
     """CASES Q20: 512 products of the outermost codes, 127 * 127 each, are far more than 8 or 16 bits hold."""
     vectors = np.ones((3, 512), np.float32) * np.array([[-1], [1], [0.5]], np.float32)
@@ -410,3 +532,98 @@ def test_bytes_of_an_unknown_precision_are_refused() -> None:
     for count in (bytes_of, rescore_bytes_of):
         with pytest.raises(UsageError, match="unknown vector precision 'int4'"):
             count(10, 10, "int4")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- PostgreSQL
+
+
+@pytest.mark.parametrize("kind", ["pgvector"])
+class TestDatabase:
+    """What the others do not have: a server, a graph from some size on, a table that may be gone."""
+
+    @pytest.mark.parametrize("precision", ["f32", "f16", "binary"])
+    def test_a_graph_finds_what_brute_force_finds(
+        self, kind: str, precision: str, documents: Array, queries: Array, tmp_path: Path, postgres: str
+    ) -> None:
+        index = plugins.load("indexes", kind)(precision=precision, graph_from=1000)
+        index.build(documents)
+        index.save(tmp_path)
+        table = json.loads((tmp_path / "table.json").read_bytes())["table"]
+        with psycopg.connect(postgres) as connection:
+            [kinds] = connection.execute("SELECT array_agg(indexdef) FROM pg_indexes WHERE tablename = %s", [table])
+        assert any("USING hnsw" in definition for definition in kinds[0])
+        found = index.query(queries, 10)
+        assert recall(found, brute_force(queries, documents, 10)) >= LEAST_RECALL[precision]
+        assert (index.query(queries[:1], 1500).ids >= 0).all(), "more than a graph looks at: all rows are scored"
+
+    def test_nothing_is_left_of_what_was_not_saved_or_is_forgotten(
+        self, kind: str, documents: Array, tmp_path: Path, postgres: str
+    ) -> None:
+        def tables() -> set[str]:
+            with psycopg.connect(postgres) as connection:
+                return {row[0] for row in connection.execute("SELECT tablename FROM pg_tables")}
+
+        before = tables()
+        index = built(kind, documents)
+        index.build(documents[:5])
+        assert tables() == before
+        index.save(tmp_path)
+        assert len(tables() - before) == 1
+        index.add(documents[5:9])
+        (tmp_path / "grown").mkdir()
+        index.save(tmp_path / "grown")
+        assert len(tables() - before) == 2
+        for folder in (tmp_path, tmp_path / "grown"):
+            loaded = made(kind)
+            loaded.load(folder)
+            loaded.forget()
+        assert tables() == before
+
+    def test_a_table_that_is_gone_or_changed_is_refused(
+        self, kind: str, documents: Array, tmp_path: Path, postgres: str
+    ) -> None:
+        built(kind, documents[:20]).save(tmp_path)
+        table = json.loads((tmp_path / "table.json").read_bytes())["table"]
+        with psycopg.connect(postgres) as connection:
+            connection.execute(f"UPDATE {table} SET vector = (SELECT vector FROM {table} WHERE id = 3) WHERE id = 7")
+        with pytest.raises(ArtifactError, match="was changed after it was written"):
+            made(kind).load(tmp_path)
+        with psycopg.connect(postgres) as connection:
+            connection.execute(f"DROP TABLE {table}")
+        with pytest.raises(ArtifactError, match="which the database does not have"):
+            made(kind).load(tmp_path)
+
+    def test_many_threads_ask_at_once(self, kind: str, documents: Array, queries: Array) -> None:
+        index = built(kind, documents[:300])
+        wanted = index.query(queries, 5)
+        with ThreadPoolExecutor(8) as pool:
+            for row, found in enumerate(pool.map(lambda query: index.query(query[None], 5), queries)):
+                np.testing.assert_array_equal(found.ids[0], wanted.ids[row])
+
+    def test_a_lost_connection_is_made_anew(
+        self, kind: str, documents: Array, queries: Array, tmp_path: Path, postgres: str
+    ) -> None:
+        index = built(kind, documents[:30])
+        wanted = index.query(queries, 5)
+        index.save(tmp_path)
+        with psycopg.connect(postgres) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+                "AND backend_type = 'client backend'"
+            )
+        with pytest.raises(UsageError, match="refuses"):
+            index.query(queries, 5)
+        assert_same(index.query(queries, 5), wanted)
+
+    def test_what_it_cannot_do_is_said(self, kind: str, documents: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(UsageError, match="pgvector keeps no int8 vectors; it keeps f32, f16, binary"):
+            made(kind, "int8")
+        monkeypatch.setenv("SLIMSEEK_DATABASE", "postgresql://someone:a-secret@127.0.0.1:1/none?connect_timeout=2")
+        with pytest.raises(UsageError, match="SLIMSEEK_DATABASE") as refused:
+            built(kind, documents)
+        assert "a-secret" not in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+    def test_no_address_lies_on_disk(self, kind: str, documents: Array, tmp_path: Path) -> None:
+        built(kind, documents[:3]).save(tmp_path)
+        assert set(json.loads((tmp_path / "table.json").read_bytes())) == {"table", "count", "precision", "digest"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,7 +15,6 @@ from rich.console import Console
 from slimseek import plugins, search
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.progress import shown_on
-from slimseek.schema import Precision
 from slimseek.search import Manifest, Result
 from small import CORPUS, tiny_encoder
 
@@ -28,8 +27,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "index"
 
 
-@pytest.mark.parametrize("precision", get_args(Precision))
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "precision"), [(kind, each) for kind in KINDS for each in plugins.load("indexes", kind).precisions]
+)
 def test_results_follow_the_vectors(kind: str, precision: Any, tmp_path: Path) -> None:
     """Ranks, scores, ids and texts are those of the inner products computed here; binary vectors are rescored."""
     encoder = tiny_encoder()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from slimseek.errors import UsageError
 from slimseek.schema import (
     Array,
     Batch,
+    Blocks,
     Collection,
     Encode,
     Function,
@@ -351,13 +352,37 @@ class Index(ABC):
 
     Attributes:
         precision: how the vectors of documents are kept; those of queries stay float32.
+        precisions: what ``precision`` may be.
     """
 
     precision: Precision
+    precisions: ClassVar[tuple[Precision, ...]] = get_args(Precision)
 
     @abstractmethod
     def build(self, vectors: Array, threads: int = 1) -> None:
         """Take float32 [n, dim] vectors; ids are their positions. ``threads`` is for kinds that build in parallel."""
+
+    @abstractmethod
+    def write(self, folder: Path, blocks: Blocks, threads: int = 1) -> None:
+        """What :meth:`build` and :meth:`save` would write into an existing folder, from vectors block by block."""
+
+    @abstractmethod
+    def add(self, vectors: Array, threads: int = 1) -> None:
+        """Take float32 [n, dim] more; their ids go on from the last. Ranges stay as they are: values outside them
+        saturate.
+        """
+
+    @abstractmethod
+    def remove(self, ids: Array) -> None:
+        """Give up the vectors of int64 [n] ids; those that stood after them move up.
+
+        Raises:
+            UsageError: an id that is not there, or nothing would be left.
+        """
+
+    def forget(self) -> None:
+        """Delete what is kept elsewhere than in the folder; most kinds keep nothing there."""
+        return None
 
     @abstractmethod
     def query(self, vectors: Array, k: int) -> Hits:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slimseek import __version__, cli_serve, cli_speech
+from slimseek import __version__, cli_index, cli_serve, cli_speech
 from slimseek.command import (
     Artifact,
     Command,
@@ -285,25 +285,6 @@ def setup(target: Annotated[str, typer.Argument(metavar="TARGET", help="Such as 
 
 
 @app.command()
-def index(
-    model: Model, data: Data, out: Out,
-    kind: Annotated[str, typer.Option("--kind", help="exact or usearch.")] = "exact",
-    precision: Annotated[str, typer.Option("--precision", help="f32, f16, int8 or binary.")] = "f32",
-    rescore: Annotated[str, typer.Option("--rescore", help="Vectors on disk: auto, none, f32, f16 or int8.")] = "auto",
-    oversample: Annotated[int, typer.Option("--oversample", min=1, help="Candidates to rescore, for each hit.")] = 4,
-    ray: Ray = "", threads: Threads = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
-    """Encode the documents of a collection and write an index."""
-    from slimseek import show
-    from slimseek.pipeline import index_on
-
-    with Command(json, quiet) as run:
-        stats = index_on(model, data, out, kind=kind, precision=precision, rescore=rescore, oversample=oversample,  # type: ignore[arg-type]
-                         ray=ray, threads=threads, force=force)  # fmt: skip
-        run.answer(stats, lambda console: show.index(stats, console, out))
-
-
-@app.command()
 def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], out: Annotated[Path, typer.Option("--out")],
            json: Json = False) -> None:  # fmt: skip
     """Write the HTML report of an artifact, or the page of a search under a budget."""
@@ -331,7 +312,8 @@ def recipe(name: Annotated[str, typer.Argument(help="A shorthand; without one, a
 
 
 app.command()(cli_speech.transcribe)
-app.command()(cli_speech.query)
+app.command()(cli_index.index)
+app.command()(cli_index.query)
 app.command()(cli_serve.serve)
 app.command()(cli_serve.demo)
 

@@ -92,7 +92,7 @@ def read(folder: Path, count: int, media: str) -> Documents:
         ArtifactError: it cannot be read, or does not hold so many documents.
     """
     try:
-        offsets = np.load(folder / OFFSETS, allow_pickle=False)
+        offsets = np.load(folder / OFFSETS, mmap_mode="r", allow_pickle=False)
         lines = np.memmap(folder / FILE, np.uint8, mode="r")
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}: the documents cannot be read: {error}") from error

@@ -25,7 +25,9 @@ MANIFESTS = ("manifest.json", "package.json", "targets.json", "index.json", "sli
 
 
 @contextmanager
-def writing(out: Path, *, inputs: tuple[Path, ...] = (), force: bool = False) -> Iterator[Path]:
+def writing(
+    out: Path, *, inputs: tuple[Path, ...] = (), force: bool = False, temporary: Path | None = None
+) -> Iterator[Path]:
     """A fresh folder beside ``out``, moved to ``out`` when the block ends well and deleted when it does not.
 
     Args:
@@ -33,6 +35,8 @@ def writing(out: Path, *, inputs: tuple[Path, ...] = (), force: bool = False) ->
             slimseek wrote.
         inputs: folders that are being read, none of which may be ``out`` or lie in it.
         force: replace what an earlier run wrote there.
+        temporary: the fresh folder, on the same disk, emptied first: for work that is so large that what a killed run
+            left must not stay; by default one of a name that nobody has.
 
     Raises:
         UsageError: ``out`` is taken, is an input, or cannot be written (no permission, disk full).
@@ -41,7 +45,11 @@ def writing(out: Path, *, inputs: tuple[Path, ...] = (), force: bool = False) ->
     _check_target(out, inputs, force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        if temporary is None:
+            temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        else:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"cannot write to {out.parent}: {error.strerror}") from error
     try:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,6 +24,7 @@ from slimseek import (
     similar,
     spoken,
     timing,
+    updates,
 )
 from slimseek import compress as machine
 from slimseek import evaluate as measuring
@@ -37,6 +38,7 @@ from slimseek.errors import UsageError
 from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, proven
 from slimseek.report import sensitivity as sensitivity_page
+from slimseek.scale import bulk
 from slimseek.scale.connect import connected
 from slimseek.scale.encoding import encode
 from slimseek.schema import (
@@ -248,21 +250,65 @@ def deploy_all_on(
 
 def index_on(
     source: str, collection: str, out: Path, *, kind: str = "exact", precision: Precision = "f32",
-    rescore: search.Rescore = "auto", oversample: int = search.OVERSAMPLE, ray: str = "", threads: int = 0,
-    force: bool = False,
+    rescore: search.Rescore = "auto", oversample: int = search.OVERSAMPLE, processes: int = 1, ray: str = "",
+    threads: int = 0, force: bool = False,
 ) -> search.Stats:  # fmt: skip
     """Encode the documents of a collection, here or on the Ray cluster at the address, and write an index.
+
+    A ``.jsonl`` file is read line by line and never held in memory (see :mod:`slimseek.scale.bulk`).
 
     Raises:
         UsageError: anything wrong with the arguments; no cluster answers at the address, which is tried first.
     """
+    how: dict[str, Any] = {"kind": kind, "precision": precision, "rescore": rescore, "oversample": oversample,
+                           "force": force}  # fmt: skip
+    if collection.endswith(bulk.SUFFIX):
+        if ray:
+            raise UsageError("--ray takes a folder or a built-in name; a .jsonl file is read here, by --processes")
+        bulk.index(source, Path(collection), out, processes=processes, threads=threads, **how)
+        return search.open(out, choose.choose(source, threads or None)).stats()
+    if processes != 1:
+        raise UsageError(f"--processes is for a .jsonl file, such as {Path(collection) / 'corpus.jsonl'}")
     with connected(ray) if ray else nullcontext():
-        encoder = choose.choose(source, threads or None)
+        encoder, forget = choose.choose(source, threads or None), updates.replaced(out)
         corpus, media = documents.searched(data.load(collection), encoder.spec)
-        search.index(encoder, corpus, out, kind=kind, precision=precision, rescore=rescore,
-                     oversample=oversample, force=force, media=media,
+        search.index(encoder, corpus, out, media=media, **how,
                      encode=(lambda texts: encode(source, texts, ray, threads=threads)) if ray else None)  # fmt: skip
+        forget()
     return search.open(out, encoder).stats()
+
+
+def update_on(source: str, out: Path, *, add: str = "", delete: Sequence[str] = (), threads: int = 0) -> search.Stats:
+    """Add the documents of a collection or a ``.jsonl`` file to an index, and delete others by their ids.
+
+    Args:
+        source: the MODEL that made it.
+        out: the index.
+        add: a collection, or a ``.jsonl`` file.
+        delete: ids, or ``@FILE`` with an id a line.
+        threads: of the runtime.
+
+    Raises:
+        UsageError: see :func:`slimseek.updates.update`; a file cannot be read.
+    """
+    encoder = choose.choose(source, threads or None)
+    new: Mapping[str, str] = {}
+    if add.endswith(bulk.SUFFIX):
+        new = bulk.texts(Path(add))
+    elif add:
+        new, _ = documents.searched(data.load(add), encoder.spec)
+    updates.update(out, encoder, add=new, delete=[name for part in delete for name in _ids(part)])
+    return search.open(out, encoder).stats()
+
+
+def _ids(given: str) -> list[str]:
+    """An id, or those of a file; blank lines mean nothing."""
+    if not given.startswith("@"):
+        return [given]
+    try:
+        return [line for line in Path(given[1:]).read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--delete {given}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def serve_on(

@@ -24,6 +24,8 @@ EXTRAS = {
     "tensorrt_rtx": "tensorrt",
     "jiwer": "speech",
     "usearch": "index",
+    "faiss": "faiss",
+    "psycopg": "pgvector",
     "fastapi": "serve",
     "uvicorn": "serve",
     "altair": "report",

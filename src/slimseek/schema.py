@@ -6,7 +6,7 @@ are frozen dataclasses. Nothing here computes anything; numpy is the only array 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -443,6 +443,21 @@ class SearchSet:
     def items(self) -> dict[str, str]:
         """What there is to read, by id: the documents, or the items that have a class."""
         return self.queries if self.labelled else self.corpus
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Blocks:
+    """Vectors that come block by block, as often as they are asked for: never are all of them in memory.
+
+    Attributes:
+        count: how many vectors there are, at least 1.
+        dim: their width.
+        each: gives the blocks in order, finite float32 [m, dim].
+    """
+
+    count: int
+    dim: int
+    each: Callable[[], Iterable[Array]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

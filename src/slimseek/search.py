@@ -147,11 +147,9 @@ def index(
             the index, or ``out`` cannot be written.
         MissingExtra: the kind needs a library that is not installed.
     """
-    store: Index = plugins.load("indexes", kind)(precision=precision)
-    finer = _finer(precision, rescore)
-    if oversample < 1:
-        raise UsageError(f"oversample is {oversample}; it must be 1 or more")
-    _check_makes_indexes(encoder, corpus)
+    store, finer = chosen(encoder, kind, precision, rescore, oversample)
+    if not corpus:
+        raise UsageError("the collection has no documents to index")
     with folders.writing(out, force=force) as folder:
         texts = list(corpus.values())
         vectors = _document_vectors(encoder, texts) if encode is None else encode(texts)
@@ -159,35 +157,41 @@ def index(
         _write_vectors(folder, store, None if finer is None else _vectors.rows_of(vectors, finer))
         documents.write(folder, corpus, media)
         np.save(folder / PROBE, encoder.documents([_probe_of(encoder.spec)])[0], allow_pickle=False)
-        files = folders.entries(folder, leave_out=MANIFEST)
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            kind=kind,
-            precision=precision,
-            dim=encoder.spec.dim,
-            count=len(corpus),
-            model=encoder.name,
-            fingerprint=fingerprint(encoder),
-            bytes=_bytes_under(INDEX_FILES, files),
-            rescore=finer,
-            rescore_bytes=_bytes_under(FINER_FILES, files),
-            oversample=oversample,
-            files=files,
-            media=msgspec.UNSET if media is None else str(media.folder),
-        )
-        folders.write_json(folder / MANIFEST, manifest)
-    return manifest
+            format_version=FORMAT_VERSION, kind=kind, precision=precision, dim=encoder.spec.dim, count=len(corpus),
+            model=encoder.name, fingerprint=fingerprint(encoder), bytes=0, rescore=finer, oversample=oversample,
+            files=(), media=msgspec.UNSET if media is None else str(media.folder),
+        )  # fmt: skip
+        return seal(folder, manifest)
 
 
-def _check_makes_indexes(encoder: Encoder, corpus: Mapping[str, str]) -> None:
-    """Refuse what gives no vectors of documents, and a collection that has none."""
+def chosen(
+    encoder: Encoder, kind: str, precision: Precision, rescore: Rescore, oversample: int
+) -> tuple[Index, Precision | None]:
+    """An empty index of that kind, and the precision to rescore with, before any work; see :func:`index`.
+
+    Raises:
+        UsageError: an unknown or senseless setting, or an encoder that gives no vectors of documents.
+    """
+    store: Index = plugins.load("indexes", kind)(precision=precision)
+    finer = _finer(precision, rescore)
+    if oversample < 1:
+        raise UsageError(f"oversample is {oversample}; it must be 1 or more")
     if encoder.spec.output == "class_logits":
         raise UsageError(f"{encoder.name} is a classifier: it names classes, and gives no vectors to search by")
     if encoder.index_of is not None:
         raise UsageError(f"{encoder.name} encodes queries alone, for an index of {encoder.index_of.model}; make it "
                          f"with {encoder.index_of.model}, and give it with --index to serve")  # fmt: skip
-    if not corpus:
-        raise UsageError("the collection has no documents to index")
+    return store, finer
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of a folder that is whole but for it, with the size and hash of every file."""
+    files = folders.entries(folder, leave_out=MANIFEST)
+    sizes = {"bytes": _bytes_under(INDEX_FILES, files), "rescore_bytes": _bytes_under(FINER_FILES, files)}
+    manifest = msgspec.structs.replace(manifest, files=files, **sizes)
+    folders.write_json(folder / MANIFEST, manifest)
+    return manifest
 
 
 def session(encoder: Encoder, corpus: Mapping[str, str], path: str = "", media: Media | None = None) -> Search:

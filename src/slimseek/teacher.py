@@ -1,23 +1,20 @@
 """What a teacher gives, computed once and kept on disk: to run it over all items is the dearest part of a training.
 
-A file is a ``.npy`` with the sha256 of all before it as its last 32 bytes, so that one that was cut or changed is never
-trusted. Files are written under a temporary name and renamed.
+A file is a ``.npy`` that ends with its sha256 (see :mod:`slimseek.sealed`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from slimseek import choose, plugins
+from slimseek import choose, plugins, sealed
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
@@ -27,8 +24,6 @@ from slimseek.schema import Array, Model
 
 PART = 1024
 """Items that are computed between two files: what a run that is killed loses at most."""
-DIGEST = hashlib.sha256().digest_size
-CHUNK = 1 << 20
 LABEL = "vectors of the teacher"
 FORMAT = b"1 vector"
 """Version of the computation and what is computed: a part of every key."""
@@ -64,7 +59,7 @@ def vectors(
         with track(LABEL, len(items)) as advance:
             return _encoder(teacher).documents(items, advance)
     whole, shape = place / f"{_key(teacher, items)}.npy", (len(items), teacher.spec.dim)
-    found = _read(whole, shape)
+    found = sealed.read(whole, shape)
     if found is not None:
         say(f"{LABEL}: read from {whole}")
     else:
@@ -103,8 +98,8 @@ def _computed(encoder: Encoder, items: Sequence[str], whole: Path) -> Array:
 
 def _kept(whole: Path, shape: tuple[int, int], arrays: Iterable[Array]) -> Array:
     """One file of arrays below each other, and what is read of it."""
-    _write(whole, shape, arrays)
-    found = _read(whole, shape)
+    sealed.write(whole, shape, arrays)
+    found = sealed.read(whole, shape)
     if found is None:
         raise UsageError(f"{whole} cannot be read back as it was written; choose another folder for the cache")
     return found
@@ -135,51 +130,10 @@ def _part(
     """The vectors of 1,024 items, from their file or computed and written."""
     some = items[start : start + PART]
     path, shape = parts / f"{start:09d}.npy", (len(some), encoder.spec.dim)
-    known = _read(path, shape)
+    known = sealed.read(path, shape)
     if known is None:
         known = encoder.documents(some, advance)
-        _write(path, shape, [known])
+        sealed.write(path, shape, [known])
     elif advance is not None:
         advance(len(some))
     return known
-
-
-def _read(path: Path, shape: tuple[int, int]) -> Array | None:
-    """The array of a file, mapped; ``None`` where it is absent, cut, changed, or of another shape."""
-    try:
-        left = path.stat().st_size - DIGEST
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            for chunk in iter(partial(file.read, CHUNK), b""):
-                digest.update(chunk[:left] if left > 0 else b"")
-                left -= len(chunk)
-            file.seek(-DIGEST, os.SEEK_END)
-            if file.read() != digest.digest():
-                return None
-        array = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    except (OSError, ValueError):
-        return None
-    return array if array.shape == shape and array.dtype == np.float32 else None
-
-
-def _write(path: Path, shape: tuple[int, int], arrays: Iterable[Array]) -> None:
-    """One file of arrays [?, dim] below each other, renamed into place when it is whole."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                digest = hashlib.sha256(header.getvalue())
-                file.write(header.getvalue())
-                for array in arrays:
-                    content = np.ascontiguousarray(array, "<f4").tobytes()
-                    digest.update(content)
-                    file.write(content)
-                file.write(digest.digest())
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from slimseek.bases import Dataset
+from slimseek.datasets import _lines as lines
 from slimseek.datasets import _pictures as pictures
 from slimseek.datasets._findings import repeated, tally
 from slimseek.errors import UsageError
@@ -64,19 +62,16 @@ def _items(file: Path, said: dict[str, str], findings: list[Finding]) -> dict[st
     """Id to text or path, in the order of the file."""
     items: dict[str, str] = {}
     shown: dict[str, str] = {}
-    for number, line in _lines(file):
-        try:
-            record = msgspec.json.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UsageError(f"{file}, line {number}: not valid JSON ({error})") from error
+    for number, line in lines.numbered(file):
+        record = lines.decoded(line, file, number)
         name, text = _record(record, file, number)
         if name in items:
             raise UsageError(f"{file}, line {number}: the _id {name!r} occurs a second time")
         items[name] = text
         if isinstance(record.get("image"), str):
-            shown[name], said[text] = text, _text(record)
-        elif "audio" in record and _text(record):
-            said[text] = _text(record)
+            shown[name], said[text] = text, lines.text_of(record)
+        elif "audio" in record and lines.text_of(record):
+            said[text] = lines.text_of(record)
     broken = pictures.broken(shown)
     findings += tally(f"{file.name}: pictures that cannot be read, left out", list(broken.values()))
     items = {name: item for name, item in items.items() if name not in broken}
@@ -86,19 +81,12 @@ def _items(file: Path, said: dict[str, str], findings: list[Finding]) -> dict[st
 
 
 def _record(record: Any, file: Path, number: int) -> tuple[str, str]:
-    if not isinstance(record, dict) or type(record.get("_id")) not in (str, int):  # a bool is an int, and no id
-        raise UsageError(f"{file}, line {number}: there is no _id (a string or a number)")
     kind = next((kind for kind in FILES if isinstance(record.get(kind), str)), None)
     if kind is not None:
         return str(record["_id"]), _file(file.parent / record[kind], file, number)
     if not isinstance(record.get("text"), str) or not isinstance(record.get("title") or "", str):
         raise UsageError(f"{file}, line {number}: there is no text (a string) and no {', '.join(FILES)} (a path)")
-    return str(record["_id"]), _text(record)
-
-
-def _text(record: Any) -> str:
-    """Title and text, of which a file needs none."""
-    return f"{record.get('title') or ''} {record.get('text') or ''}".strip()
+    return str(record["_id"]), lines.text_of(record)
 
 
 def _file(path: Path, file: Path, number: int) -> str:
@@ -117,7 +105,7 @@ def _judgements(file: Path, corpus: dict[str, str], queries: dict[str, str], fin
     lost: set[str] = set()
     twice: list[str] = []
     count = 0
-    for number, line in _lines(file):
+    for number, line in lines.numbered(file):
         query, document, score = _columns(line.decode("utf-8", "replace"), file, number)
         if number == 1 and query in ("query-id", "query_id", "qid"):
             continue
@@ -167,17 +155,3 @@ def _score(text: str, file: Path, number: int) -> int:
         return int(text)
     except ValueError:
         raise UsageError(f"{file}, line {number}: the score {text!r} is not a whole number") from None
-
-
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank, a byte order mark taken off."""
-    try:
-        with file.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if content.strip():
-                    yield number, content
-    except OSError as error:
-        raise UsageError(
-            f"{file}: {error.strerror}; a collection has corpus.jsonl, queries.jsonl and qrels/"
-        ) from error

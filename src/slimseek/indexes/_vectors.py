@@ -7,7 +7,7 @@ value = middle + step * code; ``None`` where vectors are kept as floats. Codes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -16,11 +16,12 @@ import numpy as np
 
 from slimseek.bases import Index
 from slimseek.errors import ArtifactError, UsageError
-from slimseek.schema import Array, Hits, Precision
+from slimseek.schema import Array, Blocks, Hits, Precision
 
 TOP_CODE = 127
 ROWS_IN_BLOCK = 8192
 SHORTLIST = 4
+ROWS_TO_RANK = 128
 DTYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8, "binary": np.uint8}
 WITH_RANGES = ("int8", "binary")
 RESCORED_WITH: dict[Precision, Precision] = {"binary": "int8"}
@@ -56,6 +57,15 @@ class Rows:
         """Float64 [m, dim], the values that the rows of int64 [m] stand for."""
         return restored(self.kept[ids], self.ranges)
 
+    def with_more(self, vectors: Array, precision: Precision) -> Rows:
+        """These rows, and below them float32 [m, dim] vectors kept by the same ranges."""
+        more = stored(checked(vectors, self.dim), precision, self.ranges)
+        return Rows(kept=np.concatenate([self.kept, more]), ranges=self.ranges)
+
+    def without(self, ids: Array) -> Rows:
+        """All rows but those of int64 [m] ids, which :func:`checked_ids` has passed."""
+        return Rows(kept=np.delete(self.kept, ids, axis=0), ranges=self.ranges)
+
     def save(self, folder: Path) -> None:
         """Write ``vectors.npy`` and, where there are ranges, ``ranges.npy``."""
         np.save(folder / VECTORS, self.kept, allow_pickle=False)
@@ -63,8 +73,8 @@ class Rows:
             np.save(folder / RANGES, self.ranges, allow_pickle=False)
 
 
-def rows_of(vectors: Array, precision: Precision) -> Rows:
-    """Float32 [n, dim] vectors, n at least 1, as they are kept at a precision.
+def rows_of(vectors: Array, precision: Precision, *, shared_step: bool = False) -> Rows:
+    """Float32 [n, dim] vectors, n at least 1, as they are kept at a precision; see :func:`ranges_of_blocks`.
 
     Raises:
         UsageError: no vectors, another shape, or a value that cannot be kept.
@@ -72,7 +82,7 @@ def rows_of(vectors: Array, precision: Precision) -> Rows:
     vectors = checked(vectors)
     if not len(vectors):
         raise UsageError("there are no vectors to index")
-    ranges = ranges_of(vectors, precision)
+    ranges = ranges_of(vectors, precision, shared_step=shared_step)
     return Rows(kept=stored(vectors, precision, ranges), ranges=ranges)
 
 
@@ -96,6 +106,20 @@ def rescore_bytes_of(documents: int, dim: int, precision: Precision) -> int:
     """Bytes on disk alone of the finer vectors that rank its hits by default; 0 for a precision that needs none."""
     finer = RESCORED_WITH.get(checked_precision(precision))
     return 0 if finer is None else bytes_of(documents, dim, finer)
+
+
+def write_rows(folder: Path, blocks: Blocks, precision: Precision, *, shared_step: bool = False) -> None:
+    """Write what ``rows_of(...).save(folder)`` would of the same vectors, a block in memory at a time."""
+    ranges = ranges_of_blocks(blocks, precision, shared_step=shared_step)
+    width = -(-blocks.dim // 8) if precision == "binary" else blocks.dim
+    with (folder / VECTORS).open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(DTYPES[precision])), "fortran_order": False,
+                  "shape": (blocks.count, width)}  # fmt: skip
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks.each():
+            file.write(stored(block, precision, ranges).tobytes())
+    if ranges is not None:
+        np.save(folder / RANGES, ranges, allow_pickle=False)
 
 
 def load_rows(folder: Path, precision: Precision) -> Rows:
@@ -142,32 +166,81 @@ def checked(vectors: Array, dim: int | None = None) -> Array:
     return vectors
 
 
+def checked_ids(ids: Array, count: int) -> Array:
+    """The ids int64 [m] as they are, or UsageError: one is not below ``count``, or none of the vectors is left."""
+    ids = np.unique(np.asarray(ids, np.int64))
+    if len(ids) and not 0 <= ids[0] <= ids[-1] < count:
+        raise UsageError(f"ids from {ids[0]} to {ids[-1]} are to be removed; the index has 0 to {count - 1}")
+    if len(ids) == count:
+        raise UsageError("nothing would be left of the index; delete its folder instead")
+    return ids
+
+
+def outside(vectors: Array, ranges: Array | None) -> float:
+    """The share of the values of float32 [n, dim] vectors that lie more than half a step outside the int8 ranges."""
+    if ranges is None or not vectors.size:
+        return 0.0
+    middle, step = ranges
+    return float((np.abs(vectors - middle) > (TOP_CODE + 0.5) * step).mean())
+
+
 def ranges_of(vectors: Array, precision: Precision, *, shared_step: bool = False) -> Array | None:
-    """Ranges float32 [2, dim] for float32 [n, dim] vectors, or ``None`` for floats.
+    """Ranges float32 [2, dim] for float32 [n, dim] vectors: see :func:`ranges_of_blocks`."""
+    blocks = Blocks(count=len(vectors), dim=vectors.shape[1], each=lambda: in_blocks(vectors))
+    return ranges_of_blocks(blocks, precision, shared_step=shared_step)
+
+
+def ranges_of_blocks(blocks: Blocks, precision: Precision, *, shared_step: bool = False) -> Array | None:
+    """Ranges float32 [2, dim] for vectors, or ``None`` for floats.
 
     ``int8``: they just hold the vectors. ``binary``: the middle is the mean, and step = mean d^2 / mean |d| of the
     distances d from it. For normally distributed vectors that makes the inner product with a query right on average
     (Bussgang's theorem), where the step of least squared error, mean |d|, would give two thirds of it.
 
     Args:
-        vectors: what is to be stored.
+        blocks: what is to be stored.
         precision: how.
         shared_step: one int8 step for all dimensions, so that the inner product of codes is that of the vectors but
             for a factor; else each dimension has its own, which loses less.
     """
     if precision == "int8":
-        low, high = vectors.min(0), vectors.max(0)
+        low, high = np.full((2, blocks.dim), [[np.inf], [-np.inf]], np.float32)
+        for block in blocks.each():
+            low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
         step = (high - low) / (2 * TOP_CODE)
         return np.stack([(low + high) / 2, np.full_like(step, step.max()) if shared_step else step])
     if precision == "binary":
-        middle = vectors.mean(0, dtype=np.float64).astype(np.float32)
-        squares, sizes = np.zeros((2, vectors.shape[1]))
-        for start in range(0, len(vectors), ROWS_IN_BLOCK):
-            distances = np.abs(vectors[start : start + ROWS_IN_BLOCK].astype(np.float64) - middle)
+        total, squares, sizes = np.zeros((3, blocks.dim))
+        for block in blocks.each():
+            total += block.sum(0, dtype=np.float64)
+        middle = (total / blocks.count).astype(np.float32)
+        for block in blocks.each():
+            distances = np.abs(block.astype(np.float64) - middle)
             squares += (distances**2).sum(0)
             sizes += distances.sum(0)
         return np.stack([middle, (squares / np.where(sizes > 0, sizes, 1)).astype(np.float32)])
     return None
+
+
+def in_blocks(rows: Array) -> Iterator[Array]:
+    """Rows [n, width] in parts of at most 8,192, views of them."""
+    for start in range(0, len(rows), ROWS_IN_BLOCK):
+        yield rows[start : start + ROWS_IN_BLOCK]
+
+
+def equal_blocks(blocks: Iterable[Array]) -> Iterator[Array]:
+    """The same rows in parts of 8,192, as :func:`in_blocks` has them, however they came."""
+    held: list[Array] = []
+    for block in blocks:
+        for part in in_blocks(block):
+            held.append(part)
+            if sum(map(len, held)) >= ROWS_IN_BLOCK:
+                rows = np.concatenate(held)
+                yield rows[:ROWS_IN_BLOCK]
+                held = [rows[ROWS_IN_BLOCK:]]
+    rest = np.concatenate(held) if held else np.zeros((0, 0), np.float32)
+    if len(rest):
+        yield rest
 
 
 def to_codes(vectors: Array, ranges: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 
 from slimseek.bases import Index
 from slimseek.indexes import _vectors
-from slimseek.schema import Array, Hits, Precision
+from slimseek.schema import Array, Blocks, Hits, Precision
 
 SCORES_IN_BLOCK = 2**24
 
@@ -35,6 +35,18 @@ class Exact(Index):
             UsageError: no vectors, another shape, or a value that cannot be kept.
         """
         self._adopt(_vectors.rows_of(vectors, self.precision))
+
+    def write(self, folder: Path, blocks: Blocks, threads: int = 1) -> None:
+        """Write the files of blocks of vectors as they come; the index itself stays empty."""
+        _vectors.write_rows(folder, blocks, self.precision)
+
+    def add(self, vectors: Array, threads: int = 1) -> None:
+        """Take float32 [n, dim] more; another shape or a value that cannot be kept raises UsageError."""
+        self._adopt(self._rows.with_more(vectors, self.precision))
+
+    def remove(self, ids: Array) -> None:
+        """Give up the vectors of int64 [n] ids; one that is not there raises UsageError."""
+        self._adopt(self._rows.without(_vectors.checked_ids(ids, len(self._rows.kept))))
 
     def query(self, vectors: Array, k: int) -> Hits:
         """The ``k`` best for each of float32 [q, dim] vectors; id -1 and score -inf fill up where n < k."""
@@ -62,8 +74,7 @@ class Exact(Index):
             self._longest = float(max(norms))
 
     def _blocks(self) -> Iterator[Array]:
-        for start in range(0, len(self._rows.kept), _vectors.ROWS_IN_BLOCK):
-            yield self._rows.kept[start : start + _vectors.ROWS_IN_BLOCK]
+        return _vectors.in_blocks(self._rows.kept)
 
     def _candidates(self, queries: Array, k: int) -> Iterator[Array]:
         """For each query the ids whose float32 score may be among the ``k`` best, rounding considered."""

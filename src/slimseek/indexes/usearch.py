@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import usearch.index
 
-from slimseek.bases import Index
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors
-from slimseek.schema import Array, Hits, Precision
+from slimseek.indexes._growing import Growing
+from slimseek.schema import Array, Precision
 
 GRAPH = "graph.usearch"
 KINDS = {"f32": "f32", "f16": "f16", "int8": "i8", "binary": "b1"}
 
 
-class USearch(Index):
+class USearch(Growing):
     """Approximate: what the graph finds is scored again as in ``exact``, so that scores and ties agree with it.
 
     With ``int8`` all dimensions share one step, because the graph compares documents with each other by their codes;
@@ -31,6 +30,8 @@ class USearch(Index):
         expansion_search: candidates looked at by a query; more is slower and more accurate.
     """
 
+    shared_step = True
+
     def __init__(
         self,
         *,
@@ -40,41 +41,13 @@ class USearch(Index):
         expansion_search: int = 128,
     ) -> None:
         """An empty index; a setting out of range raises UsageError."""
-        self.precision = _vectors.checked_precision(precision)
+        super().__init__(precision=precision)
         if min(connectivity, expansion_add, expansion_search) < 2:
             raise UsageError("connectivity, expansion_add and expansion_search must each be at least 2")
         self._connectivity = connectivity
         self._expansion_add = expansion_add
         self._expansion_search = expansion_search
-
-    def build(self, vectors: Array, threads: int = 1) -> None:
-        """Take float32 [n, dim] vectors, n at least 1.
-
-        With one thread the graph is the same each time; with more, the order of insertion and so the graph may vary.
-
-        Raises:
-            UsageError: no vectors, another shape, or a value that cannot be kept.
-        """
-        vectors = _vectors.checked(vectors)
-        if not len(vectors):
-            raise UsageError("there are no vectors to index")
-        self._ranges = _vectors.ranges_of(vectors, self.precision, shared_step=True)
-        rows = _vectors.stored(vectors, self.precision, self._ranges)
-        binary = self.precision == "binary"
-        self._graph = usearch.index.Index(
-            ndim=rows.shape[1] * (8 if binary else 1),
-            metric="hamming" if binary else "ip",
-            dtype=KINDS[self.precision],
-            connectivity=self._connectivity,
-            expansion_add=self._expansion_add,
-            expansion_search=self._expansion_search,
-        )
-        self._graph.add(np.arange(len(rows), dtype=np.uint64), rows, threads=threads)
-
-    def query(self, vectors: Array, k: int) -> Hits:
-        """The ``k`` best found for each of float32 [q, dim] vectors; id -1 and score -inf fill up."""
-        queries = _vectors.checked(vectors, self._graph.ndim if self._ranges is None else self._ranges.shape[1])
-        return _vectors.rank(queries, self._candidates(queries, k), self._vectors_of, k)
+        self._viewed: Path | None = None
 
     def save(self, folder: Path) -> None:
         """Write ``graph.usearch`` and, for int8 and binary, ``ranges.npy``."""
@@ -84,32 +57,58 @@ class USearch(Index):
 
     def load(self, folder: Path) -> None:
         """Map the graph from disk; a file that is cut or of another precision raises ArtifactError."""
-        path = folder / GRAPH
-        try:
-            graph = usearch.index.Index.restore(str(path), view=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ArtifactError(f"{path} cannot be read: {error}") from error
-        if graph is None or graph.dtype.name.lower() != KINDS[self.precision]:
-            raise ArtifactError(f"{path} is not a graph of {self.precision} vectors")
-        graph.expansion_search = self._expansion_search
-        self._graph = graph
+        self._viewed = folder / GRAPH
+        self._graph = self._restored(self._viewed, view=True)
         self._ranges = _vectors.load_ranges(folder, self.precision)
+        self._dim = int(self._graph.ndim if self._ranges is None else self._ranges.shape[1])
 
     @property
     def nbytes(self) -> int:
         """Bytes of the graph, its vectors, and ranges."""
         return int(self._graph.serialized_length) + (0 if self._ranges is None else int(self._ranges.nbytes))
 
-    def _vectors_of(self, ids: Array) -> Array:
-        return _vectors.restored(np.vstack(self._graph.get(ids.astype(np.uint64))), self._ranges)
+    def __len__(self) -> int:
+        return len(self._graph)
 
-    def _candidates(self, queries: Array, k: int) -> Iterator[Array]:
-        """For each query the ids that the graph finds: as many as it looks at anyway, so that ties are seen."""
-        wanted = k * _vectors.SHORTLIST if self.precision == "binary" else k
-        count = min(len(self._graph), max(wanted, self._expansion_search))
-        for query in queries:
-            found = self._graph.search(self._walkable(query), count, threads=1)
-            yield found.keys.astype(np.int64)
+    def _restored(self, path: Path, *, view: bool) -> usearch.index.Index:
+        try:
+            graph = usearch.index.Index.restore(str(path), view=view)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{path} cannot be read: {error}") from error
+        if graph is None or graph.dtype.name.lower() != KINDS[self.precision]:
+            raise ArtifactError(f"{path} is not a graph of {self.precision} vectors")
+        graph.expansion_search = self._expansion_search
+        graph.expansion_add = self._expansion_add
+        return graph
+
+    def _make(self, width: int) -> None:
+        binary = self.precision == "binary"
+        self._viewed = None
+        self._graph = usearch.index.Index(
+            ndim=width * (8 if binary else 1),
+            metric="hamming" if binary else "ip",
+            dtype=KINDS[self.precision],
+            connectivity=self._connectivity,
+            expansion_add=self._expansion_add,
+            expansion_search=self._expansion_search,
+        )
+
+    def _append(self, rows: Array, threads: int) -> None:
+        """With one thread the graph is the same each time; with more the order of insertion may vary."""
+        if self._viewed is not None:  # what is mapped from disk cannot grow
+            self._graph, self._viewed = self._restored(self._viewed, view=False), None
+        begin = len(self._graph)
+        self._graph.add(np.arange(begin, begin + len(rows), dtype=np.uint64), rows, threads=threads)
+
+    def _kept(self, ids: Array) -> Array:
+        return np.vstack(self._graph.get(ids.astype(np.uint64)))
+
+    def _found(self, query: Array, count: int) -> Array:
+        found: Array = self._graph.search(self._walkable(query), count, threads=1).keys.astype(np.int64)
+        return found
+
+    def _least_found(self) -> int:
+        return self._expansion_search
 
     def _walkable(self, query: Array) -> Array:
         """A query [dim] in the type of the graph; its own scale does not change the order of documents."""
