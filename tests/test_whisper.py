@@ -334,6 +334,24 @@ def test_a_compressed_recogniser_is_smaller_and_its_artifact_says_the_same(
     assert cosine.min() > (0.8 if label in ("by part", "mixed") else 0.99)
 
 
+def test_blocks_leave_the_decoder_and_transformers_opens_the_rest(tiny: Fixture, tmp_path: Path) -> None:
+    _, network, model = tiny
+    small = step(model, "prune.layers", keep=(1,))
+    assert small.parameters == model.parameters - sum(
+        value.numel() for value in network.model.decoder.layers[0].parameters()
+    )
+    Whisper().save(small, tmp_path)
+    opened, info = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    left = transformers.WhisperForConditionalGeneration.from_pretrained(tiny[0])
+    del left.model.decoder.layers[0]
+    left.model.decoder.layers[0].self_attn.layer_idx = left.model.decoder.layers[0].encoder_attn.layer_idx = 0
+    given = {"input_features": torch.randn(2, 80, 100), "decoder_input_ids": torch.tensor([[1, 2], [3, 4]])}
+    with torch.no_grad():
+        assert torch.allclose(opened(**given).logits, left(**given).logits, atol=1e-4)
+    assert choose.recognising(small, "small", 1).transcripts(ITEMS[:1]) != [""]
+
+
 # ---------------------------------------------------------------- packages
 
 

@@ -12,13 +12,20 @@ from slimseek import plugins
 from slimseek.errors import UsageError
 from slimseek.schema import Layer, Model, Tensor
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+DECODER, DECODER_DEPTH = "model.decoder.layers", "decoder_layers"
+"""What the names of a recogniser's blocks begin with, and where its configuration says how many: those of its decoder,
+which runs once for every token.
+"""
+WHISPER = "whisper"
 PER_LAYER = ("layer", "attention_window")
 """Parts of the names of those lists in a configuration that have an entry for each block."""
 
 
 def depth(model: Model) -> int:
-    """How many blocks the configuration of a transformer says."""
+    """How many blocks the configuration of a transformer says; of a recogniser those of its decoder."""
+    if model.spec.family == WHISPER:
+        return int(msgspec.json.decode(model.files[CONFIG])[DECODER_DEPTH])
     return int(_resolved(model).num_hidden_layers)
 
 
@@ -31,15 +38,21 @@ def kept_only(model: Model, kept: Sequence[int]) -> Model:
     """The transformer with these blocks alone, renumbered, and with a configuration that says so.
 
     Args:
-        model: of the transformer family.
+        model: of the transformer family, or a recogniser, whose decoder is meant.
         kept: numbers of blocks, ascending.
 
     Raises:
         UsageError: the blocks cannot be told from the names of tensors, are tied, or one cannot take another's place.
     """
-    check_untied(model, "leave blocks out")
-    config = _resolved(model)
-    blocks = prefix(model, int(config.num_hidden_layers))
+    if model.spec.family == WHISPER:
+        blocks, files = DECODER, _shallower(model.files, kept)
+    else:
+        check_untied(model, "leave blocks out")
+        config = _resolved(model)
+        blocks, files = (
+            prefix(model, int(config.num_hidden_layers)),
+            {CONFIG: _rewritten(model.files[CONFIG], config, kept)},
+        )
     places = {old: new for new, old in enumerate(kept)}
     _check_exchangeable(model, blocks, places)
 
@@ -50,7 +63,7 @@ def kept_only(model: Model, kept: Sequence[int]) -> Model:
     layers = [_renamed_layer(layer, blocks, places) for layer in model.layers]
     return dataclasses.replace(
         model,
-        files=dict(model.files) | {CONFIG: _rewritten(model.files[CONFIG], config, kept)},
+        files=dict(model.files) | files,
         tensors=renamed(model.tensors),
         layers=tuple(layer for layer in layers if layer is not None),
         activations=renamed(model.activations),
@@ -133,6 +146,21 @@ def _renamed_layer(layer: Layer, blocks: str, places: Mapping[int, int]) -> Laye
     name, weight = (_renamed(part, blocks, places) for part in (layer.name, layer.weight))
     bias = _renamed(layer.bias, blocks, places) if isinstance(layer.bias, str) else layer.bias
     return msgspec.structs.replace(layer, name=name, weight=weight, bias=bias) if name else None
+
+
+def _shallower(files: Mapping[str, bytes], kept: Sequence[int]) -> dict[str, bytes]:
+    """A recogniser's configuration with the new depth of its decoder; heads that follow the time, by which transformers
+    finds when a word was said, are renumbered with their blocks.
+    """
+    config = msgspec.json.decode(files[CONFIG]) | {DECODER_DEPTH: len(kept)}
+    found = {CONFIG: config}
+    if GENERATION in files:
+        generation = msgspec.json.decode(files[GENERATION])
+        heads = generation.get("alignment_heads")
+        if heads:
+            generation["alignment_heads"] = [[kept.index(block), head] for block, head in heads if block in kept]
+        found[GENERATION] = generation
+    return {name: msgspec.json.format(msgspec.json.encode(value), indent=2) for name, value in found.items()}
 
 
 def _rewritten(content: bytes, config: Any, kept: Sequence[int]) -> bytes:

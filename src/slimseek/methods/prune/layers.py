@@ -10,7 +10,8 @@ from slimseek.schema import Model, Samples
 
 
 class LayerPruning(Step, frozen=True, kw_only=True):
-    """Keep some blocks of a transformer and close the gaps; the configuration says the new depth.
+    """Keep some blocks of a transformer, or of a recogniser's decoder, and close the gaps; the configuration says the
+    new depth.
 
     What is left gives other vectors than before, until a step such as ``distil.embedding`` trains it.
 
@@ -70,7 +71,8 @@ class LayerPruning(Step, frozen=True, kw_only=True):
 
 
 def _check_family(model: Model) -> None:
-    if model.spec.family != "transformer":
+    if model.spec.family not in ("transformer", blocks.WHISPER):
         raise UsageError(
-            f"prune.layers: blocks are known of the family transformer; this model is of {model.spec.family}"
+            f"prune.layers: blocks are known of the families transformer and {blocks.WHISPER}; this model is of "
+            f"{model.spec.family}"
         )
