@@ -72,7 +72,7 @@ def _items(file: Path, said: dict[str, str], findings: list[Finding]) -> dict[st
         if name in items:
             raise UsageError(f"{file}, line {number}: the _id {name!r} occurs a second time")
         items[name] = text
-        if "image" in record:
+        if isinstance(record.get("image"), str):
             shown[name], said[text] = text, _text(record)
     broken = pictures.broken(shown)
     findings += tally(f"{file.name}: pictures that cannot be read, left out", list(broken.values()))
