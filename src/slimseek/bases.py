@@ -228,11 +228,13 @@ class Backend(ABC):
 
     Attributes:
         local: whether its packages are meant to run on a machine like this one, so that ``auto`` considers it.
+        transcribes: whether it takes recognisers, as :meth:`function` opens them.
         most_documents: how many documents a package can :meth:`hold` and search by itself; 0 for one that encodes
             alone.
     """
 
     local: ClassVar[bool] = True
+    transcribes: ClassVar[bool] = False
     most_documents: ClassVar[int] = 0
 
     @abstractmethod

@@ -18,9 +18,10 @@ from slimseek.errors import ArtifactError, UsageError
 from slimseek.inputs.reader import reader
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
+from slimseek.inputs.vocabulary import FILE as TOKENS
 from slimseek.models import _networks as networks
 from slimseek.models import _whisper_built_in as whispers
-from slimseek.recognise import Recogniser, transcriber
+from slimseek.recognise import Recogniser, scorer, transcriber
 from slimseek.schema import Comparison, Encode, FileEntry, Function, GateResult, KeptIndex, Model, ModelSpec, Value
 from slimseek.timing import default_threads
 from slimseek.trial import Found
@@ -34,6 +35,8 @@ SEARCH = "search.json"
 """What a search under a budget writes into its folder."""
 REFERENCE_LENGTH = 128
 FUNCTIONS = ("encoder", "decoder")
+KEPT = frozenset({TOKENIZER, TOKENS})
+"""Small files of a model that its packages hold too."""
 WEIGHTS = ("model.", *(f"{name}." for name in FUNCTIONS))
 """What the names of a package's files of weights begin with."""
 
@@ -132,16 +135,22 @@ def recogniser(source: str | Path, threads: int | None = None) -> Recogniser:
     package = read_package(path)
     _check_transcribes(package.spec, source)
     backend = _running(path, package)
-    functions = {name: backend.function(path, name, count) for name in FUNCTIONS}
+    if package.spec.autoregressive:
+        functions = {name: backend.function(path, name, count) for name in FUNCTIONS}
+    else:
+        encode = backend.open(path, count)
+        functions = {"model": lambda batch: {"scores": encode(batch)}}
     shipped, files = _shipped(path, package)
-    return _recogniser(path.resolve().name, package.spec, files, functions, shipped, package.target, count)
+    return assemble_recogniser(path.resolve().name, package.spec, files, functions, shipped, package.target, count)
 
 
 def recognising(chosen: Model, name: str, threads: int) -> Recogniser:
     """The reference implementation of a model as a recogniser."""
     _check_transcribes(chosen.spec, name)
     functions = family(chosen).computed(chosen, threads)
-    found = _recogniser(name, chosen.spec, chosen.files, functions, _stored(chosen), chosen.spec.family, threads)
+    found = assemble_recogniser(
+        name, chosen.spec, chosen.files, functions, _stored(chosen), chosen.spec.family, threads
+    )
     return dataclasses.replace(found, model=chosen)
 
 
@@ -212,17 +221,8 @@ def assemble(
     index_of: KeptIndex | None = None,
 ) -> Encoder:
     """An encoder from its parts; the tokenizer comes from ``files``."""
-    return Encoder(
-        name=name,
-        spec=spec,
-        input=reader(spec, files),
-        encode=encode,
-        model=model,
-        shipped=shipped,
-        runtime=runtime,
-        threads=threads,
-        index_of=index_of,
-    )
+    return Encoder(name=name, spec=spec, input=reader(spec, files), encode=encode, model=model, shipped=shipped,
+                   runtime=runtime, threads=threads, index_of=index_of)  # fmt: skip
 
 
 def built_in_names() -> tuple[str, ...]:
@@ -353,7 +353,7 @@ def _shipped(path: Path, package: Package) -> tuple[dict[str, int], dict[str, by
     sizes = {entry.path: entry.bytes for entry in package.files}
     weights = sum(size for name, size in sizes.items() if name.startswith(WEIGHTS))
     rest = sum(sizes.values()) - weights + (path / PACKAGE).stat().st_size
-    files = {TOKENIZER: (path / TOKENIZER).read_bytes()} if TOKENIZER in sizes else {}
+    files = {name: (path / name).read_bytes() for name in KEPT & sizes.keys()}
     return {"weights": weights, "rest": rest}, files
 
 
@@ -363,12 +363,16 @@ def _stored(chosen: Model) -> dict[str, int]:
     return {"weights": weights, "rest": sum(len(content) for content in chosen.files.values())}
 
 
-def _recogniser(
+def assemble_recogniser(
     name: str, spec: ModelSpec, files: Mapping[str, bytes], functions: Mapping[str, Function], shipped: dict[str, int],
     runtime: str, threads: int,
 ) -> Recogniser:  # fmt: skip
-    return Recogniser(name=name, spec=spec, input=SoundInput(spec), transcribe=transcriber(functions, spec, files),
-                      model=None, shipped=shipped, runtime=runtime, threads=threads)  # fmt: skip
+    """A recogniser from its parts; the tokenizer, or the file of tokens, comes from ``files``."""
+    assert spec.decoding
+    return Recogniser(
+        name=name, spec=spec, input=SoundInput(spec), transcribe=transcriber(functions, spec, files),
+        scores=scorer(functions, spec.decoding), model=None, shipped=shipped, runtime=runtime, threads=threads,
+    )  # fmt: skip
 
 
 def _path(source: str | Path) -> Path:

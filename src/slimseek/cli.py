@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slimseek import __version__, cli_serve
+from slimseek import __version__, cli_serve, cli_speech
 from slimseek.command import (
     Artifact,
     Command,
@@ -22,6 +22,7 @@ from slimseek.command import (
     Out,
     Quiet,
     Ray,
+    SearchWith,
     Seed,
     Target,
     Threads,
@@ -85,15 +86,17 @@ def evaluate(
     baseline: Annotated[str, typer.Option("--baseline", metavar="MODEL", help="Compare with this, paired.")] = "",
     split: Annotated[str, typer.Option("--split", help="test, dev or train.")] = "test",
     metric: Annotated[list[str] | None, typer.Option("--metric", help="Such as ndcg@10; may be repeated.")] = None,
-    threads: Threads = 0, json: Json = False, quiet: Quiet = False,
+    search_with: SearchWith = "", threads: Threads = 0, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Measure quality with intervals, size, latency and memory; with a baseline, paired differences."""
     from slimseek import show
     from slimseek.pipeline import evaluate as measure
 
     with Command(json, quiet) as run:
-        found = measure(model, data, baseline=baseline or None, split=split, metrics=metric or None, threads=threads)
-        run.answer(found, lambda console: show.evaluation(found, console))
+        found = measure(model, data, baseline=baseline or None, split=split, metrics=metric or None, threads=threads,
+                        search_with=search_with)  # fmt: skip
+        shown: Any = show.hearing if hasattr(found, "spoken") else show.evaluation
+        run.answer(found, lambda console: shown(found, console))
 
 
 @app.command()
@@ -113,6 +116,7 @@ def compress(
     metric: Annotated[str, typer.Option("--metric", help="Metric of the gate; by default the recipe's.")] = "",
     keep_index: Annotated[bool, typer.Option("--keep-index", help="Encode queries alone; the index stays.")] = False,
     alternatives: Annotated[bool, typer.Option("--alternatives", help="Also measure other libraries.")] = False,
+    search_with: SearchWith = "",
     ray: Ray = "",
     at_once: Annotated[int, typer.Option("--at-once", min=0, help="Plans a round; 0 for one a machine.")] = 0,
     threads: Threads = 0, seed: Seed = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
@@ -122,7 +126,7 @@ def compress(
     from slimseek.prove import Options
 
     options = Options(target=target, threads=threads, alternatives=alternatives, keep_index=keep_index, metric=metric,
-                      force=force, command=_command())  # fmt: skip
+                      force=force, command=_command(), search_with=search_with)  # fmt: skip
     limits = {"size": max_size, "latency": max_latency, "memory": max_memory, "index": max_index, "total": max_total}
     with Command(json, quiet) as run:
         if any(limits.values()) or (max_loss and not recipe and not student):
@@ -299,19 +303,6 @@ def index(
 
 
 @app.command()
-def query(index: Annotated[Path, typer.Argument(metavar="INDEX")], text: str,
-          model: Annotated[str, typer.Option("--model", help="The MODEL that made the index.")],
-          k: Annotated[int, typer.Option("--k")] = 10, threads: Threads = 0, json: Json = False) -> None:  # fmt: skip
-    """Search an index."""
-    from slimseek import search, show
-    from slimseek.choose import choose
-
-    with Command(json, quiet=True) as run:
-        results = search.open(index, choose(model, threads or None)).query([text], k)[0]
-        run.answer(results, lambda console: show.results(results, console))
-
-
-@app.command()
 def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], out: Annotated[Path, typer.Option("--out")],
            json: Json = False) -> None:  # fmt: skip
     """Write the HTML report of an artifact, or the page of a search under a budget."""
@@ -338,6 +329,8 @@ def recipe(name: Annotated[str, typer.Argument(help="A shorthand; without one, a
         print(f"{shorthand:18} {recipes.text_of(shorthand).splitlines()[0].removeprefix('# ')}")
 
 
+app.command()(cli_speech.transcribe)
+app.command()(cli_speech.query)
 app.command()(cli_serve.serve)
 app.command()(cli_serve.demo)
 

@@ -32,11 +32,11 @@ def serve(
 
 
 def demo(
-    subject: Annotated[str, typer.Argument(metavar="[text|image]", help="What is searched.")] = "text",
+    subject: Annotated[str, typer.Argument(metavar="[text|image|speech]", help="What is searched.")] = "text",
     out: Annotated[Path, typer.Option("--out", metavar="DIR")] = Path("demo"), threads: Threads = 0,
     json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Run the whole flow on a built-in model and what packages carry, in minutes: news articles, or pictures."""
+    """Run the whole flow on a built-in model and what packages carry, in minutes: news, pictures, or speech."""
     from slimseek import show
     from slimseek.demo import demo as run_demo
 

@@ -28,6 +28,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime; 0 for all cores.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+SearchWith = Annotated[
+    str, typer.Option("--search-with", metavar="MODEL", help="Of texts, for spoken queries; by default minilm.")
+]
 Ray = Annotated[str, typer.Option("--ray", metavar="ADDRESS", help="Ray cluster: HOST:PORT, auto, or local.")]
 Target = Annotated[str, typer.Option("--target", help="Runtime (see slimseek models), auto: the fastest here, or all.")]
 

@@ -6,22 +6,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
-from slimseek import integers, kept
+from slimseek import integers, kept, spoken
 from slimseek.bases import Step
-from slimseek.choose import REFERENCE_LENGTH, encoder, family
+from slimseek.choose import REFERENCE_LENGTH, encoder, family, recognising
 from slimseek.encoder import Encoder
 from slimseek.errors import NoEffect, SlimseekError, UsageError
 from slimseek.evaluate import Quality, compare, invariance, quality, quality_gate
 from slimseek.progress import say
 from slimseek.recipe import build
+from slimseek.recognise import Recogniser
 from slimseek.schema import Change, GateResult, Model, Recipe, RecipeStep, Samples, SearchSet, StepRecord
 
 INVARIANCE_TEXTS = 32
+INVARIANCE_RECORDINGS = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,12 +36,14 @@ class Judge:
         original: what the original model scores there.
         threads: threads of the reference implementation.
         keep_index: whether steps are judged by their queries alone, which search the original's vectors.
+        search: of a recogniser, the search of texts by what it hears; ``None`` where there is nothing to search.
     """
 
     search_set: SearchSet
     original: Quality
     threads: int
     keep_index: bool = False
+    search: spoken.Search | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,9 +185,9 @@ def _judge(
     if finite.status == "failed":
         return None, (finite,)
     threads = judge.threads if judge is not None else 1
-    subject = encoder(model, "after this step", threads)
     try:
-        gates = [finite, invariance(subject, samples.calibration[:INVARIANCE_TEXTS])]
+        subject = _opened(model, threads)
+        gates = [finite, _invariance(subject, samples.calibration)]
         if judge is None:
             return None, tuple(gates)
         after = _quality(subject, judge, [recipe.gates.metric])
@@ -192,7 +197,20 @@ def _judge(
     return change, (*gates, quality_gate(change, recipe.gates.max_loss))
 
 
-def _quality(subject: Encoder, judge: Judge, metrics: list[str]) -> Quality:
+def _opened(model: Model, threads: int) -> Encoder | Recogniser:
+    name = "after this step"
+    return (recognising if model.spec.output == "transcript" else encoder)(model, name, threads)
+
+
+def _invariance(subject: Encoder | Recogniser, items: Sequence[str]) -> GateResult:
+    if isinstance(subject, Recogniser):
+        return spoken.invariance(subject, items[:INVARIANCE_RECORDINGS])
+    return invariance(subject, items[:INVARIANCE_TEXTS])
+
+
+def _quality(subject: Encoder | Recogniser, judge: Judge, metrics: list[str]) -> Quality:
+    if isinstance(subject, Recogniser):
+        return spoken.quality(subject, judge.search_set, metrics, judge.search)
     if judge.keep_index:
         return kept.quality(subject, judge.search_set, judge.original, metrics)
     return quality(subject, judge.search_set, metrics)

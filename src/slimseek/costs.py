@@ -6,10 +6,11 @@ import numpy as np
 
 from slimseek import indexes, timing
 from slimseek.encoder import Encoder
+from slimseek.recognise import Recogniser
 from slimseek.schema import Array, Measurement, Precision
 
 
-def shipped(encoder: Encoder) -> tuple[Measurement, ...]:
+def shipped(encoder: Encoder | Recogniser) -> tuple[Measurement, ...]:
     """Bytes that must be shipped: all of them, the weights, and the rest."""
     sizes = encoder.shipped
     return tuple(

@@ -98,8 +98,8 @@ def load(source: str) -> Collection:
         raise UsageError(f"there is no collection {source!r}: neither a folder nor the built-in news or news-full")
     raise UsageError(
         f"{source} is not a collection: it needs corpus.jsonl, queries.jsonl and qrels/test.tsv, or .tsv or .csv files "
-        f"with the columns text and label, labels.csv with those of a path and a label, or a subfolder of pictures for "
-        f"each class"
+        f"with the columns text and label, or audio and text, labels.csv with those of a path and a label, or a "
+        f"subfolder of pictures for each class"
     )
 
 
@@ -243,7 +243,8 @@ def describe(collection: Collection, read: Input | None = None) -> Description |
 def fingerprint(collection: Collection) -> str:
     """The sha256 of ids, texts and judgements, whatever their order: what a cached score of a collection hangs on."""
     digest = hashlib.sha256()
-    for part in (collection.corpus, collection.queries, collection.qrels):
+    parts = (collection.corpus, collection.queries, collection.qrels, *([collection.said] if collection.said else []))
+    for part in parts:
         digest.update(msgspec.json.encode(part, order="deterministic") + b"\n")
     return digest.hexdigest()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-from slimseek import pictures
+from slimseek import pictures, recordings
 from slimseek.errors import UsageError
 from slimseek.pipeline import compress, deploy_on
 from slimseek.progress import say
@@ -14,7 +14,7 @@ from slimseek.prove import Options
 from slimseek.rebuild import rebuild
 from slimseek.schema import Comparison, Gates, Recipe, RecipeStep
 
-Subject = Literal["text", "image"]
+Subject = Literal["text", "image", "speech"]
 RECIPE = "int8"
 PICTURE_RECIPE = Recipe(
     name="int8 for pictures",
@@ -25,7 +25,8 @@ PICTURE_RECIPE = Recipe(
     gates=Gates(metric="map_r", max_loss=0.05),
 )
 """Its gate is wider than that of texts, since so few pictures prove no smaller loss."""
-ARTIFACT, REBUILT, SERVED, PICTURES = "artifact", "rebuilt", "served", "pictures"
+ARTIFACT, REBUILT, SERVED = "artifact", "rebuilt", "served"
+PICTURES, RECORDINGS = "pictures", "recordings"
 
 
 def demo(out: str | Path, subject: Subject = "text", *, threads: int = 0) -> Comparison:
@@ -33,7 +34,8 @@ def demo(out: str | Path, subject: Subject = "text", *, threads: int = 0) -> Com
 
     Args:
         out: the folder; what an earlier run left there is replaced.
-        subject: ``text``: MiniLM on news articles; ``image``: EfficientNet-Lite0 on pictures that packages carry.
+        subject: ``text``: MiniLM on news articles; ``image``: EfficientNet-Lite0 on pictures that packages carry;
+            ``speech``: Whisper tiny.en on captions that are read aloud.
         threads: of the runtimes; 0 for all cores.
 
     Raises:
@@ -56,6 +58,12 @@ def _image(out: Path, threads: int) -> Comparison:
                 "onnxruntime")  # fmt: skip
 
 
+def _speech(out: Path, threads: int) -> Comparison:
+    found = recordings.collect(out / RECORDINGS)
+    say(f"{found.dev} recordings to choose by and {found.test} to report on, from {found.source}: {out / RECORDINGS}")
+    return _run("whisper-tiny.en", str(out / RECORDINGS), out, _options("speech", out, threads), "int8-dynamic")
+
+
 def _options(subject: Subject, out: Path, threads: int, *, alternatives: bool = False) -> Options:
     named = "" if subject == "text" else f" {subject}"
     return Options(threads=threads, alternatives=alternatives, force=True, command=f"slimseek demo{named} --out {out}")
@@ -70,4 +78,4 @@ def _run(
     return comparison
 
 
-DEMOS: dict[str, Callable[[Path, int], Comparison]] = {"text": _text, "image": _image}
+DEMOS: dict[str, Callable[[Path, int], Comparison]] = {"text": _text, "image": _image, "speech": _speech}

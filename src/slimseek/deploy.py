@@ -15,10 +15,9 @@ from slimseek.bases import Backend
 from slimseek.choose import PACKAGE, PACKAGE_VERSION, Package
 from slimseek.errors import GateFailed, SlimseekError, UsageError, first_line
 from slimseek.inputs.samples import examples
-from slimseek.inputs.text import TOKENIZER
 from slimseek.progress import say, track
 from slimseek.schema import KeptIndex, Model, Value
-from slimseek.verify import verify
+from slimseek.verify import verify, verify_transcripts
 
 AUTO, ALL = "auto", "all"
 TARGETS, TARGETS_VERSION = "targets.json", 1
@@ -79,6 +78,9 @@ def check_target(target: str, model: Model | None = None, *, runs: bool = False)
             f"--target, and deploy the artifact for {target} then"
         )
     if model is not None:
+        if model.spec.output == "transcript" and not backend.transcribes:
+            able = [name for name in works if plugins.load("backends", name).transcribes]
+            raise UsageError(f"target {target} takes no recognisers; {' and '.join(able)} do")
         backend.preflight(model)
 
 
@@ -115,6 +117,8 @@ def deploy(
     if target != AUTO:
         check_target(target)
     model, passing = _writer(source, texts, threads)
+    if target == AUTO and model.spec.output == "transcript":
+        raise UsageError("target auto times vectors, and this is a recogniser; name onnxruntime or openvino")
     held = _held(model, target, corpus, choose.index_of(source))
     with folders.writing(Path(out), inputs=_inputs(source), force=force) as folder:
         if target == AUTO:
@@ -160,10 +164,12 @@ def write(
     """
     package = export(model, target, folder, collection=collection, index_of=index_of)
     reason = plugins.load("backends", target)().runs()
-    parity, gates = verify(
-        choose.encoder(model, "artifact", threads), folder, texts or examples(model.spec),
-        rounded=bool(model.activations), not_run=reason,
-    )  # fmt: skip
+    items, rounded = texts or examples(model.spec), bool(model.activations)
+    if model.spec.output == "transcript":
+        parity, gates = verify_transcripts(choose.recognising(model, "artifact", threads), folder, items, rounded)
+    else:
+        artifact = choose.encoder(model, "artifact", threads)
+        parity, gates = verify(artifact, folder, items, rounded=rounded, not_run=reason)
     package = msgspec.structs.replace(package, parity=parity, gates=gates, not_run=reason or msgspec.UNSET)
     folders.write_json(folder / PACKAGE, package)
     return package
@@ -176,8 +182,8 @@ def export(
     backend: Backend = plugins.load("backends", target)()
     say(f"export for {target}")
     backend.export(model, folder)
-    if TOKENIZER in model.files:
-        (folder / TOKENIZER).write_bytes(model.files[TOKENIZER])
+    for name in choose.KEPT & model.files.keys():
+        (folder / name).write_bytes(model.files[name])
     package = Package(
         format_version=PACKAGE_VERSION,
         target=target,

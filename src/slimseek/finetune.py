@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import __version__, artifact, choose, data, evaluate, integers, plugins, tasks, timing
+from slimseek import __version__, artifact, choose, data, evaluate, integers, plugins, spoken, tasks, timing
 from slimseek import folder as folders
 from slimseek.errors import NoEffect, UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.methods._training import trained
 from slimseek.progress import say, shown_on
-from slimseek.schema import Array, Batch, Change, Collection, Measurement, Model, QuantizedTensor, SearchSet, Value
+from slimseek.schema import (
+    Array,
+    Batch,
+    Change,
+    Collection,
+    Encode,
+    Measurement,
+    Model,
+    QuantizedTensor,
+    SearchSet,
+    Value,
+)
 from slimseek.tasks import Settings
 from slimseek.train import Judge, fit, moved
 
@@ -101,8 +112,13 @@ def finetune(
     say(splits.notice)
     dev = data.search_set(found, splits.dev, "dev", max_queries=DEV_QUERIES, max_documents=DEV_DOCUMENTS,
                           seed=settings.training.seed)  # fmt: skip
-    metric = settings.metric or evaluate.default_metrics(dev)[0]
-    evaluate.metric(metric)
+    if model.spec.output == "transcript":
+        dev = spoken.asked(dev)
+        metric = settings.metric or spoken.rates_of(dev)[0]
+        spoken.check_rate(metric)
+    else:
+        metric = settings.metric or evaluate.default_metrics(dev)[0]
+        evaluate.metric(metric)
     tasks.check(model, found, splits, settings)
     inputs = tuple(Path(path) for path in (source, collection) if Path(path).exists())
     _begin(out, _run(model, found, settings), inputs, force)
@@ -117,7 +133,7 @@ def finetune(
         raise NoEffect(f"train: no state of {fitted.steps} steps was better on {dev.name} than the given model "
                        f"({metric} {seen[0].value:.4f}); nothing was written")  # fmt: skip
     model = dataclasses.replace(task.model, tensors=trained(task.model, network))
-    after = evaluate.quality(choose.encoder(model, "the trained model", count), dev, [metric]).get(metric)
+    after = _measured(model, None, dev, metric, count)
     result = Tuned(
         model=choose.name_of(source), collection=dev.name, loss=task.name, items=task.items, steps=fitted.steps,
         before=seen[0], after=after, change=evaluate.compare(seen[0], after), seconds=time.perf_counter() - start,
@@ -126,6 +142,20 @@ def finetune(
         folders.write_json(folder / RESULT, result)
         artifact.write(model, folder, collection=found.path, versions=timing.versions(timing.LIBRARIES))
     return result
+
+
+def _measured(model: Model, encode: Encode | None, dev: SearchSet, metric: str, threads: int) -> Measurement:
+    """The metric of a model, run by ``encode``; ``None`` for its reference implementation."""
+    name = "the model in training"
+    if model.spec.output == "transcript":
+        listening = choose.recognising(model, name, threads) if encode is None else choose.assemble_recogniser(
+            name, model.spec, model.files, {"model": lambda batch: {"": encode(batch)}}, {}, "torch", threads
+        )  # fmt: skip
+        return spoken.quality(listening, dev, [metric]).get(metric)
+    encoder = choose.encoder(model, name, threads) if encode is None else choose.assemble(
+        name, model.spec, model.files, encode, shipped={}, runtime="torch", threads=threads
+    )  # fmt: skip
+    return evaluate.quality(encoder, dev, [metric]).get(metric)
 
 
 def _check_float(model: Model) -> None:
@@ -176,11 +206,9 @@ def _judge(model: Model, dev: SearchSet, metric: str, seen: list[Measurement], t
             vectors: Array = network(**moved(batch, network)).cpu().numpy()
             return vectors
 
-        encoder = choose.assemble("the model in training", model.spec, model.files, encode,
-                                  shipped={}, runtime="torch", threads=threads)  # fmt: skip
         try:
             with shown_on(None):  # the bar of the training goes on
-                found = evaluate.quality(encoder, dev, [metric]).get(metric)
+                found = _measured(model, encode, dev, metric, threads)
         except UsageError:
             if not seen:
                 raise

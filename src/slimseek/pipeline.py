@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import choose, data, deploy, documents, integers, kept, plugins, search, similar, timing
+from slimseek import (
+    choose,
+    data,
+    deploy,
+    documents,
+    hearing,
+    integers,
+    kept,
+    plugins,
+    prove_spoken,
+    search,
+    similar,
+    spoken,
+    timing,
+)
 from slimseek import compress as machine
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
@@ -87,7 +101,8 @@ def compress(
     """
     options = options or Options()
     steps, threads = recipes.load(recipe), options.threads or timing.default_threads()
-    measuring.metric(steps.gates.metric)
+    if spoken.error_rate(steps.gates.metric) is None:
+        measuring.metric(steps.gates.metric)
     deploy.check_target(options.target, runs=True)
     with folders.writing(
         Path(out), inputs=_paths(source, collection, steps.student or ""), force=options.force
@@ -96,6 +111,9 @@ def compress(
         integers.check_finite(original, "compressed")
         deploy.check_target(options.target, original)
         found = data.load_for(str(collection), original.spec)
+        if original.spec.output == "transcript":
+            return prove_spoken.compressed(folder, source, original, found, steps, threads, options)
+        measuring.metric(steps.gates.metric)
         if steps.gates.metric == Gates().metric:
             gates = msgspec.structs.replace(steps.gates, metric=measuring.decisive(found))
             steps = msgspec.structs.replace(steps, gates=gates)
@@ -114,9 +132,11 @@ def compress(
 
 def evaluate(
     source: str | Path, collection: str | Path, *, baseline: str | Path | None = None, split: str = "test",
-    metrics: Sequence[str] | None = None, threads: int = 0,
-) -> Evaluation:  # fmt: skip
+    metrics: Sequence[str] | None = None, threads: int = 0, search_with: str = "",
+) -> Evaluation | hearing.Hearing:  # fmt: skip
     """Measure a model on a collection: quality with intervals, bytes, time, memory; against a baseline, paired.
+
+    A recogniser is measured by what it hears, and by what a search of texts finds by that.
 
     Args:
         source: any MODEL.
@@ -125,12 +145,18 @@ def evaluate(
         split: whose queries.
         metrics: such as ``ndcg@10``; by default nDCG, recall, MRR and MAP, or those of classes or of items alike.
         threads: of the runtimes; 0 for all cores.
+        search_with: the MODEL that encodes the texts which a recogniser finds; ``""`` for the built-in one.
     """
     read = data.load(str(collection))
+    if choose.spec_of(source).output == "transcript":
+        _check_split(read, split)
+        return hearing.evaluation(str(source), read, baseline=str(baseline or ""), split=split, metrics=metrics,
+                                 search_with=search_with, threads=threads)  # fmt: skip
+    if search_with:
+        raise UsageError(f"--search-with is for recognisers; {source} gives no transcripts")
     chosen = [(path, choose.choose(path, threads or None)) for path in (source, baseline) if path is not None]
     found = similar.suited(read, chosen[0][1].spec)
-    if split not in found.qrels:
-        raise UsageError(f"{collection} has no split {split!r}; it has {', '.join(found.qrels)}")
+    _check_split(found, split)
     queries = data.search_set(found, found.qrels[split], split)
     names = tuple(metrics or measuring.default_metrics(queries))
     quality = [measuring.quality(encoder, queries, names) for _, encoder in chosen]
@@ -283,6 +309,11 @@ def _judge(model: Model, collection: Collection, qrels: Qrels, recipe: Recipe, t
     measure = kept.original if keep_index else measuring.quality
     original = measure(choose.encoder(model, "original", threads), dev, [recipe.gates.metric])
     return Judge(search_set=dev, original=original, threads=threads, keep_index=keep_index)
+
+
+def _check_split(found: Collection, split: str) -> None:
+    if split not in found.qrels:
+        raise UsageError(f"{found.path} has no split {split!r}; it has {', '.join(found.qrels)}")
 
 
 def _paths(*sources: str | Path) -> tuple[Path, ...]:

@@ -23,8 +23,6 @@ EXTRAS = {
     "torchao": "executorch",
     "tensorrt_rtx": "tensorrt",
     "jiwer": "speech",
-    "soundfile": "speech",
-    "soxr": "speech",
     "usearch": "index",
     "fastapi": "serve",
     "uvicorn": "serve",

@@ -18,13 +18,16 @@ TOKENS = 128
 
 def encode(source: str, threads: int, out: str, stand_in: bool) -> None:
     """Vectors of a JSON list of texts on standard input, written to ``out`` with numpy's ``save``; with ``stand_in``
-    by what computes the same as a package that does not run here.
+    by what computes the same as a package that does not run here. Transcripts where ``out`` ends in ``.json``.
     """
     import numpy as np
 
     from slimseek import choose
 
     texts = msgspec.json.decode(sys.stdin.buffer.read(), type=list[str])
+    if out.endswith(".json"):
+        Path(out).write_bytes(msgspec.json.encode(choose.recogniser(source, threads).transcripts(texts)))
+        return
     encoder = (choose.stand_in if stand_in else choose.choose)(source, threads)
     np.save(out, encoder.documents(texts), allow_pickle=False)
 

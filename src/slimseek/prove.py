@@ -46,6 +46,8 @@ class Options:
         precision: how the index keeps the vectors of the compressed model; those of the original stay float32.
         command: the command line that reproduces the run, for the report.
         force: replace what an earlier run wrote.
+        search_with: of a recogniser, the MODEL that encodes the texts that are found by what it hears; ``""`` for the
+            built-in one.
     """
 
     target: str = "onnxruntime"
@@ -56,6 +58,7 @@ class Options:
     precision: Precision = "f32"
     command: str = ""
     force: bool = False
+    search_with: str = ""
 
 
 def proven(

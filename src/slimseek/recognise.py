@@ -9,9 +9,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from slimseek.errors import UsageError
+from slimseek.inputs import vocabulary as vocabularies
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
-from slimseek.schema import Array, Batch, Decoding, Function, Model, ModelSpec, Transcribe
+from slimseek.schema import Array, Batch, Decoding, Encode, Function, Model, ModelSpec, Transcribe
 
 FEATURES = "input_features"
 IDS, LOGITS = "input_ids", "logits"
@@ -34,6 +35,7 @@ class Recogniser:
         spec: what it takes and gives.
         input: recordings to arrays, window by window.
         transcribe: arrays of windows to their texts.
+        scores: arrays of windows to the scores of what is said first, float32 [n, tokens].
         model: its weights as data where it can be compressed; ``None`` for a deployed package.
         shipped: bytes by kind (``weights``, ``rest``) that must be shipped to run it.
         runtime: what runs it, for reports.
@@ -44,6 +46,7 @@ class Recogniser:
     spec: ModelSpec
     input: SoundInput
     transcribe: Transcribe
+    scores: Encode
     model: Model | None
     shipped: dict[str, int]
     runtime: str
@@ -84,15 +87,16 @@ def transcriber(functions: Mapping[str, Function], spec: ModelSpec, files: Mappi
     """A recogniser's functions as one: arrays of windows to their texts.
 
     Args:
-        functions: ``encoder`` and ``decoder``.
+        functions: ``encoder`` and ``decoder``, or ``model`` alone, whose one result is scores for each frame.
         spec: says how scores become tokens.
-        files: the tokenizer is among them.
+        files: the tokenizer, or the file of tokens, is among them.
 
     Raises:
-        UsageError: the tokenizer is missing or broken.
+        UsageError: the tokenizer or the file of tokens is missing or broken.
     """
-    if not spec.decoding or spec.decoding.kind != "autoregressive":
-        raise UsageError("the model says no word after the other, so its decoder cannot be run")
+    assert spec.decoding
+    if spec.decoding.kind == "ctc":
+        return _framewise(functions["model"], files)
     decoding = spec.decoding
     try:
         tokenizer = Tokenizer.from_buffer(files[TOKENIZER])
@@ -106,6 +110,28 @@ def transcriber(functions: Mapping[str, Function], spec: ModelSpec, files: Mappi
         return [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in said]
 
     return transcribe
+
+
+def _framewise(scores: Function, files: Mapping[str, bytes]) -> Transcribe:
+    """The best path of each window."""
+    if vocabularies.FILE not in files:
+        raise UsageError(f"the model has no {vocabularies.FILE}")
+    vocabulary = vocabularies.Vocabulary(files[vocabularies.FILE])
+    return lambda batch: vocabulary.heard(next(iter(scores(batch).values())))
+
+
+def scorer(functions: Mapping[str, Function], decoding: Decoding) -> Encode:
+    """A recogniser's functions as scores of the first token behind the prompt; with ``ctc`` of all frames in a row."""
+
+    def scores(batch: Batch) -> Array:
+        if decoding.kind == "ctc":
+            found = next(iter(functions["model"](batch).values()))
+            return found.reshape(len(found), -1)
+        cross = functions["encoder"](batch)
+        prompts = prompted(functions["decoder"], decoding, cross)
+        return functions["decoder"](cross | _nothing(cross) | {IDS: prompts})[LOGITS]
+
+    return scores
 
 
 def decoded(

@@ -41,6 +41,8 @@ def comparison(found: Comparison, console: Console, out: Path, served: Path | No
         table.add_row(row.label, *(_cell(cell) for cell in cells))
     console.print(table)
     gates(found.gates, console)
+    for part, change in (found.alone or {}).items():
+        console.print(f"  the {part} alone, {_change(change)} (dev)", markup=False, soft_wrap=True)
     console.print(f"\n{report.verdict(found)}", markup=False, soft_wrap=True)
     console.print(f"\nreport: {out / 'report.html'}", markup=False, soft_wrap=True)
     if served is not None:
@@ -70,6 +72,24 @@ def evaluation(found: Any, console: Console) -> None:
         console.print(f"  {_change(change)}", markup=False, soft_wrap=True)
     if found.overlap is not None:
         console.print(f"  top-10 overlap with the baseline: {found.overlap:.3f}", markup=False, soft_wrap=True)
+
+
+def hearing(found: Any, console: Console) -> None:
+    """Figures of a recogniser beside what a search finds for the same queries typed, and a baseline's."""
+    others = [(f"typed ({found.search_with})", {one.name: one for one in found.typed})] if found.typed else []
+    if found.baseline:
+        others.append((found.baseline.subject, {one.name: one for one in found.baseline.measurements}))
+    table = Table(title=found.collection, title_justify="left")
+    for column in ("", found.subject.subject, *(name for name, _ in others)):
+        table.add_column(column, justify="right" if column else "left")
+    for one in found.subject.measurements:
+        table.add_row(form.label(one.name), _figure(one), *(_figure(each.get(one.name)) for _, each in others))
+    console.print(table)
+    lines = [f"spoken against typed, {_change(change)}" for change in found.spoken]
+    lines += [f"against the baseline, {_change(change)}" for change in found.changes]
+    lines += [f"said: {one.said}  heard: {one.heard or '(nothing)'}" for one in found.worst]
+    for line in lines:
+        console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def tuning(found: Any, console: Console, out: Path) -> None:

@@ -17,11 +17,14 @@ from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.examples import Example, Examples, Lazy
 from slimseek.inputs.reader import reader
+from slimseek.inputs.vocabulary import FILE as VOCABULARY
+from slimseek.inputs.vocabulary import Vocabulary
+from slimseek.metrics._said import normalised
 from slimseek.progress import say
 from slimseek.schema import Array, Collection, Model, Qrels, Value
 from slimseek.train import Loss, Training, _cut
 
-LOSSES = ("contrastive", "cross_entropy", "margin_mse")
+LOSSES = ("contrastive", "cross_entropy", "ctc", "margin_mse")
 MINED = 50
 HEAD_SHARE = 10.0
 """How much faster than the rest a new head learns in text encoders; parameters of ONNX graphs bear other names than
@@ -33,8 +36,8 @@ class Settings(Value, frozen=True):
     """How to fine-tune.
 
     Attributes:
-        loss: ``contrastive`` or ``margin_mse`` for a collection to search, ``cross_entropy`` for a labelled one; empty
-            for the first that fits.
+        loss: ``contrastive`` or ``margin_mse`` for a collection to search, ``cross_entropy`` for a labelled one,
+            ``ctc`` for a recogniser that gives a token for each frame; empty for the first that fits.
         teacher: the MODEL whose margins ``margin_mse`` learns.
         hard_negatives: passages for each query that the model takes for relevant and that are not judged so.
         temperature: of ``contrastive``; 1 is taken for models whose vectors are not of length one.
@@ -93,7 +96,11 @@ def check(model: Model, found: Collection, splits: Splits, settings: Settings) -
     Raises:
         UsageError: it does not fit the collection or the model, or there is nothing to train on.
     """
+    if model.spec.output == "transcript":
+        return _check_transcripts(model, found, splits, settings)
     name = settings.loss or ("cross_entropy" if found.labelled else "contrastive")
+    if name == "ctc":
+        raise UsageError("train: loss is ctc, and the model gives no scores of tokens (vocab.json beside it)")
     if (name == "cross_entropy") != found.labelled:
         has, fitting = ("labels", "cross_entropy") if found.labelled else ("judged queries", "contrastive, margin_mse")
         raise UsageError(f"train: loss is {name}, and {found.name} has {has}; {fitting} is allowed")
@@ -110,6 +117,8 @@ def task(model: Model, found: Collection, splits: Splits, settings: Settings, th
         UsageError: as :func:`check`.
     """
     name, qrels = check(model, found, splits, settings), trainable(found, splits)
+    if name == "ctc":
+        return _transcripts(model, found, qrels, settings)
     if found.labelled:
         return _classification(model, found, qrels, settings)
     return _search(model, found, qrels, settings, name, threads)
@@ -131,6 +140,49 @@ def trainable(found: Collection, splits: Splits) -> Qrels:
     if not train:
         raise UsageError(f"{found.name} has no train queries but those that are judged by; it needs qrels/train.tsv")
     return train
+
+
+# ---------------------------------------------------------------- transcripts
+
+
+def _check_transcripts(model: Model, found: Collection, splits: Splits, settings: Settings) -> str:
+    if model.spec.autoregressive:
+        raise UsageError(
+            "train: recognisers with a decoder are not trained; those that give a token for each frame are"
+        )
+    if settings.loss not in ("", "ctc"):
+        raise UsageError(f"train: loss is {settings.loss}, and the model gives transcripts; ctc is allowed")
+    if not any(found.said.get(found.queries[query]) for query in trainable(found, splits)):
+        raise UsageError(f"train: {found.name} has no train recording with a transcript")
+    return "ctc"
+
+
+def _transcripts(model: Model, found: Collection, qrels: Qrels, settings: Settings) -> Task:
+    """Recordings with the tokens of what is said in them."""
+    training = settings.training
+    vocabulary = Vocabulary(model.files[VOCABULARY])
+    read: Any = reader(model.spec, model.files)
+    items = list(dict.fromkeys(found.queries[query] for query in qrels))
+    said = {item: ids for item in items if (ids := vocabulary.ids(normalised(found.said.get(item, ""))))}
+    if not said:
+        raise UsageError(f"train: {VOCABULARY} has no token of the transcripts of {found.name}")
+    rows = feeding.rows(read, list(said), read.query_prefix)
+    tokens = list(said.values())
+    plan = feeding.planned(range(len(rows)), [row.width for row in rows], training.batch_size, training.batches,
+                           random.Random(training.seed))  # fmt: skip
+
+    def make(number: int) -> Example:
+        chosen = [tokens[place] for place in plan[number]]
+        filled = np.full((len(chosen), max(map(len, chosen))), vocabulary.blank, np.int64)
+        for row, ids in zip(filled, chosen, strict=True):
+            row[: len(ids)] = ids
+        target = {"tokens": filled, "lengths": np.array([len(ids) for ids in chosen], np.int64)}
+        return read.batch([rows[place].read() for place in plan[number]]), target
+
+    return Task(
+        model=model, name="ctc", loss=plugins.load("losses", "ctc")(blank=vocabulary.blank), items=len(rows),
+        examples=Examples(train=Lazy(len(plan), make), held_out=()), shares={},
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- classes

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from slimseek.encoder import Encoder
 from slimseek.errors import SlimseekError
 from slimseek.evaluate import cosines, invariance, neighbours_shared
 from slimseek.inputs.samples import examples
+from slimseek.recognise import Recogniser
 from slimseek.schema import Array, Batch, GateResult
 
 SHAPES = ((1, 3), (3, 17), (8, 128))
 LEAST_PARITY = 0.999
 LEAST_PARITY_ROUNDED = 0.99
+TRANSCRIBED, ALONE = 16, 4
+"""Recordings that are transcribed, by the artifact and by the package, and those that are transcribed alone, too."""
 
 
 def verify(
@@ -64,14 +68,57 @@ def verify(
     return parity, gates if not_run is None else tuple(_in_a_stand_in(gate, not_run) for gate in gates)
 
 
+def verify_transcripts(
+    reference: Recogniser, folder: Path, items: Sequence[str], rounded: bool
+) -> tuple[dict[str, float], tuple[GateResult, ...]]:
+    """Parity of a recogniser's package: transcripts of real recordings in a fresh process, and the scores of the first
+    token, by their cosine; and whether a transcript depends on those beside it.
+
+    Args:
+        reference: the artifact; its threads are the package's, too.
+        folder: of the package.
+        items: recordings, of which the first are taken.
+        rounded: whether inputs of layers are rounded, so that less parity is asked.
+    """
+    items = items[:TRANSCRIBED]
+    expected, found = reference.transcripts(items), _in_fresh_process(folder, items, reference.threads, json=True)
+    equal = float(np.mean([one == other for one, other in zip(expected, found, strict=True)]))
+    package = choose.recogniser(folder, reference.threads)
+    batch = reference.input.batch([row for item in items for row in islice(reference.input.windows(item), 1)])
+    cosine = cosines(*(one.scores(batch) for one in (reference, package)))
+    parity = {"cosine_mean": float(cosine.mean()), "cosine_min": float(cosine.min()), "equal_transcripts": equal,
+              "recordings": float(len(items))}  # fmt: skip
+    least = LEAST_PARITY_ROUNDED if rounded else LEAST_PARITY
+    detail = (f"{len(items)} recordings against the artifact: cosine of scores {parity['cosine_mean']:.5f} on average, "
+              f"{parity['cosine_min']:.5f} at least; {equal:.0%} of the transcripts are equal")  # fmt: skip
+    passed = parity["cosine_mean"] >= least
+    alone = [package.transcripts([item])[0] for item in items[:ALONE]]
+    same = float(np.mean([one == other for one, other in zip(alone, found, strict=False)]))
+    gates = (
+        GateResult(gate="parity", status="passed" if passed else "failed", detail=detail,
+                   value=parity["cosine_mean"], limit=least),
+        GateResult(gate="invariance", status="passed" if same == 1 else "failed", value=same, limit=1.0,
+                   detail=f"{len(alone)} recordings alone and beside others: {same:.0%} of the transcripts are equal"),
+    )  # fmt: skip
+    return parity, gates
+
+
 def encode_in_fresh_process(source: Path, texts: Sequence[str], threads: int, *, stand_in: bool = False) -> Array:
     """Vectors float32 [n, dim] of texts, computed by a new process that opens the package, or its stand-in.
 
     Raises:
         SlimseekError: it failed; its last line is shown.
     """
+    vectors: Array = _in_fresh_process(source, texts, threads, stand_in=stand_in)
+    return vectors
+
+
+def _in_fresh_process(
+    source: Path, texts: Sequence[str], threads: int, *, stand_in: bool = False, json: bool = False
+) -> Any:  # fmt: skip
+    """What a new process computes: vectors, or transcripts where they are asked for as JSON."""
     with tempfile.TemporaryDirectory() as temporary:
-        result = Path(temporary) / "vectors.npy"
+        result = Path(temporary) / ("transcripts.json" if json else "vectors.npy")
         command = [sys.executable, "-m", "slimseek.probe", str(source), str(threads), str(result)]
         command += ["stand-in"] if stand_in else []
         done = subprocess.run(
@@ -80,8 +127,9 @@ def encode_in_fresh_process(source: Path, texts: Sequence[str], threads: int, *,
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
             raise SlimseekError(f"{source} failed in a fresh process: {lines[-1]}")
-        vectors: Array = np.load(result, allow_pickle=False)
-        return vectors
+        if json:
+            return msgspec.json.decode(result.read_bytes(), type=list[str])
+        return np.load(result, allow_pickle=False)
 
 
 def _in_a_stand_in(gate: GateResult, reason: str) -> GateResult:

@@ -111,6 +111,8 @@ def _metric(named: str, original: Model, collection: Collection, options: Option
 
 def _check(original: Model, out: Path) -> None:
     """Refuse what cannot be compressed, and a disk that is too full for it."""
+    if original.spec.output == "transcript":
+        raise UsageError("a search over recipes (--max-size, --max-loss, ...) takes no recognisers; give --recipe")
     integers.check_finite(original, "compressed")
     check_float(original)
     place = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())

@@ -83,6 +83,35 @@ def gather_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: str
     return True
 
 
+def product_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: str, output: str) -> bool:
+    """Look up rows of a table that a product reads whole, too: the constants are those of :func:`expanded`."""
+    if tensor.spec.axis != 0:
+        return False
+    blocks = _blocks(tensor)
+    if tensor.zero_point is not None and pays((blocks != _beside(blocks, tensor.zero_point)).reshape(-1),
+                                              tensor.spec.bits):  # fmt: skip
+        return False
+
+    def rows(label: str, array: Array) -> str:
+        stored = packed(editor, f"{name}.{label}", array, tensor.spec.bits, tensor.spec.symmetric)
+        if tensor.spec.bits < 8:  # not every runtime looks up four bits
+            stored = editor.node("Cast", [stored], to=TensorProto.INT8)
+        stored = stored if len(array) == 1 < len(blocks) else editor.node("Gather", [stored, indices])
+        return editor.node("Cast", [stored], to=TensorProto.FLOAT)
+
+    values = rows(of_channels("blocks", tensor), blocks)
+    if tensor.zero_point is not None:
+        values = editor.node("Sub", [values, rows("block_zero_point", _beside(blocks, tensor.zero_point))])
+    scales = _beside(blocks, tensor.scale)
+    scale = scale_constant(editor, f"{name}.block_scale", scales)
+    scale = scale if len(scales) == 1 < len(blocks) else editor.node("Gather", [scale, indices])
+    values = editor.node("Mul", [values, scale])
+    shape = editor.node("Concat", [editor.node("Shape", [indices]), numbers(editor, -1)], axis=0)
+    values = editor.node("Reshape", [values, shape])
+    editor.node("Identity", [_cut(editor, values, tensor, blocks, axis=-1)], output)
+    return True
+
+
 def packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
     """Integers of one to eight bits, stored at that width; whole numbers of some type once the graph is loaded.
 

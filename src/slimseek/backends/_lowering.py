@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from slimseek.backends._codebook import shared_rows, shared_values
 from slimseek.backends._editor import Editor, finish, inner_nodes, narrow, scale_constant
-from slimseek.backends._expansion import expanded
+from slimseek.backends._expansion import expanded, product_rows
 from slimseek.backends._places import check_places
 from slimseek.backends._saturation import middle, shifted
 from slimseek.integers import eight_bit_scale, is_eight_bit, is_integer, is_shared, unsmoothed
@@ -43,6 +43,7 @@ class Linear:
         input: name of the input value, divided by the layer's smoothing.
         output: name that the result must get.
         bias: name of the bias initializer, or ``None``.
+        table: whether rows of the weight are looked up, too, so that its stored form is that of the table.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Linear:
     input: str
     output: str
     bias: str | None
+    table: bool = False
 
 
 LinearRule = Callable[[Editor, Linear], None]
@@ -83,6 +85,8 @@ def lower(
     editor = Editor(graph.graph)
     biases = _biases(graph.graph)
     skipped: set[str] = set()
+    tables = {tensor_name(node.input[0]) for node in graph.graph.node if node.op_type == "Gather"}
+    products = {tensor_name(node.input[1]) for node in graph.graph.node if node.op_type in ("MatMul", "Gemm")}
     for node in graph.graph.node:
         if node.output[0] in skipped:
             continue
@@ -104,6 +108,7 @@ def lower(
                 name=name, weight=tensor, activation=model.activations.get(name),
                 input=_divided(editor, node.input[0], model.smoothing.get(name)),
                 output=output, bias=None if bias is None else bias[0],
+                table=name in tables,
             ))  # fmt: skip
             continue
         if isinstance(tensor, QuantizedTensor) and node.op_type == "Conv" and name in model.activations:
@@ -114,8 +119,9 @@ def lower(
         if is_shared(tensor) and is_table and values is None:  # noqa: SIM102
             if shared_rows(editor, name, tensor, node.input[1], node.output[0]):
                 continue
-        if is_integer(tensor) and is_table:  # noqa: SIM102
-            if table(editor, name, tensor, node.input[1], node.output[0]):
+        if is_integer(tensor) and is_table:
+            write_rows = product_rows if name in products else table
+            if write_rows(editor, name, tensor, node.input[1], node.output[0]):
                 continue
         _give_values(editor, node, model, values)
         editor.nodes.append(node)
@@ -218,15 +224,18 @@ def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: 
     return editor.node("Slice", [values, start, stop, along])
 
 
-def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bool = False) -> tuple[str, str, str]:
+def int8_weight(
+    editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bool = False, table: bool = False
+) -> tuple[str, str, str]:
     """Names of int8 (or uint8) integers [in, out], their scale [out] and zero point for arithmetic on eight bits.
 
     Eight bits a channel are the artifact's own integers. Fewer bits, or groups, expand when the runtime loads the
     graph: constant nodes dequantize the packed integers and round them to eight bits with one scale a channel, at
     most half a step of that finer grid away. ``unsigned`` adds 128 to signed integers and to their zero point.
+    Those of a ``table`` are stored as its rows are, once for both, and come to the same when the graph is loaded.
     """
     spec = tensor.spec
-    if is_eight_bit(tensor):
+    if is_eight_bit(tensor) and not table:
         tensor = shifted(tensor) if unsigned else tensor
         transposed = spec.axis == 0
         integers = integer_constant(editor, f"{name}.integers{'.T' if transposed else ''}", tensor, transposed)
@@ -240,6 +249,8 @@ def int8_weight(editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bo
             editor.constant(f"{name}.zero_point", zero),
         )
     scale = eight_bit_scale(tensor)
+    if is_eight_bit(tensor) and tensor.zero_point is None:
+        scale = np.broadcast_to(tensor.scale.reshape(-1), scale.shape).astype(np.float32)
     scale_name = editor.constant(f"{name}.int8_scale", scale)
     zero_name = editor.constant(f"{name}.int8_zero_point", middle(scale.shape, unsigned))
     wide = expanded(editor, name, tensor, transposed=spec.axis == 0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
-from slimseek.schema import Array, Batch, Encode
+from slimseek.schema import Array, Batch, Encode, Function
 
 
 def open_session(model: Path | bytes, threads: int, settings: Mapping[str, str] | None = None) -> Encode:
@@ -18,6 +19,27 @@ def open_session(model: Path | bytes, threads: int, settings: Mapping[str, str] 
         threads: exactly so many.
         settings: entries of ONNX Runtime's session configuration.
     """
+    session = _session(model, threads, settings)
+
+    def encode(batch: Batch) -> Array:
+        result: Array = session.run(None, batch)[0]
+        return result
+
+    return encode
+
+
+def open_function(path: Path, threads: int) -> Function:
+    """A CPU session whose outputs go by their names."""
+    session = _session(path, threads)
+    names = [value.name for value in session.get_outputs()]
+
+    def function(batch: Batch) -> Batch:
+        return dict(zip(names, session.run(names, batch), strict=True))
+
+    return function
+
+
+def _session(model: Path | bytes, threads: int, settings: Mapping[str, str] | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -25,10 +47,4 @@ def open_session(model: Path | bytes, threads: int, settings: Mapping[str, str] 
     for key, setting in (settings or {}).items():
         options.add_session_config_entry(key, setting)
     source = str(model) if isinstance(model, Path) else model
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-    def encode(batch: Batch) -> Array:
-        result: Array = session.run(None, batch)[0]
-        return result
-
-    return encode
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -99,14 +99,13 @@ class _Constants:
         """The nodes that a value runs through, one behind the other, up to the first that is no constant, or up to the
         first of the kind ``last``, which is among them.
         """
-        path: list[Any] = []
-        while not path or path[-1].op_type != last:
-            following = [node for node in self.readers[name] if node.output[0] in self._constant]
-            if not following:
-                break
-            path.append(following[0])
-            name = following[0].output[0]
-        return path
+        paths = []
+        for node in (node for node in self.readers[name] if node.output[0] in self._constant):
+            path = [node] if node.op_type == last else [node, *self.after(node.output[0], last)]
+            if not last or path[-1].op_type == last:
+                return path
+            paths.append(path)
+        return paths[0] if paths else []
 
 
 def _plain(constants: _Constants, name: str, _: int) -> Array:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from slimseek.backends._session import open_session
+from slimseek.backends._session import open_function, open_session
 from slimseek.bases import Backend
 from slimseek.plugins import require
-from slimseek.schema import Array, Encode, Model, QuantizedTensor
+from slimseek.schema import Array, Encode, Function, Model, QuantizedTensor
 from slimseek.timing import versions
 
 if TYPE_CHECKING:
     import onnx
 
 FILE = "model.onnx"
+FUNCTIONS = ("encoder", "decoder")
 SMALLEST_BLOCK = 16
 
 
 class OnnxRuntime(Backend):
     """One ``model.onnx``; contrib operators where they are faster, standard ones elsewhere."""
+
+    transcribes: ClassVar[bool] = True
 
     def available(self) -> str | None:
         """Always: onnxruntime comes with slimseek itself."""
@@ -39,7 +42,12 @@ class OnnxRuntime(Backend):
         return lower(graph, model, _linear, _table, unsigned=saturates)  # type: ignore[no-any-return]
 
     def export(self, model: Model, folder: Path) -> None:
-        """Fuse the float graph, put the integers in, write one file."""
+        """Fuse the float graph, put the integers in, write one file; of a recogniser one for each function."""
+        if model.spec.autoregressive:
+            attention = require("slimseek.backends._cached_attention").joined
+            write = require("slimseek.backends._functions").write_functions
+            write(model, folder, lambda graph: self.lowered(attention(graph), model))
+            return
         lowered = self.lowered(require("slimseek.backends._fusion").fused(model), model)
         joined = require("slimseek.backends._attention").join_projections(lowered)
         small = require("slimseek.backends._sparse").thinned(joined)
@@ -49,8 +57,15 @@ class OnnxRuntime(Backend):
         """A session with exactly ``threads`` threads."""
         return open_session(folder / FILE, threads)
 
+    def function(self, folder: Path, name: str, threads: int) -> Function:
+        """A session with exactly ``threads`` threads."""
+        return open_function(folder / f"{name}.onnx", threads)
+
     def stored(self, folder: Path) -> Mapping[str, Array]:
-        """Read from the graph."""
+        """Read from the graph, or those of a recogniser."""
+        if not (folder / FILE).is_file():
+            found = require("slimseek.backends._functions").stored_functions(folder, FUNCTIONS)
+            return found  # type: ignore[no-any-return]
         return require("slimseek.backends._stored").stored(folder / FILE)  # type: ignore[no-any-return]
 
 
@@ -62,7 +77,7 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
         weight = require("slimseek.backends._expansion").expanded(editor, layer.name, layer.weight, transposed)
         _with_bias(editor, "MatMul", [layer.input, weight], layer)
         return
-    weight, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight, _saturates())
+    weight, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight, _saturates(), layer.table)
     if layer.activation.mode == "static":
         rounded, input_scale, input_zero = lowering.quantized_input(editor, layer)
         inputs = [rounded, weight, input_scale, scale, input_zero, zero, *([layer.bias] if layer.bias else [])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
@@ -12,13 +12,14 @@ from slimseek.bases import Backend
 from slimseek.errors import UsageError
 from slimseek.folder import write_json
 from slimseek.plugins import load, require
-from slimseek.schema import Array, Batch, Encode, Model
+from slimseek.schema import Array, Batch, Encode, Function, Model
 from slimseek.timing import versions
 
 if TYPE_CHECKING:
     import onnx
 
 FILE = "model.onnx"
+FUNCTIONS = ("encoder", "decoder")
 SETTINGS = "openvino.json"
 WHOLE_ROW = 2**32 - 1
 LARGEST_IN_MEMORY = 2**31 - 1
@@ -28,6 +29,8 @@ PRECISION, FLOAT32, BFLOAT16 = "INFERENCE_PRECISION_HINT", "f32", "bf16"
 
 class OpenVino(Backend):
     """One ``model.onnx`` of standard operators, which OpenVINO reads directly, and its compile settings."""
+
+    transcribes: ClassVar[bool] = True
 
     def available(self) -> str | None:
         """Whether the library is installed."""
@@ -43,9 +46,9 @@ class OpenVino(Backend):
         """Compile the float graph: what the runtime has no operator for, or cannot compute in free shapes, is found
         now.
         """
-        graph = load("models", model.spec.family)().to_onnx(model)
-        if graph.ByteSize() <= LARGEST_IN_MEMORY:
-            _compiled(graph.SerializeToString(), "the graph", {PRECISION: FLOAT32})
+        for name, graph in load("models", model.spec.family)().functions(model).items():
+            if graph.ByteSize() <= LARGEST_IN_MEMORY:
+                _compiled(graph.SerializeToString(), f"the graph of the {name}", {PRECISION: FLOAT32})
 
     def lowered(self, graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
         """With standard operators alone."""
@@ -54,10 +57,13 @@ class OpenVino(Backend):
 
     def export(self, model: Model, folder: Path) -> None:
         """Put the integers into the plain float graph, write it and the settings."""
-        family = load("models", model.spec.family)()
-        graph = self.lowered(family.to_onnx(model), model)
-        small = require("slimseek.backends._sparse").thinned(graph)
-        require("slimseek.backends._fusion").write(small, folder / FILE)
+        if model.spec.autoregressive:
+            write = require("slimseek.backends._functions").write_functions
+            write(model, folder, lambda graph: self.lowered(graph, model))
+        else:
+            graph = self.lowered(load("models", model.spec.family)().to_onnx(model), model)
+            small = require("slimseek.backends._sparse").thinned(graph)
+            require("slimseek.backends._fusion").write(small, folder / FILE)
         modes = {activation.mode for activation in model.activations.values()}
         dynamic = "dynamic" in modes
         # float32 is asked for by name: on CPUs with bfloat16 the runtime's default is the latter. Where activations
@@ -70,9 +76,7 @@ class OpenVino(Backend):
 
     def open(self, folder: Path, threads: int) -> Encode:
         """Compile for one stream of ``threads`` threads."""
-        settings = msgspec.json.decode((folder / SETTINGS).read_bytes(), type=dict[str, str])
-        settings |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
-        request = _compiled(str(folder / FILE), str(folder / FILE), settings).create_infer_request()
+        request = _opened(folder, FILE, threads).create_infer_request()
 
         def encode(batch: Batch) -> Array:
             result: Array = request.infer(batch, share_inputs=True, share_outputs=True)[0].copy()
@@ -80,9 +84,30 @@ class OpenVino(Backend):
 
         return encode
 
+    def function(self, folder: Path, name: str, threads: int) -> Function:
+        """Compile for one stream of ``threads`` threads."""
+        compiled = _opened(folder, f"{name}.onnx", threads)
+        request, names = compiled.create_infer_request(), [value.any_name for value in compiled.outputs]
+
+        def function(batch: Batch) -> Batch:
+            found = request.infer(batch, share_inputs=True)
+            return {output: found[place] for place, output in enumerate(names)}
+
+        return function
+
     def stored(self, folder: Path) -> Mapping[str, Array]:
-        """Read from the graph."""
+        """Read from the graph, or those of a recogniser."""
+        if not (folder / FILE).is_file():
+            found = require("slimseek.backends._functions").stored_functions(folder, FUNCTIONS)
+            return found  # type: ignore[no-any-return]
         return require("slimseek.backends._stored").stored(folder / FILE)  # type: ignore[no-any-return]
+
+
+def _opened(folder: Path, file: str, threads: int) -> Any:
+    """A compiled graph of a package."""
+    settings = msgspec.json.decode((folder / SETTINGS).read_bytes(), type=dict[str, str])
+    settings |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
+    return _compiled(str(folder / file), str(folder / file), settings)
 
 
 def _compiled(source: str | bytes, name: str, settings: dict[str, str]) -> Any:
@@ -111,7 +136,7 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
         weight = editor.node("DequantizeLinear", [integers, scale, zero], axis=1)
     else:
         # DequantizeLinear keeps four and eight bits packed in memory; it has no types of other widths.
-        has_type = layer.weight.spec.bits in (4, 8)
+        has_type = layer.weight.spec.bits in (4, 8) and not layer.table
         write = lowering.dequantized if has_type else require("slimseek.backends._expansion").expanded
         weight = write(editor, layer.name, layer.weight, transposed=layer.weight.spec.axis == 0)
     if layer.bias is None:

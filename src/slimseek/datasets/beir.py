@@ -15,7 +15,7 @@ from slimseek.errors import UsageError
 from slimseek.schema import Collection, Finding, Qrels
 
 SPLITS = ("train", "dev", "test")
-FILES = ("array", "image")
+FILES = ("array", "image", "audio")
 TREC_COLUMNS = 4
 TOLERATED = 0.01
 
@@ -24,7 +24,8 @@ class Beir(Dataset):
     """A folder of JSON lines and judgements; title and text of a document are joined by a blank.
 
     A line has ``text``, or the path of a file in the folder: ``array``, a ``.npy`` or ``.npz`` file for networks that
-    take arrays, or ``image``, a picture, whose caption is then its ``text``. Pictures that cannot be read are left out.
+    take arrays, ``image``, a picture, whose caption is then its ``text``, or ``audio``, a recording, whose ``text`` is
+    what is said in it. Pictures that cannot be read are left out.
     """
 
     def recognises(self, path: str) -> bool:
@@ -74,6 +75,8 @@ def _items(file: Path, said: dict[str, str], findings: list[Finding]) -> dict[st
         items[name] = text
         if isinstance(record.get("image"), str):
             shown[name], said[text] = text, _text(record)
+        elif "audio" in record and _text(record):
+            said[text] = _text(record)
     broken = pictures.broken(shown)
     findings += tally(f"{file.name}: pictures that cannot be read, left out", list(broken.values()))
     items = {name: item for name, item in items.items() if name not in broken}
@@ -89,17 +92,17 @@ def _record(record: Any, file: Path, number: int) -> tuple[str, str]:
     if kind is not None:
         return str(record["_id"]), _file(file.parent / record[kind], file, number)
     if not isinstance(record.get("text"), str) or not isinstance(record.get("title") or "", str):
-        raise UsageError(f"{file}, line {number}: there is no text (a string) and no {' or '.join(FILES)} (a path)")
+        raise UsageError(f"{file}, line {number}: there is no text (a string) and no {', '.join(FILES)} (a path)")
     return str(record["_id"]), _text(record)
 
 
 def _text(record: Any) -> str:
-    """Title and text, of which a picture needs none."""
+    """Title and text, of which a file needs none."""
     return f"{record.get('title') or ''} {record.get('text') or ''}".strip()
 
 
 def _file(path: Path, file: Path, number: int) -> str:
-    """The path of an array or a picture, which must lie in the collection."""
+    """The path of an item's file, which must lie in the collection."""
     if not path.resolve().is_relative_to(file.parent.resolve()):
         raise UsageError(f"{file}, line {number}: {path} lies outside of the collection")
     if not path.is_file():

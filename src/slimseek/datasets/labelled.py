@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from slimseek.bases import Dataset
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import collection, split_of
+from slimseek.datasets._tables import SUFFIXES, header, rows
 from slimseek.errors import UsageError
 from slimseek.schema import Collection, Finding
 
-SUFFIXES = (".tsv", ".csv")
 STEMS = ("data", "train", "dev", "test")
 COLUMNS = ("text", "label")
-LARGEST_FIELD = 64 * 1024 * 1024
 
 
 class Labelled(Dataset):
@@ -32,7 +30,7 @@ class Labelled(Dataset):
 
     def read(self, path: str) -> Collection:
         """Read every split; a row without a label raises UsageError naming the file and the line."""
-        rows: dict[str, tuple[str, str, str]] = {}
+        found: dict[str, tuple[str, str, str]] = {}
         findings: list[Finding] = []
         files = _files(Path(path))
         alone = len(files) == 1 and files[0].stem not in STEMS[1:]
@@ -44,11 +42,11 @@ class Labelled(Dataset):
                 if not label:
                     raise UsageError(f"{file}, line {number}: there is no label")
                 if text:
-                    rows[name] = text, label, split_of(text) if alone else file.stem
+                    found[name] = text, label, split_of(text) if alone else file.stem
                 else:
                     empty.append(name)
             findings += tally(f"{file.name}: rows without text, left out", empty)
-        return collection(path, rows, findings)
+        return collection(path, found, findings)
 
 
 def _files(path: Path) -> list[Path]:
@@ -57,38 +55,13 @@ def _files(path: Path) -> list[Path]:
         found = [path] if path.suffix in SUFFIXES else []
     else:
         found = [path / f"{stem}{suffix}" for stem in STEMS for suffix in SUFFIXES]
-    return [file for file in found if file.is_file() and set(COLUMNS) <= set(_header(file))]
-
-
-def _header(file: Path) -> list[str]:
-    with file.open("rb") as stream:
-        line = stream.readline().decode("utf-8-sig", "replace").strip()
-    return [name.strip().strip('"').lower() for name in line.split("\t" if file.suffix == ".tsv" else ",")]
+    return [file for file in found if file.is_file() and set(COLUMNS) <= set(header(file))]
 
 
 def _rows(file: Path) -> Iterator[tuple[int, tuple[str, str]]]:
     """The line that each row ends on, its text and its label."""
-    header = _header(file)
-    places = [header.index(name) for name in COLUMNS]
-    for number, fields in _fields(file):
-        if number == 1 or not any(fields):
-            continue
-        if len(fields) != len(header):
-            raise UsageError(f"{file}, line {number}: {len(fields)} columns; {', '.join(header)} are expected")
+    columns = header(file)
+    places = [columns.index(name) for name in COLUMNS]
+    for number, fields in rows(file):
         text, label = (" ".join(fields[place].split()) for place in places)
         yield number, (text, label)
-
-
-def _fields(file: Path) -> Iterator[tuple[int, list[str]]]:
-    with file.open(encoding="utf-8-sig", errors="replace", newline="" if file.suffix == ".csv" else "\n") as stream:
-        if file.suffix == ".tsv":
-            for number, line in enumerate(stream, 1):
-                yield number, line.rstrip("\r\n").split("\t")
-            return
-        csv.field_size_limit(LARGEST_FIELD)
-        reader = csv.reader(stream, strict=True)
-        try:
-            for fields in reader:
-                yield reader.line_num, fields
-        except csv.Error as error:
-            raise UsageError(f"{file}, line {reader.line_num}: {error}; is a quote not closed?") from error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from slimseek.errors import UsageError, first_line
-from slimseek.inputs import _spectrum
+from slimseek.inputs import _cepstrum, _spectrum
 from slimseek.inputs.arrays import RANDOM
 from slimseek.plugins import require
 from slimseek.progress import say
@@ -84,13 +84,19 @@ class SoundInput:
 
     def _features(self, samples: Array, item: str) -> Array:
         """One window's."""
-        if self._sound.features == "whisper":
-            return _spectrum.whisper(samples, self._sound)
-        if self._sound.features != "waveform":
-            raise UsageError(f"{item}: features {self._sound.features!r} are not known")
-        if not self._longest:
-            return samples
-        return np.pad(samples, (0, self._longest - len(samples)))
+        sound = self._sound
+        if sound.features == "whisper":
+            return _spectrum.whisper(samples, sound)
+        filled = np.pad(samples, (0, max(0, self._longest - len(samples))))
+        if sound.features == "waveform":
+            return filled
+        found = (_cepstrum.mfcc if sound.features == "mfcc" else _cepstrum.log_mel)(filled, sound)
+        return self._shaped(found if sound.channels_last else np.ascontiguousarray(found.T))
+
+    def _shaped(self, found: Array) -> Array:
+        """With an axis of length one where the network has one."""
+        places = [place for place, axis in enumerate(self._input.shape[1:]) if axis == 1]
+        return np.expand_dims(found, places[0]) if places and len(self._input.shape) > found.ndim + 1 else found
 
 
 def blocks(item: str, rate: int) -> Iterator[Array]:
@@ -122,7 +128,8 @@ def cut(samples: Iterator[Array], longest: int, rate: int) -> Iterator[Array]:
     for block in samples:
         held = np.concatenate([held, block])
         while longest and len(held) > longest:
-            end = _quietest(held[:longest], longest - longest // LAST_PART, round(QUIET_SECONDS * rate))
+            quiet = max(1, min(round(QUIET_SECONDS * rate), longest // LAST_PART // 2))
+            end = _quietest(held[:longest], longest - longest // LAST_PART, quiet)
             yield held[:end]
             held = held[end:]
     if len(held):

@@ -22,10 +22,12 @@ from slimseek.integers import dense, expanded
 from slimseek.models import _graph_factors as graph_factors
 from slimseek.models import _graph_features as graph_features
 from slimseek.models import _picture_settings as picture_settings
+from slimseek.models import _sound_settings as sound_settings
 from slimseek.models._graph import (
     FILE,
     GRAPH,
     LARGEST_SINGLE_FILE,
+    OUTPUT,
     SMOOTHED,
     _graph,
     _graphs,
@@ -39,7 +41,7 @@ from slimseek.models._graph import (
     _slimmed,
 )
 from slimseek.models._rounding import convolutions, round_convolutions_
-from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Layer, Model, QuantizedTensor, Tensor
+from slimseek.schema import OUTPUT_RANGE, Array, Batch, Encode, Function, Layer, Model, QuantizedTensor, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,6 +77,13 @@ class OnnxFamily(Family):
             return compute(batch)[0]
 
         return encode
+
+    def computed(self, model: Model, threads: int) -> Mapping[str, Function]:
+        """Of a network that gives scores of tokens: ``model`` alone."""
+        if model.spec.output != "transcript":
+            return super().computed(model, threads)
+        run = self.run(model, threads)
+        return {"model": lambda batch: {OUTPUT: run(batch)}}
 
     def observe(self, model: Model, batches: Iterable[Batch], visit: Callable[[str, Array], None]) -> None:
         """Show every layer's input, padding left out: float32 [tokens, width] for a linear layer, divided by its
@@ -199,11 +208,13 @@ class OnnxFamily(Family):
 
     def save(self, model: Model, folder: Path) -> None:
         """``model.onnx`` in float32, which reduces its features itself, and the small files beside it, among them how
-        a picture becomes pixels.
+        a picture becomes pixels, or a recording what the network takes.
         """
         if model.spec.picture:
             how = picture_settings.settings_of(model.spec.picture, grey=1 in model.spec.inputs[0].shape[1::2])
             (folder / PICTURE_SETTINGS).write_bytes(how)
+        if model.spec.sound:
+            (folder / PICTURE_SETTINGS).write_bytes(sound_settings.settings_of(model.spec.sound))
         for name, content in model.files.items():
             if name != GRAPH:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,9 @@ from slimseek.inputs.arrays import BATCH, ArrayInput
 from slimseek.inputs.samples import examples
 from slimseek.inputs.suffixes import PICTURE_SETTINGS
 from slimseek.models import _graph_head as head
+from slimseek.models import _graph_scores as scores
 from slimseek.models import _picture_settings as picture_settings
+from slimseek.models import _sound_settings as sound_settings
 from slimseek.models import _text_files as text_files
 from slimseek.models._graph import (
     GRAPH,
@@ -59,7 +61,9 @@ class OnnxArray(OnnxFamily):
     An axis that all inputs have first and that is not fixed, or is called batch, is the batch. Batch norms are folded
     into the layers before them.
 
-    With ``preprocessor_config.json`` beside it, as transformers' image processors have it, the items are pictures.
+    With ``preprocessor_config.json`` beside it, as transformers' image processors have it, the items are pictures;
+    with a ``sampling_rate`` in it, as feature extractors have it, they are recordings. With ``vocab.json``, too, an
+    output [batch, frames, tokens] is a transcript (CTC).
     """
 
     def recognises(self, path: Path) -> bool:
@@ -90,10 +94,18 @@ class OnnxArray(OnnxFamily):
         classes, settings = head.classes(file), picture_settings.beside(file)
         if settings is not None:
             spec = _of_pictures_(model.graph, spec, settings, file.parent / PICTURE_SETTINGS)
-        spec = _end_in_vector_(model, _dense(weights), spec, file, classes)
+        heard = sound_settings.beside(file)
+        if heard is not None:
+            how = sound_settings.sound(heard, inputs, str(file.parent / PICTURE_SETTINGS))
+            spec = msgspec.structs.replace(spec, modality="speech", sound=how)
+        spoken = scores.beside(file) if spec.sound else {}
+        if spoken:
+            spec = scores.end_in_scores_(model, *_tried(model, _dense(weights), spec, file), file, spoken)
+        else:
+            spec = _end_in_vector_(model, _dense(weights), spec, file, classes)
         weights = _prune_(model.graph, weights)
         spec = msgspec.structs.replace(spec, inputs=_keep_used_(model.graph, spec.inputs))
-        files = {GRAPH: model.SerializeToString(deterministic=True)} | head.file_of(classes)
+        files = {GRAPH: model.SerializeToString(deterministic=True)} | head.file_of(classes) | spoken
         return Model(spec=spec, files=files, tensors=dict(weights), layers=_layers(model.graph, weights))
 
     def classifier(self, model: Model, classes: Sequence[str], seed: int) -> Model:
