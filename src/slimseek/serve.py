@@ -7,12 +7,12 @@ import base64
 import hashlib
 import re
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import resources
 from time import perf_counter
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import uvicorn
@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 
 from slimseek import uploads
 from slimseek.errors import SlimseekError, UsageError
+from slimseek.recognise import Recogniser
 from slimseek.search import MOST_HITS, Answer, Result, Search
 
 MOST_TEXTS = 64
@@ -49,13 +50,6 @@ class EmbedRequest(BaseModel, extra="forbid"):
 
 class Busy(SlimseekError):
     """More requests wait than can be answered soon."""
-
-
-class Recogniser(Protocol):
-    """What makes texts of recordings."""
-
-    def transcripts(self, items: Sequence[str]) -> list[str]:
-        """The text of each file."""
 
 
 def app(search: Search, original: Search | None = None, recogniser: Recogniser | None = None) -> FastAPI:
