@@ -80,9 +80,7 @@ class Family(ABC):
         return {"model": self.to_onnx(model)}
 
     def computed(self, model: Model, threads: int) -> Mapping[str, Function]:
-        """The reference implementation of a recogniser's :meth:`functions`, by their names; UsageError where the family
-        has none.
-        """
+        """The reference implementation of a recogniser's :meth:`functions`; UsageError where the family has none."""
         raise UsageError(f"models of the family {model.spec.family} give no transcripts")
 
     def parts(self, model: Model) -> tuple[onnx.ModelProto, Mapping[str, Array]]:
@@ -251,10 +249,8 @@ class Backend(ABC):
         """Libraries and versions that this package was written and tested with."""
 
     def preflight(self, model: Model) -> None:
-        """Refuse, before any long work, a model whose operators, shapes or integers this runtime does not take.
-
-        Raises:
-            UsageError: naming them, and the target that takes them.
+        """Refuse, before any long work, a model whose operators, shapes or integers this runtime does not take, with a
+        UsageError that names them, and the target that takes them.
         """
         return None
 
@@ -288,7 +284,6 @@ class Backend(ABC):
         Args:
             folder: the package.
             name: ``encoder`` or ``decoder``.
-            threads: of the runtime.
         """
         raise UsageError(f"packages of {type(self).__name__} hold no recognisers")
 

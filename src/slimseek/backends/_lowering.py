@@ -99,17 +99,9 @@ def lower(
         name = tensor_name(node.input[weight])
         tensor = model.tensors[name]
         if is_integer(tensor) and _is_linear(node, weight, tensor):
-            bias = biases.get(node.output[0])
-            if node.op_type == "Gemm" and len(node.input) > 2:
-                bias = (node.input[2], node.output[0])
-            output = node.output[0] if bias is None else bias[1]
-            skipped.add(output)
-            linear(editor, Linear(
-                name=name, weight=tensor, activation=model.activations.get(name),
-                input=_divided(editor, node.input[0], model.smoothing.get(name)),
-                output=output, bias=None if bias is None else bias[0],
-                table=name in tables,
-            ))  # fmt: skip
+            layer = _linear(editor, node, tensor, model, biases, name in tables)
+            skipped.add(layer.output)
+            linear(editor, layer)
             continue
         if isinstance(tensor, QuantizedTensor) and node.op_type == "Conv" and name in model.activations:
             write = convolution or _write_convolution
@@ -126,6 +118,21 @@ def lower(
         _give_values(editor, node, model, values)
         editor.nodes.append(node)
     return finish(graph, editor)
+
+
+def _linear(
+    editor: Editor, node: Any, tensor: QuantizedTensor, model: Model, biases: dict[str, tuple[str, str]], table: bool
+) -> Linear:
+    """A linear layer with the bias that is added to it, by the node itself or by the one behind it."""
+    bias = biases.get(node.output[0])
+    if node.op_type == "Gemm" and len(node.input) > 2:
+        bias = (node.input[2], node.output[0])
+    name = tensor_name(node.input[1])
+    return Linear(
+        name=name, weight=tensor, activation=model.activations.get(name),
+        input=_divided(editor, node.input[0], model.smoothing.get(name)),
+        output=node.output[0] if bias is None else bias[1], bias=None if bias is None else bias[0], table=table,
+    )  # fmt: skip
 
 
 def _give_values(editor: Editor, node: Any, model: Model, rule: ValueRule | None) -> None:
