@@ -284,6 +284,7 @@ class Backend(ABC):
         Args:
             folder: the package.
             name: ``encoder`` or ``decoder``.
+            threads: of the runtime.
         """
         raise UsageError(f"packages of {type(self).__name__} hold no recognisers")
 

@@ -50,7 +50,8 @@ def _backend(backend: Backend) -> str | None:
 
 def _model(name: str) -> str | None:
     kinds = (encoders, networks, whispers)
-    return next(kind.missing(name) for kind in kinds if name in kind.BUILT_IN)
+    reason: str | None = next(kind.missing(name) for kind in kinds if name in kind.BUILT_IN)
+    return reason
 
 
 def _extras() -> dict[str, str | None]:

@@ -352,7 +352,8 @@ def _path(source: str | Path) -> Path:
         return networks.place(str(source))
     for kind in (encoders, whispers):
         if str(source) in kind.BUILT_IN:
-            return kind.place(str(source))
+            carried: Path = kind.place(str(source))
+            return carried
     path = Path(source)
     if not path.exists():
         raise UsageError(
