@@ -9,8 +9,8 @@ Photographs of products (grocery128): a photograph of the test split is to find 
 train split. Everything is trained on the train split alone, and chosen by the val split. The original is
 EfficientNet-Lite2 with ImageNet weights, fine-tuned by the labels. The student is EfficientNet-Lite0, fine-tuned
 likewise for smaller pictures; it loses channels in rounds, is taught its own whole vectors of random views of the train
-pictures after each, and is rounded to four bits while it is taught; its inputs are rounded to eight bits. Every stage is
-resumable and lies in --work.
+pictures after each, and is rounded to four bits while it is taught; its inputs are rounded to eight bits. Every stage
+is resumable and lies in --work.
 """
 
 from __future__ import annotations
