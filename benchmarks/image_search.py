@@ -7,9 +7,10 @@
 
 Photographs of products (grocery128): a photograph of the test split is to find photographs of the same product in the
 train split. Everything is trained on the train split alone, and chosen by the val split. The original is
-EfficientNet-Lite2 with ImageNet weights, fine-tuned by the labels. The student is EfficientNet-Lite0 with fewer
-channels, taught by the original's vectors of random views of the train pictures, and rounded to four bits while it is
-taught; its inputs are rounded to eight bits. Every stage is resumable and lies in --work.
+EfficientNet-Lite2 with ImageNet weights, fine-tuned by the labels. The student is EfficientNet-Lite0, fine-tuned
+likewise for smaller pictures; it loses channels in rounds, is taught its own whole vectors of random views of the train
+pictures after each, and is rounded to four bits while it is taught; its inputs are rounded to eight bits. Every stage
+is resumable and lies in --work.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ METRICS = ("hit@1", "hit@5", "map_r")
 ORIGINAL, STUDENT = "Lite2 fp32", "student"
 SIDES = {2: 128, 0: 96}
 """Of the pictures that each network takes; the photographs have 128 pixels a side."""
-VIEWS = 96
-"""Side of the views that the original is trained on."""
+VIEWS = {2: 96, 0: 80}
+"""Side of the views that each is trained on."""
+ROUNDS = 3
 COPIES = 4
-"""Views of each train picture that the student is taught by, beside the picture itself."""
+"""Views of each train picture that the student learns its own vectors by, beside the picture itself."""
 CALIBRATION = 256
 IMAGE = {"do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1.0, "do_normalize": True,
          "image_mean": [127.0] * 3, "image_std": [128.0] * 3}  # fmt: skip
@@ -72,7 +74,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/image_search"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/image_search.json"))
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
-    parser.add_argument("--tuning-steps", type=int, default=900, help="of the original, batches of 32")
+    parser.add_argument("--tuning-steps", type=int, default=900, help="of both networks by labels, batches of 32")
+    parser.add_argument("--recovery-steps", type=int, default=300, help="after each of three rounds of pruning")
     parser.add_argument("--teaching-steps", type=int, default=1200, help="of the student, batches of 32")
     parser.add_argument("--rounding-steps", type=int, default=400, help="of the student at four bits, batches of 32")
     parser.add_argument("--amount", type=float, default=0.53, help="share of EfficientNet-Lite0's parameters to remove")
@@ -94,9 +97,9 @@ class Bench:
 
     def settings(self) -> dict[str, object]:
         """What the stages were run with."""
-        asked = {name: getattr(self.arguments, name)
-                 for name in ("tuning_steps", "teaching_steps", "rounding_steps", "amount")}  # fmt: skip
-        return asked | {"sides": SIDES, "views": VIEWS, "copies": COPIES}
+        names = ("tuning_steps", "recovery_steps", "teaching_steps", "rounding_steps", "amount")
+        asked = {name: getattr(self.arguments, name) for name in names}
+        return asked | {"sides": SIDES, "views": VIEWS, "copies": COPIES, "rounds": ROUNDS}
 
     # ------------------------------------------------------------ the original
 
@@ -112,21 +115,28 @@ class Bench:
 
     def original(self) -> Model:
         """EfficientNet-Lite2, trained so that photographs of a product are near to each other."""
-        place = self.place / "original"
+        return self._tuned("original", 2)
+
+    def _tuned(self, name: str, number: int) -> Model:
+        place = self.place / name
         if not artifact.is_artifact(place):
             training = Training(steps=self.arguments.tuning_steps, batch_size=32, learning_rate=5e-4)
-            settings = Settings(loss="normalised_softmax", views=VIEWS, metric="map_r", training=training)
-            finetune.finetune(self.network(2), self.arguments.data / "grocery128", place, settings,
+            settings = Settings(loss="normalised_softmax", views=VIEWS[number], metric="map_r", training=training)
+            finetune.finetune(self.network(number), self.arguments.data / "grocery128", place, settings,
                               threads=self.arguments.threads)  # fmt: skip
         return artifact.read(place)[1]
 
     # ------------------------------------------------------------ the student
 
+    def tuned(self) -> Model:
+        """EfficientNet-Lite0, trained by the labels as the original was, for smaller pictures."""
+        return self._tuned("tuned", 0)
+
     def samples(self) -> Samples:
-        """Train pictures alone, and views of them."""
+        """Train pictures alone, and views of them; what is learned are the whole student's own vectors."""
         views = self.views()
         return Samples(calibration=self.train[:: -(-len(self.train) // CALIBRATION)], texts=[*self.train, *views],
-                       original=self.original())  # fmt: skip
+                       original=self.tuned())  # fmt: skip
 
     def views(self) -> list[str]:
         """Files of random views of the train pictures, the same whenever they are made."""
@@ -146,18 +156,18 @@ class Bench:
         return found
 
     def narrowed(self) -> Model:
-        """EfficientNet-Lite0 without the channels that matter least to its vectors."""
+        """The student without the channels that matter least, a part at a time, trained after each."""
+        recovery = Training(steps=self.arguments.recovery_steps, batch_size=32, learning_rate=1e-3)
         step = plugins.load("methods", "prune.channels")(
-            amount=self.arguments.amount, of="parameters", strategy="importance", importance="taylor"
-        )
-        whole = choose.model(self.network(0))
-        given = Samples(calibration=self.samples().calibration[:128], texts=(), original=whole)
-        return self._made("narrowed", lambda: step.apply(whole, given))
+            amount=self.arguments.amount, of="parameters", strategy="importance", importance="taylor",
+            rounds=ROUNDS, recovery=recovery,
+        )  # fmt: skip
+        return self._made("narrowed", lambda: step.apply(self.tuned(), self.samples()))
 
     def taught(self) -> Model:
-        """The student after it learned the original's vectors."""
+        """The narrow student after it learned the whole one's vectors."""
         step = plugins.load("methods", "distil.embedding")(
-            teacher="original", loss="cosine", steps=self.arguments.teaching_steps, batch_size=32, learning_rate=2e-3,
+            teacher="original", loss="cosine", steps=self.arguments.teaching_steps, batch_size=32, learning_rate=1e-3,
             checkpoint=str(self.place / "taught.safetensors"), queries=False,
         )  # fmt: skip
         return self._made("taught", lambda: step.apply(self.narrowed(), self.samples()))
@@ -175,12 +185,12 @@ class Bench:
         step = plugins.load("methods", "quantize.activations_int")()
         return self._made("student", lambda: step.apply(self.rounded(), self.samples()))
 
-    def eight_bits(self) -> Model:
-        """The original as int8, as every recipe of it begins."""
-        given = Samples(calibration=self.samples().calibration, texts=self.train, original=self.original())
-        model = plugins.load("methods", "quantize.weights_int")().apply(self.original(), given)
-        model = plugins.load("methods", "quantize.activations_int")().apply(model, given)
-        return model
+    def eight_bits(self, whole: Model) -> Model:
+        """A whole network as int8."""
+        given = Samples(calibration=self.train[:: -(-len(self.train) // CALIBRATION)], texts=self.train, original=whole)
+        model = plugins.load("methods", "quantize.weights_int")().apply(whole, given)
+        int8: Model = plugins.load("methods", "quantize.activations_int")().apply(model, given)
+        return int8
 
     def _made(self, name: str, make: Callable[[], Model]) -> Model:
         place = self.place / name
@@ -252,7 +262,9 @@ SUBJECTS: Mapping[str, Callable[[Bench], Model]] = {
     STUDENT: Bench.student,
     "student, 4 bits, float inputs": Bench.rounded,
     "student, fp32": Bench.taught,
-    "Lite2 int8": Bench.eight_bits,
+    "Lite2 int8": lambda bench: bench.eight_bits(bench.original()),
+    "Lite0 fp32": Bench.tuned,
+    "Lite0 int8": lambda bench: bench.eight_bits(bench.tuned()),
 }
 
 
