@@ -107,14 +107,10 @@ def lower(
             write = convolution or _write_convolution
             write(editor, node, name, tensor, model.activations[name], unsigned)
             continue
+        rows = product_rows if name in products else table
         is_table = node.op_type == "Gather" and weight == 0 and name not in model.smoothing
-        if is_shared(tensor) and is_table and values is None:  # noqa: SIM102
-            if shared_rows(editor, name, tensor, node.input[1], node.output[0]):
-                continue
-        if is_integer(tensor) and is_table:
-            write_rows = product_rows if name in products else table
-            if write_rows(editor, name, tensor, node.input[1], node.output[0]):
-                continue
+        if is_table and _rows_written(editor, node, name, tensor, rows, shared=values is None):
+            continue
         _give_values(editor, node, model, values)
         editor.nodes.append(node)
     return finish(graph, editor)
@@ -133,6 +129,15 @@ def _linear(
         input=_divided(editor, node.input[0], model.smoothing.get(name)),
         output=node.output[0] if bias is None else bias[1], bias=None if bias is None else bias[0], table=table,
     )  # fmt: skip
+
+
+def _rows_written(
+    editor: Editor, node: Any, name: str, tensor: Tensor, rows: TableRule, shared: bool
+) -> bool:  # fmt: skip
+    """Whether the look-up of rows was written, of integers by the rule, of places in a code book where ``shared``."""
+    if is_shared(tensor):
+        return shared and shared_rows(editor, name, tensor, node.input[1], node.output[0])
+    return is_integer(tensor) and rows(editor, name, tensor, node.input[1], node.output[0])
 
 
 def _give_values(editor: Editor, node: Any, model: Model, rule: ValueRule | None) -> None:
