@@ -255,17 +255,12 @@ def compare(before: Measurement, after: Measurement, max_loss: float | None = No
     points = not before.higher_is_better
     low, lower, high = (bootstrap.point_bounds if points else bootstrap.change_bounds)(first, second).tolist()
     needed = bootstrap.queries_needed_in_points if points else bootstrap.queries_needed
+    relative = before.value - after.value if points else float(bootstrap.relative_change(first, second))
     return Change(
-        metric=before.name,
-        before=before.value,
-        after=after.value,
-        relative=before.value - after.value if points else float(bootstrap.relative_change(first, second)),
-        interval=(low, high),
-        lower_bound=lower,
-        n=len(first),
+        metric=before.name, before=before.value, after=after.value, relative=relative, interval=(low, high),
+        lower_bound=lower, n=len(first), points=points or msgspec.UNSET,
         n_needed=None if max_loss is None else needed(first, second, lower, max_loss),
-        points=points or msgspec.UNSET,
-    )
+    )  # fmt: skip
 
 
 def quality_gate(change: Change, max_loss: float) -> GateResult:
