@@ -71,8 +71,7 @@ def compress_within(
         plugins.require(library)
     deploy.check_target(options.target, runs=True)
     threads, out = options.threads or timing.default_threads(), Path(out)
-    original = choose.model(source)
-    found = data.load_for(str(collection), original.spec)
+    original, found = _opened(source, collection)
     _check(original, out)
     deploy.check_target(options.target, original)
     metric = _metric(metric or options.metric, original, found, options)
@@ -97,6 +96,12 @@ def compress_within(
         result = _found(choose.name_of(source), found, budget, trials, comparison, options)
         _write(result, out)
     return result
+
+
+def _opened(source: str | Path, collection: str | Path) -> tuple[Model, Collection]:
+    """The model, and the collection in the form that it is judged by."""
+    original = choose.model(source)
+    return original, data.load_for(str(collection), original.spec)
 
 
 def _metric(named: str, original: Model, collection: Collection, options: Options) -> str:
