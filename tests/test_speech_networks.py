@@ -164,8 +164,10 @@ def test_the_loss_sums_over_all_alignments() -> None:
 def network(folder: Path, tokens: dict[str, int] = TOKENS) -> Path:
     """A convolution over eight bands and a linear layer, of random weights: [n, 8, 39] to [n, 39, 4]."""
     random = np.random.default_rng(0)
-    weights = {"w1": random.normal(0, 0.1, (16, 8, 9)), "b1": random.normal(0, 0.01, 16), "w2": random.normal(0, 0.1, (16, 4)),
-               "b2": np.array([1.0, -3.0, 0.1, -0.1]), "mean": np.array(1.0), "scale": np.array(0.5)}  # fmt: skip
+    weights = {
+        "w1": random.normal(0, 0.1, (16, 8, 9)), "b1": random.normal(0, 0.01, 16), "w2": random.normal(0, 0.1, (16, 4)),
+        "b2": np.array([1.0, -3.0, 0.1, -0.1]), "mean": np.array(1.0), "scale": np.array(0.5),
+    }  # fmt: skip
     nodes = [
         helper.make_node("Sub", ["x", "mean"], ["s"]), helper.make_node("Mul", ["s", "scale"], ["z"]),
         helper.make_node("Conv", ["z", "w1", "b1"], ["c"], pads=[4, 4]), helper.make_node("Relu", ["c"], ["r"]),
@@ -220,7 +222,7 @@ def trained(said: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tuned = finetune.finetune(network(place / "network"), said, place / "trained", settings, threads=1)
     assert tuned.loss == "ctc"
     assert tuned.before.name == tuned.change.metric == "character_error_rate"
-    assert tuned.after.value < tuned.before.value
+    assert tuned.after.value < 0.5 * tuned.before.value
     return place / "trained"
 
 
@@ -231,7 +233,7 @@ def test_a_recogniser_is_trained_from_nothing(trained: Path, said: Path) -> None
     opened = choose.recogniser(trained, 1)
     assert opened.spec.output == "transcript"
     heard = spoken.quality(opened, test, ["character_error_rate"])
-    assert heard.get("character_error_rate").value < 0.9
+    assert heard.get("character_error_rate").value < 0.5
     with pytest.raises(UsageError, match="is a recogniser"):
         choose.choose(trained, 1)
 
