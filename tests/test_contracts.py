@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import random
 import re
 import shutil
@@ -480,6 +481,19 @@ def soft_labels(output: Array, target: Any) -> Array:
     return 16 * (taught * (np.log(taught) - np.log(own))).sum(1)
 
 
+def all_alignments(output: Array, target: Any) -> Array:
+    """By going through every path of the frames: those count that collapse to the transcript, of which blank is 0."""
+    found = []
+    for row, tokens, length in zip(softmax(output), target["tokens"], target["lengths"], strict=True):
+        total = 0.0
+        for path in itertools.product(range(row.shape[1]), repeat=len(row)):
+            said = [token for token, _ in itertools.groupby(path) if token]
+            if said == list(tokens[:length]):
+                total += float(np.prod([row[place, token] for place, token in enumerate(path)]))
+        found.append(-np.log(total) / length)
+    return np.array(found)
+
+
 def loss_cases() -> dict[str, LossCase]:
     random = np.random.default_rng(0)
     output, target = random.normal(size=(6, 4)), random.normal(size=(6, 4))
@@ -512,6 +526,10 @@ def loss_cases() -> dict[str, LossCase]:
             output=tokens, target={"states": states, "mask": mask}, touched=(2, (2,)),
             formula=lambda one, other: np.array([((one[row, :size] - other["states"][row, :size]) ** 2).mean()
                                                  for row, size in enumerate((5, 2, 1))]),
+        ),
+        "ctc": LossCase(
+            output=tokens[:, :, :3], touched=(2, (2,)), formula=all_alignments,
+            target={"tokens": np.array([[1, 1], [2, 0], [2, 1]]), "lengths": np.array([2, 1, 2])},
         ),
         "soft_label": LossCase(output=output, target={"teacher": target, "label": labels}, touched=(2, (2,)),
                                formula=soft_labels),
