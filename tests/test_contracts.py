@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import random
 import re
 import shutil
@@ -492,6 +493,19 @@ def soft_labels(output: Array, target: Any) -> Array:
     return 16 * (taught * (np.log(taught) - np.log(own))).sum(1)
 
 
+def all_alignments(output: Array, target: Any) -> Array:
+    """By going through every path of the frames: those count that collapse to the transcript, of which blank is 0."""
+    found = []
+    for row, tokens, length in zip(softmax(output), target["tokens"], target["lengths"], strict=True):
+        total = 0.0
+        for path in itertools.product(range(row.shape[1]), repeat=len(row)):
+            said = [token for token, _ in itertools.groupby(path) if token]
+            if said == list(tokens[:length]):
+                total += float(np.prod([row[place, token] for place, token in enumerate(path)]))
+        found.append(-np.log(total) / length)
+    return np.array(found)
+
+
 def loss_cases() -> dict[str, LossCase]:
     random = np.random.default_rng(0)
     output, target = random.normal(size=(6, 4)), random.normal(size=(6, 4))
@@ -528,6 +542,10 @@ def loss_cases() -> dict[str, LossCase]:
         # Four vectors and two centres.
         "normalised_softmax": LossCase(output=output, target=np.array([1, 0, 0, 1]), touched=(2, (2,)),
                                        formula=by_centres),
+        "ctc": LossCase(
+            output=tokens[:, :, :3], touched=(2, (2,)), formula=all_alignments,
+            target={"tokens": np.array([[1, 1], [2, 0], [2, 1]]), "lengths": np.array([2, 1, 2])},
+        ),
         "soft_label": LossCase(output=output, target={"teacher": target, "label": labels}, touched=(2, (2,)),
                                formula=soft_labels),
     }  # fmt: skip

@@ -36,7 +36,7 @@ class Made(Recogniser):
 
 def made(known: Mapping[str, str], name: str = "made") -> Made:
     nothing: Any = None
-    return Made(name=name, spec=SPEC, input=nothing, transcribe=nothing, model=None,
+    return Made(name=name, spec=SPEC, input=nothing, transcribe=nothing, scores=nothing, model=None,
                 shipped={"weights": 90, "rest": 10}, runtime="none", threads=1, known=known)  # fmt: skip
 
 

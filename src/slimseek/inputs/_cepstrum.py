@@ -29,16 +29,16 @@ def log_mel(samples: Array, sound: SoundPreprocess) -> Array:
     length = 1 << (sound.window - 1).bit_length()
     magnitudes = np.abs(np.fft.rfft(frames * hann, length))
     bands = magnitudes @ _triangles(sound.rate, length, sound.mels, sound.low, sound.high)
-    logarithms: Array = np.log(bands + FLOOR).astype(np.float32)
-    return logarithms
+    found: Array = np.log(bands + FLOOR).astype(np.float32)
+    return found
 
 
 def mfcc(samples: Array, sound: SoundPreprocess) -> Array:
     """The first ``coefficients`` of the orthonormal cosine transform (DCT-II) of :func:`log_mel`'s bands, float32
     [frames, coefficients] (Davis and Mermelstein, 1980).
     """
-    kept: Array = (log_mel(samples, sound) @ _cosines(sound.mels, sound.coefficients)).astype(np.float32)
-    return kept
+    found: Array = (log_mel(samples, sound) @ _cosines(sound.mels, sound.coefficients)).astype(np.float32)
+    return found
 
 
 @lru_cache(maxsize=8)
