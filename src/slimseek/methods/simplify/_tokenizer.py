@@ -128,8 +128,9 @@ def _rewrite_model(model: dict[str, Any], vocabulary: Vocabulary, new_ids: Mappi
     kept = sorted((new_ids[old], token) for token, old in vocabulary.ids.items() if old in new_ids)
     model["vocab"] = {token: number for number, token in kept}
     if vocabulary.kind == "BPE":
+        joined = any(isinstance(pair, str) for pair in model.get("merges", []))
         model["merges"] = [
-            [left, right]
+            f"{left} {right}" if joined else [left, right]
             for left, right in vocabulary._merges()
             if all(token in model["vocab"] for token in (left, right, left + right))
         ]
