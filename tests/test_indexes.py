@@ -328,6 +328,18 @@ def test_vectors_of_any_length_rank_by_inner_product(kind: str) -> None:
         np.testing.assert_allclose(found.scores[0], [6, 2, 1, 0], atol=0.08)
 
 
+@pytest.mark.parametrize("kind", IN_FILES)
+@pytest.mark.parametrize("dim", [64, 384])
+def test_int8_at_widths_that_libraries_compute_otherwise(kind: str, dim: int) -> None:
+    """Short queries, too: at multiples of 64 faiss takes a query of int8 codes as integers."""
+    random = np.random.default_rng(5)
+    documents = random.standard_normal((1000, dim)).astype(np.float32)
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    queries = (0.001 * (documents[:30] + 0.03 * random.standard_normal((30, dim)))).astype(np.float32)
+    found = built(kind, documents, "int8").query(queries, 10)
+    assert recall(found, brute_force(queries, documents, 10)) >= 0.9
+
+
 def test_exact_is_exact(documents: Array, queries: Array, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal to float64 to the last bit, also in blocks that cut queries and documents at odd places."""
     wanted = brute_force(queries, documents, 10)

@@ -86,8 +86,13 @@ class Faiss(Growing):
 
     def _found(self, query: Array, count: int) -> Array:
         asked = query[None]
-        if self._ranges is not None:
-            asked = _vectors.to_signs(asked, self._ranges) if self.precision == "binary" else asked * self._ranges[1]
+        if self.precision == "binary":
+            assert self._ranges is not None
+            asked = _vectors.to_signs(asked, self._ranges)
+        elif self._ranges is not None:
+            asked = asked * self._ranges[1]
+            # At some widths faiss takes a query of such codes as integers: its own scale would leave nothing of it.
+            asked = np.rint(asked / (np.abs(asked).max() or 1) * _vectors.TOP_CODE).astype(np.float32)
         found: Array = self._index.search(asked, count)[1][0].astype(np.int64)
         return found
 

@@ -47,7 +47,7 @@ class PgVector(Growing):
     precisions: ClassVar[tuple[Precision, ...]] = ("f32", "f16", "binary")
 
     def __init__(self, *, precision: Precision = "f32", graph_from: int = 10_000) -> None:
-        """An empty index; a precision that pgvector has no type for raises UsageError."""
+        """An empty index; no server, or a precision that pgvector has no type for, raises UsageError."""
         super().__init__(precision=precision)
         if precision not in self.precisions:
             raise UsageError(f"pgvector keeps no {precision} vectors; it keeps {', '.join(self.precisions)}")
@@ -57,6 +57,7 @@ class PgVector(Growing):
         self._name = ""
         self._count = 0
         self._saved = False
+        self._run("SELECT 1")  # a server that does not answer is known before any document is encoded
 
     def remove(self, ids: Array) -> None:
         """Give up vectors in a new table, in which the others move up; an unknown id raises UsageError."""
