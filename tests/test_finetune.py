@@ -274,7 +274,7 @@ def test_what_cannot_be_fine_tuned_is_refused_in_a_line(
         assert "\n" not in str(error.value)
         assert not (tmp_path / "out").exists()
     for wrong, reason in (
-        ({"loss": "cosine"}, "loss is 'cosine'; contrastive, cross_entropy, margin_mse are allowed"),
+        ({"loss": "cosine"}, "loss is 'cosine'; contrastive, cross_entropy, ctc, margin_mse are allowed"),
         ({"loss": "margin_mse"}, "needs a teacher"),
         ({"teacher": "minilm"}, "no other loss takes one"),
         ({"hard_negatives": -1}, "hard_negatives is -1"),
