@@ -29,7 +29,7 @@ check: install
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 # Runtimes that are large, or come from elsewhere: each is installed and tested apart; what does not install is skipped
 # with the reason.
