@@ -193,7 +193,9 @@ def test_openvino_names_the_operator_that_it_does_not_have_before_anything_is_ex
     """CASES S4: determinants of matrices, which ONNX Runtime has."""
     file = graph(tmp_path, [("Det", ["x"], "embedding", {})], {}, ["n", 8, 3, 3])
     monkeypatch.setattr(backend("openvino"), "export", lambda self, model, folder: pytest.fail("exported"))
-    with pytest.raises(UsageError, match=r"OpenVINO cannot compile the graph \(.*Det.*\); deploy for onnxruntime") as e:
+    with pytest.raises(
+        UsageError, match=r"OpenVINO cannot compile the graph of the model \(.*Det.*\); deploy for onnxruntime"
+    ) as e:
         deploy.deploy(file, "openvino", tmp_path / "out")
     assert "\n" not in str(e.value)
     assert deploy.deploy(file, "onnxruntime", tmp_path / "out", threads=1).target == "onnxruntime"

@@ -390,10 +390,11 @@ def test_a_free_size_is_the_one_that_pictures_are_made_to(tmp_path: Path) -> Non
     assert (model.spec.modality, model.spec.output) == ("image", "embedding")
 
 
-def test_settings_of_recordings_make_no_picture_model(tmp_path: Path) -> None:
+def test_settings_of_recordings_make_no_picture_model_and_name_what_is_missing(tmp_path: Path) -> None:
     folder = graph(tmp_path / "sound", ["N", 3, 4, 4])
     (folder / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 16000, "feature_size": 80}))
-    assert choose.model(folder).spec.modality == "array"
+    with pytest.raises(UsageError, match="feature_extractor_type is None; MfccFeatureExtractor"):
+        choose.model(folder)
 
 
 def test_pictures_for_a_network_of_arrays_are_refused_with_the_file_that_is_missing(tmp_path: Path) -> None:
@@ -759,7 +760,7 @@ def test_a_picture_finds_those_of_its_class_through_every_stage(
     package = choose.choose(tmp_path / "served", 1)
     assert package.spec.picture == choose.model(network).spec.picture
     stats = pipeline.index_on(str(tmp_path / "served"), str(shop), tmp_path / "index", threads=1)
-    assert stats.documents == 24
+    assert stats.documents == 45, "whatever their split"
     asked = str(shop / "test" / "leek" / "12.png")
     results = search.open(tmp_path / "index", package).query([asked], 3)[0]
     assert all("/leek/" in result.id for result in results)
