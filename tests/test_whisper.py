@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,8 +21,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from slimseek import artifact, choose, deploy, integers, plugins, recognise
-from slimseek.errors import UsageError
+from slimseek import artifact, choose, deploy, integers, plugins, rebuild, recognise
+from slimseek.errors import GateFailed, UsageError
 from slimseek.models import _whisper_built_in as built_in
 from slimseek.models._ctranslate2 import DTYPES
 from slimseek.models._whisper_conversion import converted
@@ -171,6 +172,22 @@ def test_a_saved_model_opens_in_transformers_without_slimseek(tiny: Fixture, tmp
         expected = network(input_features=batch, decoder_input_ids=torch.tensor([[1, 2], [3, 4]])).logits.double().sum()
     assert float(done.stdout.split()[-1]) == pytest.approx(float(expected), rel=1e-5)
     assert "proj_out.weight" not in load_file(out / "model.safetensors"), "the table is stored once"
+
+
+def test_an_artifact_is_rebuilt_and_compared_by_its_scores(
+    tiny: Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three bits become ordinary floats again; one that gives other scores is not written."""
+    small = plugins.load("methods", "quantize.weights_int")(bits=3).apply(tiny[2], Samples(calibration=[], texts=[]))
+    made = tmp_path / "artifact"
+    made.mkdir()
+    artifact.write(small, made)
+    gate = rebuild.rebuild(made, tmp_path / "plain", threads=1)
+    assert gate.value is not None
+    assert gate.value > 0.9999
+    monkeypatch.setattr(Whisper, "save", lambda *given: shutil.copytree(tiny[0], given[-1], dirs_exist_ok=True))
+    with pytest.raises(GateFailed, match="nothing was written"):
+        rebuild.rebuild(made, tmp_path / "other", threads=1)
 
 
 def test_the_network_to_train_is_transformers_own(tiny: Fixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from slimseek import choose, timing
@@ -10,9 +11,10 @@ from slimseek import folder as folders
 from slimseek.errors import GateFailed
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import examples
-from slimseek.schema import FileEntry, GateResult, Value
+from slimseek.schema import FileEntry, GateResult, Model, Value
 
 LEAST_COSINE = 0.9999
+RECORDINGS = 4
 PROVENANCE = "slimseek.json"
 
 
@@ -36,7 +38,8 @@ def rebuild(source: str | Path, out: str | Path, *, threads: int | None = None, 
 
     The float model carries the artifact's dequantized weights; tensors that blocks use together become a copy for each,
     which the gate's detail says. Rounding of activations belongs to the integer
-    runtimes and is not part of it, so parity is measured against the artifact without that rounding.
+    runtimes and is not part of it, so parity is measured against the artifact without that rounding; of a recogniser
+    by the scores of the first token, or of each frame.
 
     Args:
         source: an artifact, or any model that :func:`slimseek.choose.model` opens.
@@ -51,10 +54,9 @@ def rebuild(source: str | Path, out: str | Path, *, threads: int | None = None, 
     inputs = (Path(source),) if Path(source).exists() else ()
     with folders.writing(Path(out), inputs=inputs, force=force) as folder:
         choose.family(model).save(model, folder)
-        count = threads or timing.default_threads()
-        artifact = choose.encoder(dataclasses.replace(model, activations={}), "artifact", count)
-        items = examples(model.spec)
-        least = float(cosines(artifact.documents(items), choose.choose(folder, count).documents(items)).min())
+        items = examples(model.spec)[: RECORDINGS if model.spec.output == "transcript" else None]
+        plain = dataclasses.replace(model, activations={})
+        least = _least_cosine(plain, folder, items, threads or timing.default_threads())
         copies = f"; {len(model.tied)} tensors that it stores once are copies here" if model.tied else ""
         parity = GateResult(
             gate="parity",
@@ -69,3 +71,13 @@ def rebuild(source: str | Path, out: str | Path, *, threads: int | None = None, 
         if parity.status == "failed":
             raise GateFailed(f"the rebuilt model differs from the artifact: {parity.detail}; nothing was written")
     return parity
+
+
+def _least_cosine(model: Model, folder: Path, items: Sequence[str], threads: int) -> float:
+    """Of what a model and the rebuilt one give for the same items."""
+    if model.spec.output != "transcript":
+        before, after = choose.encoder(model, "artifact", threads), choose.choose(folder, threads)
+        return float(cosines(before.documents(items), after.documents(items)).min())
+    heard = choose.recognising(model, "artifact", threads), choose.recogniser(folder, threads)
+    batches = [heard[0].input([item]) for item in items]
+    return min(float(cosines(*(one.scores(batch) for one in heard)).min()) for batch in batches)
