@@ -19,7 +19,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers.audio_utils import mel_filter_bank, spectrogram
 
-from slimseek import choose, compress, data, deploy, finetune, plugins, rebuild, recipe, spoken, tasks
+from slimseek import choose, compress, data, deploy, finetune, pipeline, plugins, rebuild, recipe, spoken, tasks
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs import _cepstrum
 from slimseek.inputs.vocabulary import Vocabulary
@@ -250,6 +250,16 @@ def test_it_is_compressed_and_its_package_hears_the_same(trained: Path, said: Pa
     assert choose.recogniser(tmp_path, 1).transcripts(items) == reference
     assert sum(one == other for one, other in zip(reference, choose.recogniser(trained, 1).transcripts(items),
                                                   strict=True)) > 16  # fmt: skip
+
+
+def test_a_package_is_compared_on_the_recordings_of_its_collection(trained: Path, said: Path, tmp_path: Path) -> None:
+    """Its documents are texts: they are not what a recogniser takes."""
+    package = pipeline.deploy_on(str(trained), "onnxruntime", tmp_path / "served", data=str(said), threads=1)
+    assert package.parity["recordings"] > 0
+    assert package.parity["cosine_min"] > 0.999
+    recordings = list(data.load(str(said)).queries.values())[:4]
+    assert choose.recogniser(tmp_path / "served", 1).transcripts(recordings) == choose.recogniser(
+        trained, 1).transcripts(recordings)  # fmt: skip
 
 
 def test_it_is_written_back_with_its_settings(trained: Path, tmp_path: Path) -> None:

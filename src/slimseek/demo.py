@@ -61,7 +61,8 @@ def _image(out: Path, threads: int) -> Comparison:
 def _speech(out: Path, threads: int) -> Comparison:
     found = recordings.collect(out / RECORDINGS)
     say(f"{found.dev} recordings to choose by and {found.test} to report on, from {found.source}: {out / RECORDINGS}")
-    return _run("whisper-tiny.en", str(out / RECORDINGS), out, _options("speech", out, threads), "int8-dynamic")
+    return _run("whisper-tiny.en", str(out / RECORDINGS), out, _options("speech", out, threads), "int8-dynamic",
+                "onnxruntime")  # fmt: skip
 
 
 def _options(subject: Subject, out: Path, threads: int, *, alternatives: bool = False) -> Options:

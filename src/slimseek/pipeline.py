@@ -377,7 +377,10 @@ def _static(source: str | Path) -> tuple[Measurement, ...]:
 def _texts(source: str | Path, collection: str, asked: bool) -> Sequence[str]:
     if not collection or not (asked or Path(collection).exists() or collection in ("news", "news-full")):
         return ()
-    found = data.load_for(collection, choose.spec_of(source))
+    spec = choose.spec_of(source)
+    found = data.load_for(collection, spec)
+    if spec.output == "transcript":  # its documents are texts, which it does not take
+        return [item for item in found.queries.values() if item in found.said][:PARITY_TEXTS]
     return [text for text in found.items.values() if text][:PARITY_TEXTS]
 
 

@@ -45,10 +45,13 @@ def comparison(found: Comparison, console: Console, out: Path, served: Path | No
         console.print(f"  the {part} alone, {_change(change)} (dev)", markup=False, soft_wrap=True)
     console.print(f"\n{report.verdict(found)}", markup=False, soft_wrap=True)
     console.print(f"\nreport: {out / 'report.html'}", markup=False, soft_wrap=True)
+    hears = found.compressed.get("real_time_factor") is not None
     if served is not None:
-        console.print(f"serve it: slimseek serve {served}", markup=False, soft_wrap=True)
+        serving = f"minilm --data news --recogniser {served}" if hears else served
+        console.print(f"serve it: slimseek serve {serving}", markup=False, soft_wrap=True)
     else:
-        console.print(f"next: slimseek deploy {out} --target auto --out {out}-served", markup=False, soft_wrap=True)
+        target = "onnxruntime" if hears else "auto"
+        console.print(f"next: slimseek deploy {out} --target {target} --out {out}-served", markup=False, soft_wrap=True)
 
 
 def gates(found: Sequence[GateResult], console: Console) -> None:
