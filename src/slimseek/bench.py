@@ -101,17 +101,15 @@ def in_reach(subjects: Mapping[str, Encoder], queries: Sequence[str], documents:
         queries: for single calls, of which three are made.
         documents: the first eight are encoded at once.
     """
-    taken = {}
-    for name, encoder in subjects.items():
-        singly = timing.interleaved(
-            {name: lambda number, e=encoder: e.queries([queries[number % len(queries)]])},  # type: ignore[misc]
-            rounds=1, calls=TRIED_CALLS,
-        )  # fmt: skip
-        together = timing.interleaved(
-            {name: lambda number, e=encoder: e.documents(documents[:TRIED_DOCUMENTS])},  # type: ignore[misc]
-            rounds=1, calls=1, warm_up=1,
-        )  # fmt: skip
-        taken[name] = math.sqrt(singly[name].min() * together[name].min())
+    singly = timing.interleaved(
+        {name: lambda number, e=encoder: e.queries([queries[number % len(queries)]])  # type: ignore[misc]
+         for name, encoder in subjects.items()}, rounds=1, calls=TRIED_CALLS,
+    )  # fmt: skip
+    together = timing.interleaved(
+        {name: lambda number, e=encoder: e.documents(documents[:TRIED_DOCUMENTS])  # type: ignore[misc]
+         for name, encoder in subjects.items()}, rounds=1, calls=1, warm_up=1,
+    )  # fmt: skip
+    taken = {name: math.sqrt(singly[name].min() * together[name].min()) for name in subjects}
     least = min(taken.values())
     return {name: encoder for name, encoder in subjects.items() if taken[name] <= FAR_BEHIND * least}
 

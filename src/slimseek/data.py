@@ -12,6 +12,7 @@ import msgspec
 
 from slimseek import plugins
 from slimseek.errors import UsageError
+from slimseek.fingerprint import hashed
 from slimseek.inputs.reader import Input
 from slimseek.inputs.text import TextInput
 from slimseek.schema import Collection, Finding, ModelSpec, Qrels, Samples, SearchSet, Value
@@ -127,9 +128,11 @@ def split(collection: Collection) -> Splits:
         apart = {query: row for query, row in qrels.get(name, {}).items() if query not in held}
         if apart:
             return Splits(
-                dev={query: apart[query] for query in _by_hash(apart)[:MOST_DEV_QUERIES]}, test=held, notice=notice
+                dev={query: apart[query] for query in sorted(apart, key=hashed)[:MOST_DEV_QUERIES]},
+                test=held,
+                notice=notice,
             )
-    ids = _by_hash(held)
+    ids = sorted(held, key=hashed)
     half = len(ids) // 2
     return Splits(
         dev={query: held[query] for query in ids[:half]},
@@ -312,7 +315,3 @@ def _labels(collection: Collection, items: Sequence[str]) -> list[int]:
     for item, text in zip(items, texts, strict=True):
         known.setdefault(text, set()).add(classes[item])
     return [next(iter(known[text])) if len(known[text]) == 1 else UNKNOWN for text in texts]
-
-
-def _by_hash(ids: Qrels) -> list[str]:
-    return sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())

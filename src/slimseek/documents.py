@@ -67,10 +67,8 @@ def searched(collection: Collection, spec: ModelSpec) -> tuple[dict[str, str], M
             raise UsageError(f"{collection.name} holds labelled items without captions, and nothing to search by texts")
     if not files:
         return items, None
-    label = {name: next(iter(row)) for judged in collection.qrels.values() for name, row in judged.items()}
-    told = {
-        name: said.get(item) or (label.get(name, "") if collection.labelled else "") for name, item in files.items()
-    }
+    label = collection.label if collection.labelled else {}
+    told = {name: said.get(item) or label.get(name, "") for name, item in files.items()}
     return items, Media(folder=Path(collection.path).resolve(), files=files, said=told)
 
 

@@ -1,4 +1,4 @@
-"""What tells one model from another: what was computed for one is not taken for the other."""
+"""Hashes: what tells one model from another, and an order of names that favours none."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import msgspec
 import numpy as np
 
 from slimseek.schema import Model, QuantizedTensor, Tensor
+
+
+def hashed(name: str) -> bytes:
+    """The sha256 of a name: an order by it is the same everywhere, and favours none."""
+    return hashlib.sha256(name.encode()).digest()
 
 
 def fingerprint(model: Model) -> str:

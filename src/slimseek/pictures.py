@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import importlib.util
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import numpy as np
 from slimseek import folder as folders
 from slimseek import plugins
 from slimseek.errors import UsageError
+from slimseek.fingerprint import hashed
 from slimseek.schema import Array, Value
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -121,7 +121,7 @@ def _split(pictures: list[_Picture]) -> Iterator[tuple[_Picture, str]]:
     """Each with its split, in the order of hashes, so that the choice is the same everywhere and favours none."""
     for label in sorted({picture.label for picture in pictures}):
         alike = [picture for picture in pictures if picture.label == label]
-        alike.sort(key=lambda picture: hashlib.sha256(picture.name.encode()).digest())
+        alike.sort(key=lambda picture: hashed(picture.name))
         for number, picture in enumerate(alike):
             yield picture, SPLITS[number % len(SPLITS)]
 

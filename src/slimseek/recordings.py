@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import shutil
 from pathlib import Path
 
 from slimseek import folder as folders
 from slimseek.errors import UsageError
+from slimseek.fingerprint import hashed
 from slimseek.schema import Value
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -39,7 +39,7 @@ def collect(out: Path) -> Recorded:
         UsageError: the Debian package is not installed, or the folder holds something else.
     """
     spoken = _captions()
-    chosen = sorted(spoken, key=lambda file: hashlib.sha256(file.name.encode()).digest())[: DEV + TEST]
+    chosen = sorted(spoken, key=lambda file: hashed(file.name))[: DEV + TEST]
     if len(chosen) < DEV + TEST:
         raise UsageError(f"the demonstration of a voice search needs recordings; run: apt-get install {PACKAGE}")
     made = Recorded(format_version=1, source=PACKAGE, dev=DEV, test=TEST)

@@ -412,6 +412,11 @@ class Collection:
     by_label: bool = False
 
     @property
+    def label(self) -> dict[str, str]:
+        """The class of each item of a labelled collection, by its id."""
+        return {name: next(iter(row)) for judged in self.qrels.values() for name, row in judged.items()}
+
+    @property
     def items(self) -> dict[str, str]:
         """What there is to read, by id: the documents, or the items that have a class."""
         return self.queries if self.labelled else self.corpus

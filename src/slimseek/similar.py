@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 from slimseek.errors import UsageError
+from slimseek.fingerprint import hashed
 from slimseek.schema import Collection, Finding, ModelSpec, Qrels
 
 MOST_DEV_QUERIES = 500
@@ -36,7 +36,7 @@ def similar(collection: Collection) -> Collection:
     Args:
         collection: a labelled one. Rows of judgements may be one and the same object for all queries of a label.
     """
-    label = {name: next(iter(row)) for judged in collection.qrels.values() for name, row in judged.items()}
+    label = collection.label
     catalogue = collection.qrels.get("train") or label
     members: dict[str, dict[str, int]] = {}
     for name in catalogue:
@@ -80,7 +80,7 @@ def _asked(collection: Collection, split: str, judged: Qrels) -> list[str]:
         return list(judged)
     if "dev" in collection.qrels:
         return []
-    return sorted(judged, key=lambda name: hashlib.sha256(name.encode()).digest())[:MOST_DEV_QUERIES]
+    return sorted(judged, key=hashed)[:MOST_DEV_QUERIES]
 
 
 def _others(row: dict[str, int], name: str) -> dict[str, int]:

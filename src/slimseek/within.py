@@ -67,8 +67,7 @@ def compress_within(
         UsageError: anything wrong with the arguments, a budget that no model can meet, or too little room on the disk.
     """
     effort, options, start = effort or Effort(), options or Options(), time.perf_counter()
-    _ = [plugins.require(library) for library in LIBRARIES]
-    deploy.check_target(options.target, runs=True)
+    _check_tools(options.target)
     threads, out = options.threads or timing.default_threads(), Path(out)
     original, found = _opened(source, collection)
     _check(original, out)
@@ -95,6 +94,13 @@ def compress_within(
         result = _found(choose.name_of(source), found, budget, trials, comparison, options)
         _write(result, out)
     return result
+
+
+def _check_tools(target: str) -> None:
+    """Refuse before any work where a library is missing, or packages for the target do not run here."""
+    for library in LIBRARIES:
+        plugins.require(library)
+    deploy.check_target(target, runs=True)
 
 
 def _opened(source: str | Path, collection: str | Path) -> tuple[Model, Collection]:

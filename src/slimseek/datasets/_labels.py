@@ -11,6 +11,8 @@ from slimseek.errors import UsageError
 from slimseek.schema import Collection, Finding, Qrels
 
 SPLITS = ("train", "dev", "test")
+SPLIT_NAMES = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+"""What others call splits, and what they are called here."""
 TENTHS_OF_TRAIN = 8
 
 

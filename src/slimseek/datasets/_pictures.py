@@ -13,9 +13,6 @@ from slimseek.errors import UsageError
 from slimseek.inputs.pictures import size
 from slimseek.schema import Collection, Finding
 
-SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
-"""Names of splits, and what they are called here."""
-
 
 def broken(files: Mapping[str, str]) -> dict[str, str]:
     """What is wrong with each picture whose header cannot be read, by id."""

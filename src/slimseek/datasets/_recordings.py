@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import SPLITS, split_of
 from slimseek.errors import UsageError
+from slimseek.fingerprint import hashed
 from slimseek.inputs.suffixes import RECORDINGS as SUFFIXES
 from slimseek.schema import Collection, Finding, Qrels, Value
 
@@ -87,7 +87,7 @@ def split(recordings: Mapping[str, Recording]) -> tuple[dict[str, str], tuple[Fi
     if not known:
         own = {name: split_of(f"{Path(each.path).name} {each.said}") for name, each in recordings.items()}
         return _without_twice(own, recordings, findings)
-    ordered = sorted(speakers, key=lambda speaker: hashlib.sha256(speaker.encode()).digest())
+    ordered = sorted(speakers, key=hashed)
     count = max(1, len(ordered) // HELD_OUT)
     parts = {speaker: "test" if place < count else "dev" if place < 2 * count else "train"
              for place, speaker in enumerate(ordered)}  # fmt: skip

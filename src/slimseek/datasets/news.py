@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib.util
 import io
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from slimseek.bases import Dataset
 from slimseek.datasets._findings import repeated, tally
 from slimseek.errors import UsageError
+from slimseek.fingerprint import hashed
 from slimseek.folder import sha256
 from slimseek.schema import Collection, Finding, Qrels
 
@@ -38,7 +38,7 @@ class News(Dataset):
         """Titles that occur once are queries; the article is the one relevant document, its title not part of it."""
         rows, findings = _clean(_rows())
         # Hashes order the articles, so that the choice is the same everywhere and favours none.
-        rows = dict(sorted(rows.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest()))
+        rows = dict(sorted(rows.items(), key=lambda row: hashed(row[0])))
         names = list(rows) if path == FULL else list(rows)[:DOCUMENTS]
         test, dev, train = names[:TEST], names[TEST : TEST + DEV], names[TEST + DEV :]
         return Collection(

@@ -8,7 +8,7 @@ from pathlib import Path
 from slimseek.bases import Dataset
 from slimseek.datasets import _pictures as pictures
 from slimseek.datasets._findings import tally
-from slimseek.datasets._labels import split_of
+from slimseek.datasets._labels import SPLIT_NAMES, split_of
 from slimseek.inputs.suffixes import PICTURES
 from slimseek.schema import Collection
 
@@ -41,8 +41,8 @@ class PictureFolder(Dataset):
 
 def _places(folder: Path) -> dict[str, Path]:
     """Split to the folder that holds its classes; the folder itself, of no split, where its subfolders are none."""
-    found = {pictures.SPLITS[place.name.lower()]: place for place in sorted(folder.iterdir())
-             if place.is_dir() and place.name.lower() in pictures.SPLITS}  # fmt: skip
+    found = {SPLIT_NAMES[place.name.lower()]: place for place in sorted(folder.iterdir())
+             if place.is_dir() and place.name.lower() in SPLIT_NAMES}  # fmt: skip
     return found or {"": folder}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from slimseek.bases import Dataset
 from slimseek.datasets import _pictures as pictures
 from slimseek.datasets._findings import tally
-from slimseek.datasets._labels import split_of
+from slimseek.datasets._labels import SPLIT_NAMES, split_of
 from slimseek.errors import UsageError
 from slimseek.inputs.suffixes import PICTURES
 from slimseek.schema import Collection
@@ -45,14 +45,14 @@ class PictureTable(Dataset):
             item, label, text = (_column(dict.fromkeys(names, ""), known) for known in (PATHS, LABELS, CAPTIONS))
             for row in reader:
                 told = (row["split"] or "").lower() if "split" in names else split_of(row[item] or "")
-                if told not in pictures.SPLITS or not row[label]:
+                if told not in SPLIT_NAMES or not row[label]:
                     raise UsageError(f"{file}, line {reader.line_num}: {label} {row[label]!r}, split {told!r}; a label "
-                                     f"and one of {', '.join(pictures.SPLITS)} are expected")  # fmt: skip
+                                     f"and one of {', '.join(SPLIT_NAMES)} are expected")  # fmt: skip
                 twice += [row[item]] if row[item] in rows else []
                 rows[row[item]] = (
                     _found(Path(path), row[item] or "", reader.line_num),
                     row[label],
-                    pictures.SPLITS[told],
+                    SPLIT_NAMES[told],
                 )
                 said[rows[row[item]][0]] = (row.get(text) or "").strip()
         return pictures.labelled(path, rows, tally("rows given twice, the last counts", twice), said)

@@ -7,6 +7,7 @@ from pathlib import Path
 from slimseek.bases import Dataset
 from slimseek.datasets import _recordings as recordings
 from slimseek.datasets import _tables as tables
+from slimseek.datasets._labels import SPLIT_NAMES
 from slimseek.datasets._recordings import Recording
 from slimseek.errors import UsageError
 from slimseek.inputs.suffixes import RECORDINGS
@@ -79,7 +80,7 @@ def _table(file: Path) -> dict[str, Recording]:
         part = cells[split] if split is not None else own
         found[f"{file.stem}-{number}"] = Recording(
             path=path, said=" ".join(cells[text].split()), speaker=cells[speaker] if speaker is not None else "",
-            split="dev" if part in ("val", "valid", "validation") else part,
+            split=SPLIT_NAMES.get(part, part),
         )  # fmt: skip
     return found
 

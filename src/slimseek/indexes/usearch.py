@@ -7,47 +7,23 @@ from pathlib import Path
 import numpy as np
 import usearch.index
 
-from slimseek.errors import ArtifactError, UsageError
+from slimseek.errors import ArtifactError
 from slimseek.indexes import _vectors
-from slimseek.indexes._growing import Growing
-from slimseek.schema import Array, Precision
+from slimseek.indexes._hnsw import Graph
+from slimseek.schema import Array
 
 GRAPH = "graph.usearch"
 KINDS = {"f32": "f32", "f16": "f16", "int8": "i8", "binary": "b1"}
 
 
-class USearch(Growing):
+class USearch(Graph):
     """Approximate: what the graph finds is scored again as in ``exact``, so that scores and ties agree with it.
 
-    With ``int8`` all dimensions share one step, because the graph compares documents with each other by their codes;
-    usearch's own rounding to int8 would scale every vector to length one. With ``binary`` the graph goes by Hamming
-    distance, for vectors of one length (see ``exact``).
-
-    Args:
-        precision: how vectors are kept in the graph.
-        connectivity: neighbours of a node; more is larger, slower and more accurate.
-        expansion_add: candidates looked at when a node is added.
-        expansion_search: candidates looked at by a query; more is slower and more accurate.
+    Codes of ``int8`` are made here: usearch's own rounding would scale every vector to length one. With ``binary`` the
+    graph goes by Hamming distance, for vectors of one length (see ``exact``).
     """
 
-    shared_step = True
-
-    def __init__(
-        self,
-        *,
-        precision: Precision = "f32",
-        connectivity: int = 16,
-        expansion_add: int = 128,
-        expansion_search: int = 128,
-    ) -> None:
-        """An empty index; a setting out of range raises UsageError."""
-        super().__init__(precision=precision)
-        if min(connectivity, expansion_add, expansion_search) < 2:
-            raise UsageError("connectivity, expansion_add and expansion_search must each be at least 2")
-        self._connectivity = connectivity
-        self._expansion_add = expansion_add
-        self._expansion_search = expansion_search
-        self._viewed: Path | None = None
+    _viewed: Path | None = None
 
     def save(self, folder: Path) -> None:
         """Write ``graph.usearch`` and, for int8 and binary, ``ranges.npy``."""
@@ -106,9 +82,6 @@ class USearch(Growing):
     def _found(self, query: Array, count: int) -> Array:
         found: Array = self._graph.search(self._walkable(query), count, threads=1).keys.astype(np.int64)
         return found
-
-    def _least_found(self) -> int:
-        return self._expansion_search
 
     def _walkable(self, query: Array) -> Array:
         """A query [dim] in the type of the graph; its own scale does not change the order of documents."""

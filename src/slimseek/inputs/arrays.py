@@ -10,7 +10,7 @@ import numpy as np
 
 from slimseek.errors import UsageError
 from slimseek.inputs.features import reduced
-from slimseek.inputs.suffixes import PICTURE_SETTINGS, PICTURES
+from slimseek.inputs.suffixes import PICTURES, PREPROCESSOR
 from slimseek.schema import Array, Batch, ModelSpec, TensorSpec
 
 ROWS_IN_BATCH = 32
@@ -76,7 +76,7 @@ class ArrayInput:
         except (OSError, ValueError, EOFError) as error:
             if Path(item).suffix.lower() in PICTURES:
                 raise UsageError(
-                    f"{item} is a picture, and this network takes arrays; write {PICTURE_SETTINGS} (size, resample, "
+                    f"{item} is a picture, and this network takes arrays; write {PREPROCESSOR} (size, resample, "
                     "rescale_factor, image_mean, image_std) beside its .onnx file"
                 ) from error
             raise UsageError(f"{item} cannot be read as an array (.npy or .npz): {error}") from error

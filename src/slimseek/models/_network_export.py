@@ -20,7 +20,7 @@ from torch import nn
 
 from slimseek import plugins
 from slimseek.errors import UsageError, first_line
-from slimseek.inputs.suffixes import PICTURE_SETTINGS
+from slimseek.inputs.suffixes import PREPROCESSOR
 from slimseek.models import _picture_settings as picture_settings
 from slimseek.models._export import IR_VERSION, OPSET
 from slimseek.models._graph import FILE
@@ -128,7 +128,7 @@ def made_by(make: Callable[[], Any], source: str) -> tuple[nn.Module, Mapping[st
                          "wanted")  # fmt: skip
     if not isinstance(settings, Mapping):
         raise UsageError(f"{source} does not say how pictures become its input: give the network an attribute "
-                         f"{ATTRIBUTE}, a dict as in {PICTURE_SETTINGS} (size, image_mean, image_std)")  # fmt: skip
+                         f"{ATTRIBUTE}, a dict as in {PREPROCESSOR} (size, image_mean, image_std)")  # fmt: skip
     return network, settings
 
 
@@ -155,7 +155,7 @@ def write(network: nn.Module, settings: Mapping[str, Any], folder: Path, source:
         for module, mode in modes.items():
             module.training = mode
     onnx.save(model, folder / FILE)
-    (folder / PICTURE_SETTINGS).write_bytes(picture_settings.settings_of(how, grey=grey))
+    (folder / PREPROCESSOR).write_bytes(picture_settings.settings_of(how, grey=grey))
 
 
 @contextmanager

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from slimseek import folder as folders
-from slimseek import plugins, setup
-from slimseek.errors import ArtifactError, UsageError
-from slimseek.schema import FileEntry, Value
+from slimseek import plugins
+from slimseek.errors import UsageError
+from slimseek.models._kept import kept
+from slimseek.schema import Value
 
-MANIFEST = "slimseek.json"
-FORMAT_VERSION = 1
 TIMM = "timm:"
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 NETWORK = "efficientnet_lite_pytorch"
@@ -70,14 +69,6 @@ BUILT_IN = {
 }
 
 
-class Made(Value, frozen=True):
-    """The manifest of a folder that was made of a network: what of, and its files with their hashes."""
-
-    source: str
-    files: tuple[FileEntry, ...]
-    format_version: int = FORMAT_VERSION
-
-
 def missing(name: str) -> str | None:
     """``None`` where the packages of a built-in network are installed, else what brings them."""
     carried = BUILT_IN[name]
@@ -115,22 +106,14 @@ def place(source: str) -> Path:
 
 
 def _kept(source: str, made_of: str, make: Callable[[str], tuple[Any, Mapping[str, Any]]]) -> Path:
-    """A folder in the user's data folder; made anew where it is of something else."""
-    out = setup.folder("models") / re.sub(r"[^\w.-]", "-", source)
-    if (out / MANIFEST).is_file():
-        try:
-            made = folders.read_manifest(out / MANIFEST, Made, FORMAT_VERSION)
-            if made.source == made_of:
-                folders.check(out, made.files)
-                return out
-        except ArtifactError:
-            pass  # made anew: nothing of the user's is in it
-    network, settings = make(source)
-    with folders.writing(out, force=True) as folder:
-        plugins.require("slimseek.models._network_export").write(network, settings, folder, source)
-        entries = folders.entries(folder, leave_out=MANIFEST)
-        folders.write_json(folder / MANIFEST, Made(source=made_of, files=entries))
-    return out
+    """A folder in the user's data folder."""
+
+    def prepared() -> Callable[[Path], None]:
+        network, settings = make(source)
+        write = plugins.require("slimseek.models._network_export").write
+        return lambda folder: write(network, settings, folder, source)
+
+    return kept(source, made_of, prepared)
 
 
 def _built_in(name: str) -> tuple[Any, Mapping[str, Any]]:

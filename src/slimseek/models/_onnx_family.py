@@ -17,7 +17,7 @@ from slimseek.bases import Family
 from slimseek.errors import UsageError
 from slimseek.inputs.reader import reader
 from slimseek.inputs.samples import examples
-from slimseek.inputs.suffixes import PICTURE_SETTINGS
+from slimseek.inputs.suffixes import PREPROCESSOR
 from slimseek.integers import dense, expanded
 from slimseek.models import _graph_factors as graph_factors
 from slimseek.models import _graph_features as graph_features
@@ -212,9 +212,9 @@ class OnnxFamily(Family):
         """
         if model.spec.picture:
             how = picture_settings.settings_of(model.spec.picture, grey=1 in model.spec.inputs[0].shape[1::2])
-            (folder / PICTURE_SETTINGS).write_bytes(how)
+            (folder / PREPROCESSOR).write_bytes(how)
         if model.spec.sound:
-            (folder / PICTURE_SETTINGS).write_bytes(sound_settings.settings_of(model.spec.sound))
+            (folder / PREPROCESSOR).write_bytes(sound_settings.settings_of(model.spec.sound))
         for name, content in model.files.items():
             if name != GRAPH:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +11,6 @@ import onnx
 
 from slimseek.errors import UsageError
 from slimseek.inputs.arrays import BATCH
-from slimseek.inputs.suffixes import PICTURE_SETTINGS
 from slimseek.schema import PicturePreprocess, TensorSpec
 
 RESAMPLES: dict[int, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -23,22 +21,6 @@ NAMES = ("image_processor_type", "feature_extractor_type", "processor_class", "d
 SETTINGS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
             "do_normalize", "image_mean", "image_std", "data_format", "do_flip_channel_order")  # fmt: skip
 CHANNELS = (1, 3)
-
-
-def beside(file: Path) -> dict[str, Any] | None:
-    """The settings beside an ``.onnx`` file; ``None`` without a file of settings for pictures.
-
-    Raises:
-        UsageError: it is no JSON object.
-    """
-    place = file.parent / PICTURE_SETTINGS
-    if not place.is_file():
-        return None
-    try:
-        settings: dict[str, Any] = msgspec.json.decode(place.read_bytes(), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"{place} is not a JSON object of settings: {error}") from error
-    return None if "sampling_rate" in settings else settings  # those are of recordings
 
 
 def picture(settings: Mapping[str, Any], where: str) -> PicturePreprocess:

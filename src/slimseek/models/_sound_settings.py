@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from slimseek.errors import UsageError
 from slimseek.inputs.arrays import BATCH
-from slimseek.inputs.suffixes import PICTURE_SETTINGS as FILE
 from slimseek.schema import SoundPreprocess, TensorSpec
 
 EXTRACTORS = {"MfccFeatureExtractor": "mfcc", "LogMelFeatureExtractor": "log_mel",
@@ -20,18 +18,6 @@ SETTINGS = ("feature_extractor_type", "sampling_rate", "win_length", "hop_length
             "chunk_length", "min_frequency", "max_frequency")  # fmt: skip
 IGNORED = ("processor_class", "padding_side", "padding_value", "return_attention_mask", "n_fft", "n_samples",
            "nb_max_frames", "dither")  # fmt: skip
-
-
-def beside(file: Path) -> dict[str, Any] | None:
-    """The settings beside an ``.onnx`` file; ``None`` without a file of settings for recordings."""
-    place = file.parent / FILE
-    if not place.is_file():
-        return None
-    try:
-        settings: dict[str, Any] = msgspec.json.decode(place.read_bytes(), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"{place} is not a JSON object of settings: {error}") from error
-    return settings if "sampling_rate" in settings else None
 
 
 def sound(settings: Mapping[str, Any], inputs: tuple[TensorSpec, ...], where: str) -> SoundPreprocess:

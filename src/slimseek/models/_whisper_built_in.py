@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from slimseek import folder as folders
-from slimseek import setup
-from slimseek.errors import ArtifactError, UsageError
+from slimseek.errors import UsageError
+from slimseek.models._kept import kept
 from slimseek.models._whisper_conversion import converted
-from slimseek.schema import FileEntry, Value
-
-MANIFEST = "slimseek.json"
-FORMAT_VERSION = 1
+from slimseek.schema import Value
 
 
 class Carried(Value, frozen=True):
@@ -31,15 +28,6 @@ class Carried(Value, frozen=True):
     parts: tuple[tuple[str, str], ...]
     requirements: tuple[str, ...]
     sha256: str
-
-
-class Source(Value, frozen=True):
-    """The manifest of a converted model: what it was made of, and its files with their hashes."""
-
-    source: str
-    sha256: str
-    files: tuple[FileEntry, ...]
-    format_version: int = FORMAT_VERSION
 
 
 BUILT_IN = {
@@ -73,25 +61,21 @@ def place(name: str) -> Path:
     Raises:
         UsageError: its packages are not installed, or hold something else.
     """
-    carried, out = BUILT_IN[name], setup.folder("models") / name
-    if (out / MANIFEST).is_file():
-        try:
-            source = folders.read_manifest(out / MANIFEST, Source, FORMAT_VERSION)
-            if source.sha256 == carried.sha256:
-                folders.check(out, source.files)
-                return out
-        except ArtifactError:
-            pass  # made anew: nothing of the user's is in it
+    carried = BUILT_IN[name]
+    return kept(name, carried.sha256, lambda: _writer(name, carried))
+
+
+def _writer(name: str, carried: Carried) -> Callable[[Path], None]:
+    """Converts the binary, and gives what writes the result."""
     binary, config, tokenizer = _content(name, carried)
     files, tensors = converted(binary, f"model.bin of {name}", config, tokenizer)
-    with folders.writing(out, force=True) as folder:
+
+    def write(folder: Path) -> None:
         for path, content in files.items():
             (folder / path).write_bytes(content)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        entries = folders.entries(folder, leave_out=MANIFEST)
-        manifest = Source(source=" ".join(carried.requirements), sha256=carried.sha256, files=entries)
-        folders.write_json(folder / MANIFEST, manifest)
-    return out
+
+    return write
 
 
 def _content(name: str, carried: Carried) -> tuple[bytes, bytes, bytes]:

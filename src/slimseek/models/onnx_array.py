@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from slimseek.errors import UsageError, first_line
 from slimseek.inputs.arrays import BATCH, ArrayInput
 from slimseek.inputs.samples import examples
-from slimseek.inputs.suffixes import PICTURE_SETTINGS
+from slimseek.inputs.suffixes import PREPROCESSOR
 from slimseek.models import _graph_head as head
 from slimseek.models import _graph_scores as scores
 from slimseek.models import _picture_settings as picture_settings
@@ -91,13 +91,7 @@ class OnnxArray(OnnxFamily):
             family="onnx_array", modality="array", output="embedding", inputs=inputs, dim=0, normalised=False,
             preprocess=None,
         )  # fmt: skip
-        classes, settings = head.classes(file), picture_settings.beside(file)
-        if settings is not None:
-            spec = _of_pictures_(model.graph, spec, settings, file.parent / PICTURE_SETTINGS)
-        heard = sound_settings.beside(file)
-        if heard is not None:
-            how = sound_settings.sound(heard, inputs, str(file.parent / PICTURE_SETTINGS))
-            spec = msgspec.structs.replace(spec, modality="speech", sound=how)
+        classes, spec = head.classes(file), _preprocessed_(model.graph, spec, file.parent / PREPROCESSOR)
         spoken = scores.beside(file) if spec.sound else {}
         if spoken:
             spec = scores.end_in_scores_(model, *_tried(model, _dense(weights), spec, file), file, spoken)
@@ -133,10 +127,21 @@ class OnnxArray(OnnxFamily):
         return found
 
 
-def _of_pictures_(graph: onnx.GraphProto, spec: ModelSpec, settings: Mapping[str, Any], where: Path) -> ModelSpec:
-    """The spec of a network whose items are pictures."""
-    how = picture_settings.picture(settings, str(where))
-    inputs = picture_settings.pictured(graph, spec.inputs, how, str(where))
+def _preprocessed_(graph: onnx.GraphProto, spec: ModelSpec, place: Path) -> ModelSpec:
+    """The spec of a network whose items are recordings, where its settings have a sampling rate, or else pictures; as
+    it is without settings.
+    """
+    if not place.is_file():
+        return spec
+    try:
+        settings = msgspec.json.decode(place.read_bytes(), type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{place} is not a JSON object of settings: {error}") from error
+    if "sampling_rate" in settings:
+        sound = sound_settings.sound(settings, spec.inputs, str(place))
+        return msgspec.structs.replace(spec, modality="speech", sound=sound)
+    how = picture_settings.picture(settings, str(place))
+    inputs = picture_settings.pictured(graph, spec.inputs, how, str(place))
     return msgspec.structs.replace(spec, modality="image", picture=how, inputs=inputs)
 
 
