@@ -1,45 +1,27 @@
-"""The service around a search: keys, rates and sizes, metrics, the comparison, its description, swaps, and its end."""
+"""The service around a search: keys, rates and sizes, metrics, the comparison, its description, and the page."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
-import gc
-import io
 import json
-import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.error
-import urllib.request
-import weakref
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
+from asking import Client, two_searches
 from browser import CHROMIUM, browsing, serving
-from slimseek import cli, deploy, search, serve
+from slimseek import cli, serve
 from slimseek.errors import UsageError
 from slimseek.search import Search
 from slimseek.serving import door, limits
 from slimseek.serving.batching import Limits
 from slimseek.serving.door import Rules
 from slimseek.serving.limits import Buckets, Key, Rate
-from slimseek.serving.swap import Served
-from small import CORPUS, many_texts, tiny_bert, tiny_encoder
+from slimseek.serving.work import Alone
 
 SECRET = "a-key-of-some-length"
 SECONDS = 120
@@ -47,35 +29,7 @@ SECONDS = 120
 
 @pytest.fixture(scope="module")
 def searches(tmp_path_factory: pytest.TempPathFactory) -> tuple[Search, Search]:
-    folder = tmp_path_factory.mktemp("serving")
-    documents = {f"d{number}": text for number, text in enumerate(many_texts(60))}
-    compressed, original = tiny_encoder(name="small", noise=0.5), tiny_encoder(name="big")
-    search.index(compressed, documents, folder / "compressed", precision="int8")
-    search.index(original, documents, folder / "original")
-    return search.open(folder / "compressed", compressed), search.open(folder / "original", original)
-
-
-class Client:
-    """Requests to an app without a network."""
-
-    def __init__(self, *served: Any, **settings: Any) -> None:
-        self.app = serve.app(*served, **settings)
-        self.transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-
-    def __call__(self, url: str, method: str = "GET", **arguments: Any) -> httpx.Response:
-        async def send() -> httpx.Response:
-            async with httpx.AsyncClient(transport=self.transport, base_url="http://test") as client:
-                return await client.request(method, url, **arguments)
-
-        return asyncio.run(send())
-
-    def metrics(self) -> dict[tuple[str, ...], float]:
-        """Name and values of labels to value."""
-        return {
-            (sample.name, *sample.labels.values()): sample.value
-            for family in text_string_to_metric_families(self("/metrics").text)
-            for sample in family.samples
-        }
+    return two_searches(tmp_path_factory.mktemp("serving"))
 
 
 # ---------------------------------------------------------------- the comparison
@@ -99,7 +53,7 @@ def test_both_models_side_by_side(searches: tuple[Search, Search]) -> None:
         for name, found in sides.items():
             assert row[name] == (found.index(row["id"]) + 1 if row["id"] in found else None)
     same = [one for one, other in zip(sides["compressed"], sides["original"], strict=True) if one == other]
-    assert {row["id"] for row in body["moved"]} == set(sum(sides.values(), [])) - set(same)
+    assert {row["id"] for row in body["moved"]} == {*sides["compressed"], *sides["original"]} - set(same)
     same_twice = Client(searches[0], searches[0])("/compare?q=stone&k=3").json()
     assert (same_twice["overlap"], same_twice["moved"]) == (1.0, [])
 
@@ -154,8 +108,11 @@ def test_a_key_file_may_end_with_a_line(tmp_path: Path) -> None:
     assert found.fits("", SECRET)
 
 
-@pytest.mark.parametrize(("host", "alone"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.9.9.9", True),
-                         ("0.0.0.0", False), ("::", False), ("", False), ("192.0.2.7", False)])  # fmt: skip
+HOSTS = [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.9.9.9", True), ("0.0.0.0", False),
+         ("::", False), ("", False), ("192.0.2.7", False)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("host", "alone"), HOSTS)
 def test_other_machines_need_a_key_or_leave(host: str, alone: bool) -> None:
     limits.check_host(host, Key(SECRET), False)
     limits.check_host(host, None, True)
@@ -171,7 +128,9 @@ def test_the_command_refuses_before_it_opens_anything() -> None:
     assert isinstance(done.exception, UsageError)
     assert "lets other machines ask" in str(done.exception)
     done = CliRunner().invoke(cli.app, ["serve", "no-such-model", "--rate", "fast"])
-    assert str(done.exception) == "the rate is 'fast'; it must be a number above 0 a second, minute or hour, such as 20/s"
+    assert (
+        str(done.exception) == "the rate is 'fast'; it must be a number above 0 a second, minute or hour, such as 20/s"
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,8 +222,6 @@ def test_a_slow_body_is_given_up(searches: tuple[Search, Search], monkeypatch: p
 def test_a_full_queue_says_when_to_come_again(searches: tuple[Search, Search]) -> None:
     client = Client(*searches, rules=Rules(batches=Limits(waiting=1)))
     release, begun = threading.Event(), threading.Event()
-    from slimseek.serving.work import Alone
-
     held = client.app.state.batcher.submit(Alone(lambda: (begun.set(), release.wait(30))), None)
     assert begun.wait(10)
     refused = client("/search?q=cat")
@@ -355,3 +312,39 @@ def test_answers_are_as_described_whatever_is_asked(searches: tuple[Search, Sear
         if operation.path in door.COSTLY or "{" in operation.path:
             ask(operation, schemathesis.GenerationMode.NEGATIVE)
     assert {200, 400, 422} <= set(statuses)
+
+
+# ---------------------------------------------------------------- the page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_compares_in_one_request_and_asks_for_the_key(searches: tuple[Search, Search], tmp_path: Path) -> None:
+    """A wrong key is asked for again; the right one is sent with everything, and lasts as long as the tab."""
+    ids = "[...document.querySelectorAll('#hits .id')].map((element) => element.textContent)"
+    wanted = [[result.id for result in one.query(["stone bridge"])[0]] for one in searches]
+    with browsing(tmp_path / "profile") as browser, serving(*searches, rules=Rules(key=Key(SECRET))) as url:
+        browser.screen(390, 800, phone=True)
+        browser.go(url + "?q=stone+bridge")
+        browser.until("!document.querySelector('#lock').hidden")
+        assert browser.run("document.querySelector('#status').textContent").startswith("A key is needed")
+        assert browser.run("document.activeElement.id") == "key"
+        browser.run(
+            "window.sent = []; const plain = fetch; window.fetch = (path, settings) => "
+            "{ sent.push([String(path), settings.headers['X-API-Key']]); return plain(path, settings); }"
+        )
+        browser.run("find('#key').value = 'wrong-key-of-some-length'; find('#lock').requestSubmit()")
+        browser.until("!document.querySelector('#lock').hidden")
+        browser.run(f"find('#key').value = {json.dumps(SECRET)}; find('#lock').requestSubmit()")
+        browser.until("document.querySelectorAll('#hits li').length > 0")
+        assert browser.run(ids) == wanted[0]
+        assert browser.run("sent") == [["compare?q=stone+bridge&k=10", "wrong-key-of-some-length"],
+                                       ["compare?q=stone+bridge&k=10", SECRET]]  # fmt: skip
+        marks = browser.run("[...document.querySelectorAll('#hits .mark')].map((one) => one.textContent)")
+        assert [mark == "same" for mark in marks] == [one == two for one, two in zip(*wanted, strict=True)]
+        assert [mark == "new" for mark in marks] == [one not in wanted[1] for one in wanted[0]]
+        browser.run("document.querySelector('#original input').click()")
+        assert browser.run(ids) == wanted[1]
+        assert browser.run("document.documentElement.scrollWidth - innerWidth") <= 0
+        browser.go(url + "?q=stone+bridge")
+        browser.until("document.querySelectorAll('#hits li').length > 0")
+    assert [one for one in browser.complaints if "401" not in json.dumps(one)] == []
