@@ -4,8 +4,8 @@
     python benchmarks/verify_tensorrt.py --model minilm --data xquad_en/ --out tensorrt-verified.json
 
 Packages of the model in float32, fp16 and int8 (static) run on the GPU. Each is compared with its artifact and with
-what stood in for it where it was written; float32 in ONNX Runtime, on the GPU where it finds one, is the figure to
-beat.
+what stood in for it where it was written. The figures to beat are float32 in ONNX Runtime, on the GPU where it finds
+one, and the network in PyTorch on the GPU, as it is and in fp16.
 ``--rehearse`` runs the script without a GPU: the stand-ins take the packages' place, and the file says so.
 """
 
@@ -48,6 +48,8 @@ def main() -> int:
     samples = Samples(calibration=calibration, texts=calibration)
     found: dict[str, Any] = {}
     encoders = {f"onnxruntime float32 ({_provider()})": _baseline(original, arguments.threads)}
+    if not arguments.rehearse:
+        encoders |= {f"pytorch {form}": _in_pytorch(original, form) for form in ("float32", "fp16")}
     with tempfile.TemporaryDirectory() as temporary:
         for form, steps in FORMS.items():
             model = original
@@ -116,6 +118,20 @@ def _baseline(model: Model, threads: int) -> Encoder:
         return result
 
     return _encoder(model, "onnxruntime", encode)
+
+
+def _in_pytorch(model: Model, form: str) -> Encoder:
+    """The network on the GPU as PyTorch runs it; ``fp16`` by its own mixed precision."""
+    torch = plugins.require("torch")
+    network = choose.family(model).trainable(model).eval().to("cuda")
+
+    def encode(batch: Batch) -> Array:
+        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=form == "fp16"):
+            inputs = {name: torch.from_numpy(rows).to("cuda") for name, rows in batch.items()}
+            result: Array = network(**inputs).float().cpu().numpy()
+        return result
+
+    return _encoder(model, f"pytorch {form}", encode)
 
 
 def _encoder(model: Model, name: str, encode: Encode) -> Encoder:

@@ -324,6 +324,25 @@ def test_a_package_is_not_opened_without_a_driver(tmp_path: Path, monkeypatch: p
         TensorRt().open(tmp_path, 1)
 
 
+@pytest.mark.parametrize(("capability", "runs"), [((9, 0), False), ((10, 0), False), ((8, 9), True), ((12, 1), True)])
+def test_a_gpu_that_the_library_does_not_know_is_named(
+    capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(engines, "_devices", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    reason = engines.device(engines.RTX)
+    assert (reason is None) == runs
+    if reason is not None:
+        assert reason.startswith(
+            f"TensorRT-RTX does not run on NVIDIA H100, whose compute capability is {capability[0]}.0"
+        )
+    assert engines.device(engines.CLASSIC) is None
+
+
 def test_a_batch_is_cut_into_what_an_engine_takes(text_model: Model) -> None:
     seen = []
 

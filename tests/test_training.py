@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +20,7 @@ from slimseek.bases import Step
 from slimseek.compress import Judge
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines, quality
-from slimseek.examples import Lazy
+from slimseek.examples import Lazy, ahead
 from slimseek.inputs.samples import TEXTS
 from slimseek.losses.cosine import Cosine
 from slimseek.losses.mse import MeanSquaredError
@@ -739,3 +740,46 @@ def test_a_student_is_judged_by_the_original_and_learns_from_it(tmp_path: Path) 
     assert comparison.original.get("ndcg@10") is not None
     assert comparison.original.get("ndcg@10").value == pytest.approx(expected.value)
     assert any("began with small" in note for note in comparison.notes)
+
+
+def test_batches_made_ahead_come_in_order_each_once() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        time.sleep(0.01 if number % 2 else 0)
+        made.append(number)
+        return {"x": np.array([number])}, np.array([number])
+
+    assert [int(target[0]) for _, target in ahead(Lazy(9, make), 2, 3)] == list(range(2, 9))
+    assert sorted(made) == list(range(2, 9))
+
+
+def test_few_batches_are_made_ahead_of_their_use_and_none_after_the_end() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        made.append(number)
+        if number == 30:
+            raise UsageError("batch 30 cannot be read")
+        return {"x": np.array([number])}, np.array([number])
+
+    fed = ahead(Lazy(1000, make), 0, 2)
+    next(fed)
+    fed.close()
+    assert max(made) <= 5
+    with pytest.raises(UsageError, match="batch 30"):
+        list(ahead(Lazy(1000, make), 0, 2))
+    assert len(made) < 50
+
+
+def test_a_long_training_is_judged_a_limited_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CHECK_EVERY", 2)
+    monkeypatch.setattr(train, "MOST_CHECKS", 5)
+    asked: list[int] = []
+
+    def judge(network: torch.nn.Module) -> float:
+        asked.append(1)
+        return 1.0
+
+    train.fit(Small(), regression(), MeanSquaredError(), Training(steps=60, batch_size=8), judge=judge)
+    assert len(asked) == 1 + 5

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -42,6 +44,28 @@ class Lazy(Sequence[Example]):
             chosen = self._numbers[number]
             return Lazy(len(chosen), lambda place: self._make(chosen[place]))
         return self._make(self._numbers[number])
+
+
+def ahead(examples: Sequence[Example], start: int, workers: int) -> Generator[Example, None, None]:
+    """The batches from ``start`` on, in order; the next ones are made in threads while one is in use.
+
+    Args:
+        examples: batches; any may be asked for by any thread.
+        start: number of the first.
+        workers: threads; twice as many batches wait at most.
+    """
+    with ThreadPoolExecutor(workers, "examples") as pool:
+        waiting: deque[Future[Example]] = deque()
+        try:
+            for number in range(start, len(examples)):
+                waiting.append(pool.submit(examples.__getitem__, number))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for one in waiting:
+                one.cancel()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

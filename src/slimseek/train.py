@@ -6,7 +6,8 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -15,7 +16,7 @@ import msgspec
 from slimseek import checkpoint, plugins, sparse, teacher, timing
 from slimseek.checkpoint import State
 from slimseek.errors import UsageError
-from slimseek.examples import Example, Examples, Lazy, Target, different, parts, planned, taken
+from slimseek.examples import Example, Examples, Lazy, Target, ahead, different, parts, planned, taken
 from slimseek.inputs.reader import reader
 from slimseek.progress import say, track
 from slimseek.schema import Array, Model, ModelSpec, Value
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = 128
 ROWS_IN_CHECK = 32
-CHECK_EVERY = 50
+CHECK_EVERY, MOST_CHECKS = 50, 40
+"""Steps from one check to the next, and how many there are at most: those of a long training lie further apart."""
 
 Precision = Literal["auto", "float32", "bfloat16"]
 BFLOAT16_SETS = {"avx512_bf16", "amx_bf16"}
@@ -187,6 +189,7 @@ def fit(
         UsageError: the checkpoint is not one of this training, or bfloat16 is asked of a CPU that has none.
     """
     total = -(-len(examples.train) // settings.accumulate)
+    every = max(CHECK_EVERY, total // MOST_CHECKS)
     with _in_use(network):
         optimizer, pruned = _optimizer(network, shares or {}), _pruned(network)
         cast = _cast(settings.precision, next(network.parameters()).device.type)
@@ -194,14 +197,15 @@ def fit(
         best = _begun_(network, optimizer, before, settings)
         say(f"{label}: {total - best.step} steps of {settings.batch_size * settings.accumulate}, "
             f"{'judged' if judge else 'loss on held-out items'} {before:.4f}")  # fmt: skip
-        with track(label, total - best.step) as advance:
+        fed = ahead(examples.train, best.step * settings.accumulate, timing.default_threads())
+        with closing(fed), track(label, total - best.step) as advance:
             while best.step < total and not (settings.patience and best.waited >= settings.patience):
-                _step_(network, optimizer, _batches(examples, best.step, settings), loss, best.step, settings, cast)
+                _step_(network, optimizer, list(islice(fed, settings.accumulate)), loss, best.step, settings, cast)
                 for weight, zeros in pruned:
                     weight.data[zeros] = 0
                 advance(1)
                 best.step += 1
-                if best.step % CHECK_EVERY == 0 or best.step == total:
+                if best.step % every == 0 or best.step == total:
                     found = _check(network, examples, loss, judge)
                     best.waited += 1
                     if found < best.loss:  # never true of NaN
@@ -225,10 +229,6 @@ def _same(settings: Training) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.to_builtins(settings)
     del found["checkpoint"]
     return found
-
-
-def _batches(examples: Examples, step: int, settings: Training) -> Sequence[Example]:
-    return examples.train[step * settings.accumulate : (step + 1) * settings.accumulate]
 
 
 def _cast(precision: Precision, device: str) -> Callable[[], AbstractContextManager[Any]]:

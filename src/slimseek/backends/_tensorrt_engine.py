@@ -24,6 +24,9 @@ from slimseek.schema import Array, Batch, Encode
 RTX, CLASSIC = "tensorrt_rtx", "tensorrt"
 CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
 """GPUs that engines are built for as a check: Ampere, GeForce 30, Ada (GeForce 40), Blackwell (GeForce 50)."""
+RTX_RUNS_ON = ((7, 5), (8, 0), (8, 6), (8, 9))
+"""Compute capabilities that TensorRT-RTX opens engines on; so it does from ``RTX_RUNS_FROM`` on, but not on Hopper."""
+RTX_RUNS_FROM = (12, 0)
 NAMES = {RTX: "TensorRT-RTX", CLASSIC: "TensorRT"}
 DEVICE = "cuda"
 
@@ -150,15 +153,23 @@ def folded(graph: onnx.ModelProto) -> onnx.ModelProto:
     return finish(graph, editor)
 
 
-def device() -> str | None:
-    """``None`` where an engine can run, else why not; PyTorch, which is slow to load, is asked last."""
+def device(library: str) -> str | None:
+    """``None`` where an engine of this library can run, else why not; PyTorch, which is slow to load, is asked last."""
     driver = _devices()
     if driver is not None:
         return driver
     if importlib.util.find_spec("torch") is None:
         return "PyTorch, whose buffers on the GPU are used, is not installed; run: pip install torch"
-    if not require("torch").cuda.is_available():
+    cuda = require("torch").cuda
+    if not cuda.is_available():
         return "this PyTorch finds no GPU; install a build of it with CUDA (https://pytorch.org)"
+    capability = cuda.get_device_capability()
+    if library == RTX and capability not in RTX_RUNS_ON and capability < RTX_RUNS_FROM:
+        return (
+            f"TensorRT-RTX does not run on {cuda.get_device_name()}, whose compute capability is "
+            f"{capability[0]}.{capability[1]} (7.5, 8.0, 8.6, 8.9, and 12.0 or newer are); install TensorRT itself: "
+            f"pip install tensorrt"
+        )
     return None
 
 

@@ -35,8 +35,8 @@ class TensorRt(Backend):
         return "neither tensorrt_rtx nor tensorrt is installed; run: pip install 'slimseek[tensorrt]'"
 
     def runs(self) -> str | None:
-        """``None`` on a machine with an NVIDIA GPU, its driver, and PyTorch with CUDA."""
-        reason: str | None = self.available() or require("slimseek.backends._tensorrt_engine").device()
+        """``None`` on a machine with an NVIDIA GPU that the library knows, its driver, and PyTorch with CUDA."""
+        reason: str | None = self.available() or require("slimseek.backends._tensorrt_engine").device(_library())
         return reason
 
     def versions(self) -> dict[str, str]:
@@ -71,8 +71,7 @@ class TensorRt(Backend):
         if reason is not None:
             raise UsageError(f"{folder} does not run here: {reason}")
         graph = require("onnx").load(folder / FILE)
-        library = CLASSIC if _installed(CLASSIC) else RTX
-        return require("slimseek.backends._tensorrt_engine").runner(graph, _read(folder), library)  # type: ignore[no-any-return]
+        return require("slimseek.backends._tensorrt_engine").runner(graph, _read(folder), _library())  # type: ignore[no-any-return]
 
     def stand_in(self, folder: Path, threads: int) -> Encode:
         """The same graph in ONNX Runtime on the CPU, its rounding computed as it is written."""
@@ -104,6 +103,11 @@ class TensorRt(Backend):
         if _installed(RTX):
             return RTX
         return CLASSIC if _installed(CLASSIC) and self.runs() is None else None
+
+
+def _library() -> str:
+    """The one that runs engines: TensorRT itself where both are installed."""
+    return CLASSIC if _installed(CLASSIC) else RTX
 
 
 def _installed(library: str) -> bool:
