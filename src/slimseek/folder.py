@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from slimseek import reading
 from slimseek.alone import alone
 from slimseek.errors import ArtifactError, SlimseekError, UsageError, full_disk
 from slimseek.schema import FileEntry, Value
@@ -101,9 +102,7 @@ def _clear(out: Path) -> None:
 
 def _check_target(out: Path, inputs: tuple[Path, ...], force: bool) -> None:
     for given in inputs:
-        source = given.resolve()
-        target = out.resolve()
-        if target == source or source.is_relative_to(target) or target.is_relative_to(source):
+        if reading.is_inside(given, out) or reading.is_inside(out, given):
             raise UsageError(f"the output folder {out} is, holds or lies in the input {given}; choose another --out")
     if out.is_file():
         raise UsageError(f"the output folder {out} is a file; choose another --out")
@@ -119,8 +118,8 @@ def _check_target(out: Path, inputs: tuple[Path, ...], force: bool) -> None:
 def _is_ours(path: Path) -> bool:
     """Whether a manifest is slimseek's: others carry files of these names, too."""
     try:
-        manifest = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.MsgspecError):
+        manifest = reading.decoded(reading.content(path))
+    except (OSError, UsageError, msgspec.MsgspecError):
         return False
     return isinstance(manifest, dict) and "format_version" in manifest
 
@@ -159,9 +158,9 @@ def check(folder: Path, files: tuple[FileEntry, ...]) -> None:
     """
     for entry in files:
         path = folder / entry.path
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not reading.is_inside(path, folder):
             raise ArtifactError(f"{folder}: the file list names {entry.path!r}, which lies outside the folder")
-        if not path.is_file():
+        if not reading.is_file(path):
             raise ArtifactError(f"{folder}: {entry.path} is missing; copy the whole folder again")
         size = path.stat().st_size
         if size != entry.bytes:
@@ -178,20 +177,30 @@ def read_manifest(path: Path, kind: type[M], newest: int) -> M:
     Raises:
         ArtifactError: it is absent, not valid, or of a newer format.
     """
+    content = _own(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}") from error
-    try:
-        version = msgspec.json.decode(content, type=dict).get("format_version")
+        version = reading.decoded(content, dict).get("format_version")
     except msgspec.DecodeError as error:
         raise ArtifactError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(version, int) or version > newest:
+    if type(version) is not int or not 0 < version <= newest:
         raise ArtifactError(f"{path} has format version {version!r}; this slimseek reads up to {newest}: upgrade it")
     try:
-        return msgspec.json.decode(content, type=kind)
-    except msgspec.ValidationError as error:
+        found: M = reading.decoded(content, kind)
+    except msgspec.DecodeError as error:
         raise ArtifactError(f"{path} is not valid: {error}") from error
+    return found
+
+
+def _own(path: Path) -> bytes:
+    """The content of a file that slimseek wrote, which is never a link to elsewhere."""
+    if not reading.is_inside(path, path.parent):
+        raise ArtifactError(f"{path} is a link that leaves its folder; copy the whole folder again")
+    try:
+        return reading.content(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from error
+    except UsageError as error:
+        raise ArtifactError(str(error)) from error
 
 
 def other(found: Value, wanted: Mapping[str, Any], setting: Callable[[str], str]) -> str:
@@ -210,10 +219,12 @@ def other(found: Value, wanted: Mapping[str, Any], setting: Callable[[str], str]
 
 def read_json(path: Path, kind: type[M]) -> M:
     """Read a JSON file of a known type; ArtifactError if it cannot be read."""
+    content = _own(path)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError) as error:
+        found: M = reading.decoded(content, kind)
+    except msgspec.MsgspecError as error:
         raise ArtifactError(f"{path} is not valid: {error}") from error
+    return found
 
 
 def write_json(path: Path, value: object) -> None:
@@ -238,7 +249,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def sha256(path: Path) -> str:
