@@ -269,7 +269,8 @@ def _convolution(folder: Path) -> None:
                "w": random.standard_normal((4, 6)).astype(np.float32)}  # fmt: skip
     nodes = [helper.make_node("Conv", ["pixels", "k"], ["c"], pads=[1, 1, 1, 1]),
              helper.make_node("Relu", ["c"], ["r"]), helper.make_node("GlobalAveragePool", ["r"], ["g"]),
-             helper.make_node("Flatten", ["g"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["embedding"])]  # fmt: skip
+             helper.make_node("Flatten", ["g"], ["f"]),
+             helper.make_node("MatMul", ["f", "w"], ["embedding"])]  # fmt: skip
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("pixels", 1, ("N", 3, 8, 8))],
         [helper.make_tensor_value_info("embedding", 1, ("N", 6))],
@@ -421,10 +422,11 @@ def as_request(content: bytes, random: Random, paths: tuple[str, ...]) -> bytes:
             parts[2] += "&" + random.choice(("k=", "q=", "model=", "role=", "texts=", "x=")) + random.choice(
                 (*(str(number) for number in mutations.NUMBERS), *mutations.TEXTS, "original"))  # fmt: skip
         elif choice == 2:
-            parts[2] = mutations.of_bytes(parts[2].encode(), random).decode("latin-1")
+            parts[2] = mutations.of_bytes(parts[2].encode("utf-8", "surrogatepass"), random).decode("latin-1")
         else:
             parts[3] = random.choice(("", "application/json", "image/png", "audio/wav", "text/html", "image/",
-                                      "multipart/form-data; boundary=x", "application/json; charset=utf-16"))  # fmt: skip
+                                      "multipart/form-data; boundary=x",
+                                      "application/json; charset=utf-16"))  # fmt: skip
     return json.dumps(parts).encode() + b"\n" + body
 
 
