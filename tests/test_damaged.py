@@ -261,6 +261,7 @@ def test_a_tokenizer_that_panics() -> None:
     ("change", "words"),
     [
         ({"preprocess": {"max_length": -1}}, "the model takes -1 tokens"),
+        ({"preprocess": {"pad_id": 2**63}}, "the padding id is 9223372036854775808"),
         ({"inputs": [{"name": "../x", "dtype": "int64", "shape": ["batch", "sequence"]}]}, "the model takes '../x'"),
     ],
 )
@@ -278,6 +279,14 @@ def test_vectors_of_two_billion_dimensions() -> None:
     wide = Encoder(name="wide", spec=spec, input=encoder.input, encode=encoder.encode, model=None, shipped={},
                    runtime="numpy", threads=1)  # fmt: skip
     refused(lambda: wide.queries(["cat"]), "2147483647 dimensions")
+
+
+def test_vectors_of_another_width_than_the_manifest_says() -> None:
+    encoder = tiny_encoder()
+    spec = msgspec.structs.replace(encoder.spec, dim=1)
+    other = Encoder(name="other", spec=spec, input=encoder.input, encode=encoder.encode, model=None, shipped={},
+                    runtime="numpy", threads=1)  # fmt: skip
+    refused(lambda: other.queries(["cat"]), "gave [1, 32] for 1 items of 1 dimensions")
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,10 @@ def test_the_driver_counts_crashes_hangs_memory_and_files_elsewhere(
         "    return turn\n"
         "damage.at = at",
     )
-    (tmp_path / "sitecustomize.py").write_text("")
     (tmp_path / "fuzz_bad.py").write_text(bad)
     runner = tmp_path / "fuzz.py"
-    runner.write_text(Path(fuzz.__file__).read_text().replace("from fuzz_kinds import KINDS",
-                                                              "import fuzz_bad; from fuzz_kinds import KINDS"))  # fmt: skip
+    imports = "from fuzz_kinds import KINDS"
+    runner.write_text(Path(fuzz.__file__).read_text().replace(imports, f"import fuzz_bad; {imports}"))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(fuzz.__file__).parent}:{_sources()}")
     monkeypatch.setattr(fuzz, "__file__", str(runner))
     monkeypatch.setattr(fuzz, "SECONDS", 2.0)

@@ -67,7 +67,11 @@ class Encoder:
         for start in range(0, len(items), ITEMS_READ_AT_ONCE):
             rows = self.input.rows(items[start : start + ITEMS_READ_AT_ONCE], prefix)
             for chosen, batch in self._batches(rows):
-                vectors[[start + position for position in chosen]] = self.encode(batch)
+                found = self.encode(batch)
+                if found.shape != (len(chosen), self.spec.dim):
+                    raise UsageError(f"{self.name} gave {list(found.shape)} for {len(chosen)} items of {self.spec.dim} "
+                                     "dimensions")  # fmt: skip
+                vectors[[start + position for position in chosen]] = found
                 if advance is not None:
                     advance(len(chosen))
         check_finite(vectors, self.name)

@@ -86,7 +86,9 @@ def parse(text: str, name: str = "recipe") -> Recipe:
         UsageError: the text is not a valid recipe.
     """
     try:
-        file = msgspec.convert(yaml.load(text, _Loader), _File)  # a SafeLoader
+        document = yaml.load(text, _Loader)  # a SafeLoader
+        msgspec.json.encode(document)  # what cannot be written is refused here: half a character, for one
+        file = msgspec.convert(document, _File)
     except (yaml.YAMLError, msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"recipe {name}: {' '.join(str(error).split())}") from error
     if file.version != VERSION:
@@ -157,7 +159,7 @@ def _allowed(wanted: Any) -> str:
 def _read(path: Path) -> str:
     try:
         return reading.content(path, LARGEST).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, UsageError) as error:
         raise UsageError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
 
 

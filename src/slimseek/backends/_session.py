@@ -45,7 +45,7 @@ def _run(session: Any, names: list[str] | None, batch: Batch) -> list[Array]:
     """The outputs; a graph that does not take the batch, such as one whose table lacks a token, raises UsageError."""
     try:
         found: list[Array] = session.run(names, batch)
-    except (state.InvalidArgument, state.Fail, state.RuntimeException) as error:
+    except (state.InvalidArgument, state.Fail, state.RuntimeException, ValueError) as error:
         raise UsageError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
     return found
 

@@ -83,6 +83,8 @@ class TextInput:
             self._tokenizer.enable_truncation(spec.preprocess.max_length)
         except OverflowError as error:
             raise UsageError(f"the model takes {spec.preprocess.max_length} tokens; 1 or more are possible") from error
+        if not 0 <= spec.preprocess.pad_id <= HIGHEST_ID:
+            raise UsageError(f"the padding id is {spec.preprocess.pad_id}; 0 to {HIGHEST_ID:,} are possible")
         self._preprocess = spec.preprocess
         self.query_prefix, self.document_prefix = spec.preprocess.query_prefix, spec.preprocess.document_prefix
         self._names = tuple(tensor.name for tensor in spec.inputs)

@@ -46,6 +46,8 @@ class Static(Family):
 
     def run(self, model: Model, threads: int) -> Encode:
         """NumPy in float32 on the dequantized table."""
+        if not {"input_ids", "attention_mask"} <= {tensor.name for tensor in model.spec.inputs}:
+            raise UsageError("a table of tokens takes input_ids and attention_mask, and its spec names others")
         table, normalise = dense(model)[TABLE].astype(np.float32), model.spec.normalised
 
         def encode(batch: Batch) -> Array:
