@@ -91,6 +91,17 @@ def _unwritten(error: Exception, temporary: Path, out: Path) -> Exception:
     return error if reason is None else UsageError(f"cannot write {out}: {reason}; nothing was written")
 
 
+def restore(out: Path) -> None:
+    """Put back a folder that a run had moved aside when it was killed, for what reads it before it writes."""
+    out = Path(os.path.abspath(out))
+    if not out.exists() and out.parent.is_dir():
+        try:
+            with alone(out):
+                _clear(out)
+        except OSError as error:
+            raise UsageError(f"cannot write to {out.parent}: {error.strerror}") from error
+
+
 def _clear(out: Path) -> None:
     """Take away what killed runs left; nobody else writes here meanwhile."""
     left = [path for path in out.parent.iterdir() if re.fullmatch(LEFT.format(re.escape(out.name)), path.name)]

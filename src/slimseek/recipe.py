@@ -86,7 +86,7 @@ def parse(text: str, name: str = "recipe") -> Recipe:
         UsageError: the text is not a valid recipe.
     """
     try:
-        document = yaml.load(text, _Loader)  # a SafeLoader
+        document = _Loader(text).get_single_data()
         msgspec.json.encode(document)  # what cannot be written is refused here: half a character, for one
         file = msgspec.convert(document, _File)
     except (yaml.YAMLError, msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:

@@ -44,6 +44,7 @@ def update(
         ArtifactError: the index is cut or changed.
     """
     add = add or {}
+    folders.restore(path)
     before = _manifest(path)
     opened = search.open(path, encoder)
     if not add and not delete:
