@@ -87,7 +87,7 @@ def _child(todo: list[tuple[str, int]], end: int, seed: int, place: Path, found:
         return []
     if not kind:
         raise RuntimeError((place / "errors").read_text("utf-8", "replace")[-3000:])
-    if number < 0 or left[kind] >= end:  # it ended between kinds
+    if left[kind] >= end:  # it ended between kinds
         left.pop(kind, None)
         begun = [name for name, _ in todo]
         return [(name, left[name]) for name in begun[begun.index(kind) + 1 :]]
