@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 
-.PHONY: install demo test check runtimes bench clean
+.PHONY: install demo test check runtimes bench clean sbom audit fuzz
 
 install: $(VENV)/installed
 
@@ -52,6 +52,20 @@ runtime-web: install
 
 bench: install
 	$(BIN)/python benchmarks/text_search.py
+
+# What is installed, in CycloneDX: build/sbom.json.
+sbom: install
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --mc-type library --of JSON \
+		--output-reproducible --output-file build/sbom.json
+
+audit: install
+	$(BIN)/python .ci/audit.py
+
+INPUTS := 10000
+
+fuzz: install
+	$(BIN)/python tests/fuzz.py --inputs $(INPUTS)
 
 clean:
 	rm -rf $(VENV) demo build

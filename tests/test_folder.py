@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import msgspec
 import pytest
 
 from slimseek.errors import ArtifactError, UsageError
-from slimseek.folder import check, entries, read_json, read_manifest, write_atomically, write_json, writing
+from slimseek.folder import check, entries, read_json, read_manifest, restore, write_atomically, write_json, writing
 from slimseek.schema import FileEntry, Value
 
 
@@ -265,6 +266,57 @@ def test_an_error_of_a_file_elsewhere_is_not_taken_for_one_of_the_target(tmp_pat
     with pytest.raises(FileNotFoundError), writing(tmp_path / "out"):
         (tmp_path / "no such input").read_bytes()
     assert names(tmp_path) == []
+
+
+# ---------------------------------------------------------------- two at once, and what killed runs left
+
+
+def test_a_second_writer_of_one_folder_is_refused_or_waits(tmp_path: Path) -> None:
+    """Of another thread, whose lock is another than the first's, as that of another process is."""
+    out = tmp_path / "out"
+    with ThreadPoolExecutor(1) as other:
+        with writing(out) as folder:
+            (folder / "a").write_text("first")
+            write_json(folder / "manifest.json", Manifest(format_version=1))
+            with pytest.raises(UsageError, match="another process writes to"):
+                other.submit(half, out, False, ValueError()).result(10)
+            waits = other.submit(earlier_waiting, out)
+            assert not waits.done()
+        waits.result(10)
+    assert names(tmp_path) == ["out", "out/manifest.json"]
+
+
+def earlier_waiting(out: Path) -> None:
+    with writing(out, wait=True, force=True) as folder:
+        write_json(folder / "manifest.json", Manifest(format_version=1))
+
+
+def test_what_killed_runs_left_goes_and_what_looks_like_it_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in (
+        ".out.new-a1b2c3d4",
+        ".out.old-a1b2c3d4/folder",
+        ".out.new-",
+        ".out.new-other-a1b2c3d4",
+        ".outer.new-a1b2c3d4",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".out.lock").write_text("")
+    earlier(out)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out", ".out.new-", ".out.new-other-a1b2c3d4", ".outer.new-a1b2c3d4"}
+
+
+def test_a_folder_that_was_moved_aside_is_put_back(tmp_path: Path) -> None:
+    earlier(tmp_path / ".out.old-a1b2c3d4" / "folder")
+    restore(tmp_path / "out")
+    assert names(tmp_path) == ["out", "out/manifest.json", "out/model", "out/model/a.txt"]
+    (tmp_path / "out").rename(tmp_path / ".moved")
+    (tmp_path / ".out.old-a1b2c3d4").mkdir()
+    (tmp_path / ".moved").rename(tmp_path / ".out.old-a1b2c3d4" / "folder")
+    with pytest.raises(UsageError, match="is not empty"), writing(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "model" / "a.txt").read_text() == "old"
 
 
 # ---------------------------------------------------------------- hashes

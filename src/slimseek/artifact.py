@@ -164,6 +164,8 @@ def read(path: Path) -> tuple[Artifact, Model]:
     """
     artifact = folders.read_manifest(path / MANIFEST, Artifact, FORMAT_VERSION)
     folders.check(path, artifact.files)
+    if WEIGHTS not in {entry.path for entry in artifact.files}:
+        raise ArtifactError(f"{path / MANIFEST} does not list {WEIGHTS}")
     try:
         stored = load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as error:

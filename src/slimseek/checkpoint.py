@@ -13,6 +13,7 @@ import msgspec
 from slimseek import plugins
 from slimseek.errors import UsageError
 from slimseek.folder import write_atomically
+from slimseek.reading import check_file
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ def resume_(path: Path, network: nn.Module, optimizer: Any, before: float, setti
     """
     opening = plugins.require("safetensors").safe_open
     try:
-        with opening(path, framework="pt") as file:
+        with opening(check_file(path), framework="pt") as file:
             noted = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _check_same(noted, before, settings)

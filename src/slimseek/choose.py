@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ from slimseek import artifact, integers, plugins, setup
 from slimseek import folder as folders
 from slimseek.bases import Backend, Family
 from slimseek.encoder import Encoder
-from slimseek.errors import ArtifactError, UsageError
+from slimseek.errors import ArtifactError, SlimseekError, UsageError, first_line, of_the_system
 from slimseek.inputs.reader import reader
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
@@ -159,11 +160,28 @@ def model(source: str | Path) -> Model:
     for name in plugins.names("models"):
         found: Family = plugins.load("models", name)()
         if found.recognises(path):
-            return found.open(path)
+            with _no_model(path):
+                return found.open(path)
     raise UsageError(
         f"{path} is not a model: it has no modules.json or config.json (sentence-transformers, transformers), no .onnx "
         f"file, no manifest.json (artifact) and no package.json (deployed package)"
     )
+
+
+@contextmanager
+def _no_model(path: Path | str) -> Iterator[None]:
+    """Whatever a damaged file provokes in the libraries that read it is an error of the file, and one line."""
+    try:
+        yield
+    except SlimseekError:
+        raise
+    except Exception as error:
+        if of_the_system(error) is not None:
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(
+            f"{path} cannot be opened as a model; a file of it is damaged or unknown ({reason})"
+        ) from error
 
 
 def family(chosen: Model) -> Family:
@@ -175,9 +193,10 @@ def family(chosen: Model) -> Family:
 def encoder(chosen: Model, name: str, threads: int) -> Encoder:
     """The reference implementation of a model as an encoder."""
     _check_encodes(chosen.spec, name)
-    run = family(chosen).run(chosen, threads)
-    return assemble(name, chosen.spec, chosen.files, run, shipped=_stored(chosen),
-                    runtime=chosen.spec.family, threads=threads, model=chosen)  # fmt: skip
+    with _no_model(name):
+        run = family(chosen).run(chosen, threads)
+        return assemble(name, chosen.spec, chosen.files, run, shipped=_stored(chosen),
+                        runtime=chosen.spec.family, threads=threads, model=chosen)  # fmt: skip
 
 
 def assemble(
@@ -289,7 +308,9 @@ def _index_of(path: Path) -> KeptIndex | None:
 def _package(path: Path, threads: int) -> Encoder:
     package = read_package(path)
     _check_encodes(package.spec, path)
-    return _assembled(path, package, _running(path, package).open(path, threads), threads)
+    backend = _running(path, package)
+    with _no_model(path):
+        return _assembled(path, package, backend.open(path, threads), threads)
 
 
 def _running(path: Path, package: Package) -> Backend:

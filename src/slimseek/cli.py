@@ -27,7 +27,7 @@ from slimseek.command import (
     Target,
     Threads,
 )
-from slimseek.errors import BudgetUnmet, GateFailed, SlimseekError, UsageError
+from slimseek.errors import BudgetUnmet, GateFailed, SlimseekError, UsageError, of_the_system
 
 if TYPE_CHECKING:
     from slimseek.prove import Options
@@ -339,9 +339,10 @@ def main() -> None:
         code = 130
     except Exception as error:
         usage = getattr(error, "format_message", None)
-        if usage is None:
+        said = usage() if usage is not None else of_the_system(error)
+        if said is None:
             raise
-        print(f"slimseek: {usage()}", file=sys.stderr)
+        print(f"slimseek: {said}", file=sys.stderr)
         code = UsageError.exit_code
     sys.exit(code or 0)
 

@@ -281,7 +281,7 @@ def _fastest(model: Model, folder: Path, passing: Writer, texts: Sequence[str], 
     names = [name for name, reason in targets().items()
              if reason is None and plugins.load("backends", name).local
              and plugins.load("backends", name)().runs() is None]  # fmt: skip
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".auto.") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".auto.") as temporary:
         tried = {name: _tried(passing, name, Path(temporary) / name) for name in names}
         packages = {name: found for name, found in tried.items() if isinstance(found, Package)}
         if not packages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from slimseek import choose, data
+from slimseek import choose, data, reading
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.schema import Array, Collection, ModelSpec, Value
 
@@ -103,11 +104,12 @@ def read(folder: Path, count: int, media: str) -> Documents:
         ArtifactError: it cannot be read, or does not hold so many documents.
     """
     try:
-        offsets = np.load(folder / OFFSETS, mmap_mode="r", allow_pickle=False)
+        offsets = reading.array(folder / OFFSETS, mapped=True)
         lines = np.memmap(folder / FILE, np.uint8, mode="r")
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}: the documents cannot be read: {error}") from error
-    if len(offsets) != count + 1 or offsets[-1] != len(lines):
+    fits = offsets.shape == (count + 1,) and offsets.dtype == np.int64
+    if not fits or offsets[0] or offsets[-1] != len(lines) or (offsets[1:] < offsets[:-1]).any():
         raise ArtifactError(f"{folder}: {OFFSETS} does not fit {FILE} and the manifest; index again")
     return Documents(lines=lines, offsets=offsets, media=Path(media) if media else None)
 
@@ -130,8 +132,14 @@ class Documents:
         return len(self.offsets) - 1
 
     def __getitem__(self, position: int) -> Document:
+        if not 0 <= position < len(self):
+            raise ArtifactError(f"the index names document {position}, and {FILE} holds {len(self)}; index again")
         line = self.lines[self.offsets[position] : self.offsets[position + 1]]
-        return msgspec.json.decode(line.tobytes(), type=Document)
+        try:
+            found: Document = reading.decoded(line.tobytes(), Document)
+        except msgspec.DecodeError as error:
+            raise ArtifactError(f"{FILE}: the document at position {position} is not valid: {error}") from error
+        return found
 
     def path(self, position: int) -> Path | None:
         """Where the picture or recording at that position lies; ``None`` where there is no such document or file, or it
@@ -142,8 +150,8 @@ class Documents:
         document = self[position]
         if not document.file:
             return None
-        path = (self.media / document.file).resolve()
-        return path if path.is_relative_to(self.media.resolve()) and path.is_file() else None
+        path = self.media / document.file
+        return Path(os.path.realpath(path)) if reading.is_inside(path, self.media) and reading.is_file(path) else None
 
 
 def _documents(corpus: Mapping[str, str], media: Media | None) -> Iterator[Document]:

@@ -12,6 +12,7 @@ from slimseek.errors import UsageError
 from slimseek.inputs.reader import Input
 from slimseek.schema import Array, Batch, Encode, KeptIndex, Model, ModelSpec
 
+WIDEST = 1_000_000
 ITEMS_READ_AT_ONCE = 16384
 
 
@@ -58,11 +59,19 @@ class Encoder:
         Raises:
             UsageError: a vector is not finite, or is zero; an item cannot be read.
         """
+        if not 0 < self.spec.dim <= WIDEST:
+            raise UsageError(
+                f"{self.name} says that its vectors have {self.spec.dim} dimensions; 1 to {WIDEST:,} are possible"
+            )
         vectors = np.zeros((len(items), self.spec.dim), np.float32)
         for start in range(0, len(items), ITEMS_READ_AT_ONCE):
             rows = self.input.rows(items[start : start + ITEMS_READ_AT_ONCE], prefix)
             for chosen, batch in self._batches(rows):
-                vectors[[start + position for position in chosen]] = self.encode(batch)
+                found = self.encode(batch)
+                if found.shape != (len(chosen), self.spec.dim):
+                    raise UsageError(f"{self.name} gave {list(found.shape)} for {len(chosen)} items of {self.spec.dim} "
+                                     "dimensions")  # fmt: skip
+                vectors[[start + position for position in chosen]] = found
                 if advance is not None:
                     advance(len(chosen))
         check_finite(vectors, self.name)

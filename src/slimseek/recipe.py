@@ -11,12 +11,14 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 import yaml
 
-from slimseek import plugins
+from slimseek import plugins, reading
 from slimseek.bases import Step
 from slimseek.errors import UsageError
 from slimseek.schema import Gates, Recipe, RecipeStep
 
 VERSION = 1
+LARGEST = 1_000_000
+"""Bytes of a recipe."""
 UNITS = {"%": 0.01, "": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 
 
@@ -29,6 +31,22 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     targets: list[str] = msgspec.field(default_factory=lambda: ["onnxruntime"])
     seed: int = 0
     student: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without names for parts of it, by which a few lines may stand for billions, and without a key twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("names of other parts (&, *) are not read; write the part out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key {twice!r} stands twice")
+        return super().construct_mapping(node, deep)
 
 
 def shorthands() -> tuple[str, ...]:
@@ -68,8 +86,10 @@ def parse(text: str, name: str = "recipe") -> Recipe:
         UsageError: the text is not a valid recipe.
     """
     try:
-        file = msgspec.convert(yaml.safe_load(text), _File)
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
+        document = _Loader(text).get_single_data()
+        msgspec.json.encode(document)  # what cannot be written is refused here: half a character, for one
+        file = msgspec.convert(document, _File)
+    except (yaml.YAMLError, msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"recipe {name}: {' '.join(str(error).split())}") from error
     if file.version != VERSION:
         raise UsageError(f"recipe {name}: version {file.version} is not known; this slimseek reads version {VERSION}")
@@ -138,8 +158,8 @@ def _allowed(wanted: Any) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return reading.content(path, LARGEST).decode("utf-8")
+    except (OSError, UnicodeDecodeError, UsageError) as error:
         raise UsageError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
 
 

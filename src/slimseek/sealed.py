@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from slimseek import reading
 from slimseek.errors import UsageError
 from slimseek.schema import Array
 
@@ -37,7 +38,7 @@ def read(path: Path, shape: tuple[int, int], *, mapped: bool = True) -> Array | 
             file.seek(-DIGEST, os.SEEK_END)
             if file.read() != digest.digest():
                 return None
-        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False).view(np.ndarray)
+        array = reading.array(path, mapped=mapped).view(np.ndarray)
     except (OSError, ValueError):
         return None
     return array if array.shape == shape and array.dtype == np.float32 else None
@@ -67,4 +68,4 @@ def write(path: Path, shape: tuple[int, int], arrays: Iterable[Array]) -> None:
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

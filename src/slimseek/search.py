@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import msgspec
 import numpy as np
 
-from slimseek import documents, plugins
+from slimseek import documents, plugins, reading
 from slimseek import folder as folders
 from slimseek.bases import Index
 from slimseek.documents import Documents, Media
@@ -230,11 +230,15 @@ def open(path: Path, encoder: Encoder) -> Search:
     store: Index = plugins.load("indexes", manifest.kind)(precision=manifest.precision)
     store.load(path / INDEX_FILES)
     finer = None if manifest.rescore is None else _vectors.load_rows(path / FINER_FILES, manifest.rescore)
+    if finer is not None and len(finer.kept) != manifest.count:
+        raise ArtifactError(f"{path}: {FINER_FILES} holds {len(finer.kept)} vectors of {manifest.count}; index again")
     shown = documents.read(path, manifest.count, manifest.media or "")
     try:
-        probe = np.load(path / PROBE, allow_pickle=False)
+        probe = reading.array(path / PROBE)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: {PROBE} cannot be read: {error}") from error
+    if probe.shape != (manifest.dim,) or probe.dtype != np.float32:
+        raise ArtifactError(f"{path}: {PROBE} holds {probe.dtype} {list(probe.shape)}, no vector; index again")
     _check_probe(path, encoder, probe)
     return Search(encoder=encoder, manifest=manifest, index=store, finer=finer, documents=shown)
 

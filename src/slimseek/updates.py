@@ -44,6 +44,8 @@ def update(
         ArtifactError: the index is cut or changed.
     """
     add = add or {}
+    folders.restore(path)
+    before = _manifest(path)
     opened = search.open(path, encoder)
     if not add and not delete:
         raise UsageError("there is nothing to add and nothing to delete")
@@ -54,6 +56,8 @@ def update(
     ranges = _vectors.load_ranges(path / search.INDEX_FILES, opened.manifest.precision)
     vectors = _encoded(encoder, list(add.values()))
     with folders.writing(path, force=True) as folder:
+        if _manifest(path) != before:
+            raise UsageError(f"{path} was changed by another process meanwhile; run the same command again")
         _write_vectors(folder, opened, vectors, gone, encoder.threads)
         _write_documents(path, folder, opened, add, gone)
         shutil.copyfile(path / search.PROBE, folder / search.PROBE)
@@ -64,6 +68,12 @@ def update(
     if share > MOST_OUTSIDE:
         say(f"{share:.1%} of the values that were added lie outside the index's ranges and saturate; index again")
     return manifest
+
+
+def _manifest(path: Path) -> bytes:
+    """The content of the manifest, which tells whether anything changed; empty where there is none."""
+    file = path / search.MANIFEST
+    return file.read_bytes() if file.is_file() else b""
 
 
 def replaced(path: Path) -> Callable[[], None]:

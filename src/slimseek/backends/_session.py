@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from slimseek.errors import UsageError, first_line
 from slimseek.schema import Array, Batch, Encode, Function
 
 
@@ -22,7 +24,7 @@ def open_session(model: Path | bytes, threads: int, settings: Mapping[str, str] 
     session = _session(model, threads, settings)
 
     def encode(batch: Batch) -> Array:
-        result: Array = session.run(None, batch)[0]
+        result: Array = _run(session, None, batch)[0]
         return result
 
     return encode
@@ -34,9 +36,18 @@ def open_function(path: Path, threads: int) -> Function:
     names = [value.name for value in session.get_outputs()]
 
     def function(batch: Batch) -> Batch:
-        return dict(zip(names, session.run(names, batch), strict=True))
+        return dict(zip(names, _run(session, names, batch), strict=True))
 
     return function
+
+
+def _run(session: Any, names: list[str] | None, batch: Batch) -> list[Array]:
+    """The outputs; a graph that does not take the batch, such as one whose table lacks a token, raises UsageError."""
+    try:
+        found: list[Array] = session.run(names, batch)
+    except (state.InvalidArgument, state.Fail, state.RuntimeException, ValueError) as error:
+        raise UsageError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+    return found
 
 
 def _session(model: Path | bytes, threads: int, settings: Mapping[str, str] | None = None) -> Any:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from slimseek import reading
 from slimseek.errors import UsageError
+
+LONGEST_LINE = 64 * 1024 * 1024
 
 
 def numbered(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -17,9 +21,13 @@ def numbered(file: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         UsageError: the file cannot be read.
     """
+    if file.exists() and not reading.is_file(file):
+        raise UsageError(f"{file} is no file")
     try:
         with file.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE + 1), b""), 1):
+                if len(line) > LONGEST_LINE:
+                    raise UsageError(f"{file}, line {number}: longer than {LONGEST_LINE:,} bytes; this is no text")
                 content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if content.strip():
                     yield number, content
@@ -32,8 +40,8 @@ def numbered(file: Path) -> Iterator[tuple[int, bytes]]:
 def decoded(line: bytes, file: Path, number: int) -> Any:
     """The object of a line, which has an ``_id``; UsageError with file and line where that is not so."""
     try:
-        record = msgspec.json.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        record = reading.decoded(line)
+    except msgspec.MsgspecError as error:
         raise UsageError(f"{file}, line {number}: not valid JSON ({error})") from error
     if not isinstance(record, dict) or type(record.get("_id")) not in (str, int):  # a bool is an int, and no id
         raise UsageError(f"{file}, line {number}: there is no _id (a string or a number)")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from slimseek import reading
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import SPLITS, split_of
 from slimseek.errors import UsageError
@@ -61,7 +62,7 @@ def found(folder: Path, name: str, place: str) -> str:
     """
     for inside in FOLDERS:
         path = folder / inside / name
-        if name and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+        if name and reading.is_file(path) and reading.is_inside(path, folder):
             return str(path)
     raise UsageError(f"{place}: there is no file {name!r} in {folder}")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slimseek.errors import UsageError
+from slimseek.reading import check_file
 
 SUFFIXES = (".tsv", ".csv")
 LARGEST_FIELD = 64 * 1024 * 1024
@@ -14,7 +15,7 @@ LARGEST_FIELD = 64 * 1024 * 1024
 
 def header(file: Path) -> list[str]:
     """Names of the columns, in lower case; of an empty file one that is empty."""
-    with file.open("rb") as stream:
+    with check_file(file).open("rb") as stream:
         line = stream.readline().decode("utf-8-sig", "replace").strip()
     return [name.strip().strip('"').lower() for name in line.split("\t" if file.suffix == ".tsv" else ",")]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from slimseek import reading
 from slimseek.bases import Dataset
 from slimseek.datasets import _lines as lines
 from slimseek.datasets import _pictures as pictures
@@ -91,9 +92,9 @@ def _record(record: Any, file: Path, number: int) -> tuple[str, str]:
 
 def _file(path: Path, file: Path, number: int) -> str:
     """The path of an item's file, which must lie in the collection."""
-    if not path.resolve().is_relative_to(file.parent.resolve()):
+    if not reading.is_inside(path, file.parent):
         raise UsageError(f"{file}, line {number}: {path} lies outside of the collection")
-    if not path.is_file():
+    if not reading.is_file(path):
         raise UsageError(f"{file}, line {number}: there is no file {path}")
     return str(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from slimseek import reading
 from slimseek.bases import Dataset
 from slimseek.datasets._labels import SPLITS, collection
 from slimseek.errors import UsageError
@@ -38,7 +39,7 @@ class LabelledArrays(Dataset):
                 if split not in SPLITS or not row["label"]:
                     raise UsageError(f"{file}, line {reader.line_num}: label {row['label']!r}, split {row['split']!r}; "
                                      f"a label and one of {', '.join(SPLITS)} are expected")  # fmt: skip
-                if not array.resolve().is_relative_to(Path(path).resolve()) or not array.is_file():
+                if not reading.is_inside(array, path) or not reading.is_file(array):
                     raise UsageError(f"{file}, line {reader.line_num}: there is no file {row['path']!r} in {path}")
                 rows[f"{row['path']}"] = str(array), row["label"], split
         return collection(path, rows, ())

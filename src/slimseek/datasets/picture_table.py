@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from slimseek import reading
 from slimseek.bases import Dataset
 from slimseek.datasets import _pictures as pictures
 from slimseek.datasets._findings import tally
@@ -30,7 +31,7 @@ class PictureTable(Dataset):
         file = Path(path) / FILE
         if not file.is_file():
             return False
-        with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        with reading.check_file(file).open(encoding="utf-8-sig", errors="replace", newline="") as stream:
             first = next(csv.DictReader(stream), {})
         column = _column(first, PATHS)
         return column != "" and _column(first, LABELS) != "" and Path(first[column] or "").suffix.lower() in PICTURES
@@ -39,7 +40,7 @@ class PictureTable(Dataset):
         """Read the labels; a row that names no file of the folder raises UsageError with its line."""
         file, rows, twice = Path(path) / FILE, {}, []
         said: dict[str, str] = {}
-        with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        with reading.check_file(file).open(encoding="utf-8-sig", errors="replace", newline="") as stream:
             reader = csv.DictReader(stream)
             names = reader.fieldnames or ()
             item, label, text = (_column(dict.fromkeys(names, ""), known) for known in (PATHS, LABELS, CAPTIONS))
@@ -67,6 +68,6 @@ def _found(folder: Path, name: str, line: int) -> str:
     """The path of a picture, which must lie in the folder."""
     for place in FOLDERS:
         path = folder / place / name
-        if name and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+        if name and reading.is_file(path) and reading.is_inside(path, folder):
             return str(path)
     raise UsageError(f"{folder / FILE}, line {line}: there is no file {name!r} in {folder}")

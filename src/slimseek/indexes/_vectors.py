@@ -14,6 +14,7 @@ from typing import get_args
 
 import numpy as np
 
+from slimseek import reading
 from slimseek.bases import Index
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.schema import Array, Blocks, Hits, Precision
@@ -330,8 +331,8 @@ def load_array(path: Path, dtype: type, *, mapped: bool = False) -> Array:
         ArtifactError: it is missing, cut, or of another type.
     """
     try:
-        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = reading.array(path, mapped=mapped)
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}") from error
     if array.ndim != 2 or array.dtype != dtype or not array.size:
         raise ArtifactError(f"{path} holds {array.dtype} {list(array.shape)} instead of {np.dtype(dtype)} [n, dim]")

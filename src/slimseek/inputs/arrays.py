@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from slimseek.errors import UsageError
+from slimseek.errors import UsageError, first_line
 from slimseek.inputs.features import reduced
 from slimseek.inputs.suffixes import PICTURES, PREPROCESSOR
 from slimseek.schema import Array, Batch, ModelSpec, TensorSpec
@@ -73,13 +73,13 @@ class ArrayInput:
             if isinstance(content, np.ndarray):
                 content = {self._inputs[0].name: content}
             arrays = {name: content[name] for name in content}
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # of a zip or a header that is none: many kinds
             if Path(item).suffix.lower() in PICTURES:
                 raise UsageError(
                     f"{item} is a picture, and this network takes arrays; write {PREPROCESSOR} (size, resample, "
                     "rescale_factor, image_mean, image_std) beside its .onnx file"
                 ) from error
-            raise UsageError(f"{item} cannot be read as an array (.npy or .npz): {error}") from error
+            raise UsageError(f"{item} cannot be read as an array (.npy or .npz): {first_line(error)}") from error
         missing = [tensor.name for tensor in self._inputs if tensor.name not in arrays]
         if missing:
             raise UsageError(f"{item} has no array {' and no '.join(missing)}; it has {', '.join(arrays)}")

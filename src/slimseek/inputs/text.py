@@ -2,17 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from slimseek.errors import UsageError
+from slimseek import reading
+from slimseek.errors import UsageError, first_line
 from slimseek.schema import Array, Batch, ModelSpec
 
 TOKENIZER = "tokenizer.json"
 TOKENS_IN_BATCH = 4096
 ROWS_IN_BATCH = 64
+PANIC = "PanicException"
+ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
+HIGHEST_ID = 2**24
+"""Of a token; the library takes memory for every id up to the highest."""
+
+
+class _Token(msgspec.Struct):
+    """A token that was added."""
+
+    id: int
+
+
+class _Vocabulary(msgspec.Struct):
+    """Token to id, or a list of tokens whose ids are their places."""
+
+    vocab: dict[str, int] | list[Any] = msgspec.field(default_factory=dict)
+
+
+class _Ids(msgspec.Struct):
+    """What of a ``tokenizer.json`` names ids."""
+
+    model: _Vocabulary
+    added_tokens: list[_Token] | None = None
+
+
+def tokenizer_of(content: bytes) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.json``; one that cannot be read raises UsageError."""
+    try:
+        found = reading.decoded(content, _Ids)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{TOKENIZER} cannot be read: {error}") from error
+    numbers = found.model.vocab.values() if isinstance(found.model.vocab, dict) else ()
+    highest = max((*(token.id for token in found.added_tokens or ()), *numbers), default=0)
+    if highest > HIGHEST_ID:
+        raise UsageError(f"{TOKENIZER} has the id {highest}; up to {HIGHEST_ID:,} are read")
+    with _faults("cannot be read"):
+        return Tokenizer.from_buffer(content)
+
+
+@contextmanager
+def _faults(what: str) -> Iterator[None]:
+    """The library raises bare Exception for any fault of the file, and panics, which are no Exception, for some."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        raise UsageError(f"{TOKENIZER} {what}: {first_line(error)}") from error
 
 
 class TextInput:
@@ -25,19 +77,25 @@ class TextInput:
     def __init__(self, spec: ModelSpec, tokenizer_json: bytes) -> None:
         """Read the tokenizer of a text model; a broken one raises UsageError."""
         assert spec.preprocess is not None
-        try:
-            self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
-        except Exception as error:  # the library raises bare Exception for any fault of the file
-            raise UsageError(f"{TOKENIZER} cannot be read: {error}") from error
+        self._tokenizer = tokenizer_of(tokenizer_json)
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(spec.preprocess.max_length)
+        try:
+            self._tokenizer.enable_truncation(spec.preprocess.max_length)
+        except OverflowError as error:
+            raise UsageError(f"the model takes {spec.preprocess.max_length} tokens; 1 or more are possible") from error
+        if not 0 <= spec.preprocess.pad_id <= HIGHEST_ID:
+            raise UsageError(f"the padding id is {spec.preprocess.pad_id}; 0 to {HIGHEST_ID:,} are possible")
         self._preprocess = spec.preprocess
         self.query_prefix, self.document_prefix = spec.preprocess.query_prefix, spec.preprocess.document_prefix
         self._names = tuple(tensor.name for tensor in spec.inputs)
+        unknown = [name for name in self._names if name not in ARRAYS]
+        if unknown:
+            raise UsageError(f"the model takes {unknown[0]!r}; of a text there are {', '.join(ARRAYS)}")
 
     def rows(self, texts: Sequence[str], prefix: str = "") -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at the model's longest."""
-        rows = self._tokenizer.encode_batch([prefix + text for text in texts])
+        with _faults("cannot be used"):
+            rows = self._tokenizer.encode_batch([prefix + text for text in texts])
         # A tokenizer without special tokens gives nothing for an empty text; one padding token keeps it finite.
         return [row.ids or [self._preprocess.pad_id] for row in rows]
 
@@ -62,11 +120,7 @@ class TextInput:
         for row, values in enumerate(rows):
             ids[row, : len(values)] = values
             mask[row, : len(values)] = 1
-        arrays: dict[str, Array] = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "token_type_ids": np.zeros_like(ids),
-        }
+        arrays: dict[str, Array] = dict(zip(ARRAYS, (ids, mask, np.zeros_like(ids)), strict=True))
         return {name: arrays[name] for name in self._names}
 
     def __call__(self, texts: Sequence[str]) -> Batch:

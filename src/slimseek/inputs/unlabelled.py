@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from slimseek import reading
 from slimseek.errors import UsageError
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
@@ -56,8 +57,8 @@ def _texts(file: Path) -> list[str]:
 
 def _text(line: bytes, file: Path, number: int) -> str:
     try:
-        record = msgspec.json.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        record = reading.decoded(line)
+    except msgspec.MsgspecError as error:
         raise UsageError(f"{file}, line {number}: not valid JSON ({error})") from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from slimseek import reading
 from slimseek.errors import UsageError
 from slimseek.schema import Array
 
@@ -22,7 +23,7 @@ class Vocabulary:
     def __init__(self, content: bytes, where: str = FILE) -> None:
         """Read the file's content; UsageError where it is no object of tokens numbered from 0, or has no blank."""
         try:
-            numbers: dict[str, int] = msgspec.json.decode(content, type=dict[str, int])
+            numbers: dict[str, int] = reading.decoded(content, dict[str, int])
         except msgspec.MsgspecError as error:
             raise UsageError(f"{where} is not an object of tokens and their numbers: {error}") from error
         if sorted(numbers.values()) != list(range(len(numbers))):

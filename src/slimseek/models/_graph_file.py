@@ -36,6 +36,8 @@ def _read(file: Path) -> onnx.ModelProto:
     Raises:
         UsageError: it is empty, a git-lfs pointer, cut off, no ONNX, or its data is not there.
     """
+    if not file.is_file():
+        raise UsageError(f"{file} is no file")
     with file.open("rb") as stream:
         start = stream.read(len(LFS))
     if not start:
@@ -102,4 +104,7 @@ def _check_operators(model: onnx.ModelProto, file: Path) -> None:
 
 
 def _is_standard(node: onnx.NodeProto) -> bool:
-    return bool(onnx.defs.has(node.op_type, "" if node.domain == "ai.onnx" else node.domain))
+    try:
+        return bool(onnx.defs.has(node.op_type, "" if node.domain == "ai.onnx" else node.domain))
+    except (TypeError, ValueError):  # a name that is no text
+        return False

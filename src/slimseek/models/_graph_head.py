@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from slimseek import reading
 from slimseek.errors import UsageError
 from slimseek.inputs.arrays import BATCH
 from slimseek.integers import dense
@@ -32,7 +33,7 @@ def classes(file: Path) -> tuple[str, ...]:
     if not place.is_file():
         return ()
     try:
-        names: tuple[str, ...] = msgspec.json.decode(place.read_bytes(), type=tuple[str, ...])
+        names: tuple[str, ...] = reading.decoded(place.read_bytes(), tuple[str, ...])
     except msgspec.MsgspecError as error:
         raise UsageError(f"{place} is not a list of names: {error}") from error
     if len(set(names)) < max(2, len(names)):

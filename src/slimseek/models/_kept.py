@@ -41,7 +41,7 @@ def kept(name: str, made_of: str, make: Callable[[], Callable[[Path], None]]) ->
         except ArtifactError:
             pass  # made anew: nothing of the user's is in it
     write = make()
-    with folders.writing(out, force=True) as folder:
+    with folders.writing(out, force=True, wait=True) as folder:
         write(folder)
         entries = folders.entries(folder, leave_out=MANIFEST)
         folders.write_json(folder / MANIFEST, Made(source=made_of, files=entries))

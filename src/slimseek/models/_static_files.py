@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from slimseek import reading
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.models import _text_files as text_files
@@ -75,7 +76,7 @@ def read_table(file: Path) -> Array:
         UsageError: the file cannot be read, or holds no table.
     """
     try:
-        stored = load_file(file)
+        stored = load_file(reading.check_file(file))
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{file} cannot be read as safetensors: {error}") from error
     table = stored.get(TABLE, stored.get("embeddings"))

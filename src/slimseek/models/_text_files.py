@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tokenizers import Tokenizer, normalizers
+from tokenizers import normalizers
 
+from slimseek import reading
 from slimseek.errors import UsageError
-from slimseek.inputs.text import TOKENIZER
+from slimseek.inputs.text import TOKENIZER, tokenizer_of
 from slimseek.schema import TensorSpec, TextPreprocess
 
 PROMPTS = "config_sentence_transformers.json"
@@ -28,6 +29,13 @@ POOLING_KEYS = {
 }
 POSITIONS = 512
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "mpnet", "camembert")
+
+
+class _Module(msgspec.Struct):
+    """An entry of ``modules.json``."""
+
+    type: str
+    path: str
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -60,7 +68,7 @@ def json_of(files: Mapping[str, bytes], path: str) -> dict[str, Any]:
     if path not in files:
         return {}
     try:
-        return msgspec.json.decode(files[path], type=dict)
+        return dict(reading.decoded(files[path], dict))
     except msgspec.MsgspecError as error:
         raise UsageError(f"{path} is not a JSON object: {error}") from error
 
@@ -71,10 +79,7 @@ def tokenizer_without_padding(content: bytes, lower_case: bool = False) -> bytes
     Raises:
         UsageError: the tokenizers library cannot read it.
     """
-    try:
-        tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises bare Exception for any fault of the file
-        raise UsageError(f"{TOKENIZER} cannot be read: {error}") from error
+    tokenizer = tokenizer_of(content)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if lower_case:
@@ -121,9 +126,9 @@ def plan(files: Mapping[str, bytes], path: Path) -> Plan:
     if "modules.json" not in files:
         return Plan(transformer="", pooling="", dense=(), normalise=cosine)
     try:
-        modules = msgspec.json.decode(files["modules.json"], type=list[dict[str, Any]])
-        kinds = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
-    except (msgspec.MsgspecError, KeyError) as error:
+        modules = reading.decoded(files["modules.json"], list[_Module])
+        kinds = [(module.type.rpartition(".")[2], module.path) for module in modules]
+    except msgspec.MsgspecError as error:
         raise UsageError(f"{path}: modules.json is not valid ({error})") from error
     places = {kind: place for kind, place in kinds if kind in ("Transformer", "Pooling")}
     unknown = [kind for kind, _ in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")]
@@ -131,6 +136,9 @@ def plan(files: Mapping[str, bytes], path: Path) -> Plan:
         raise UsageError(
             f"{path}: modules.json asks for {', '.join(unknown)}; Transformer, Pooling, Dense, Normalize work"
         )
+    elsewhere = [place for _, place in kinds if not reading.is_inside(path / place, path)]
+    if elsewhere:
+        raise UsageError(f"{path}: modules.json names {elsewhere[0]!r}, which lies outside of the folder")
     missing = {"Transformer", "Pooling"} - set(places)
     if missing:
         raise UsageError(f"{path}: modules.json lacks {' and '.join(sorted(missing))}")
@@ -176,11 +184,11 @@ def pad_id(files: Mapping[str, bytes]) -> int:
     configured = json_of(files, "config.json").get("pad_token_id")
     if isinstance(configured, int) and configured >= 0:
         return configured
-    tokenizer = Tokenizer.from_buffer(files[TOKENIZER])
+    tokenizer = tokenizer_of(files[TOKENIZER])
     known = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>", "<|endoftext|>"))
     return next((token for token in known if token is not None), 0)
 
 
 def largest_id(tokenizer: bytes) -> int:
     """The largest id that a tokenizer.json can give."""
-    return max(Tokenizer.from_buffer(tokenizer).get_vocab(with_added_tokens=True).values())
+    return max(tokenizer_of(tokenizer).get_vocab(with_added_tokens=True).values(), default=0)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from slimseek import reading
 from slimseek.errors import UsageError
 from slimseek.models._ctranslate2 import variables
 from slimseek.schema import Array
@@ -220,7 +221,7 @@ def _special(tokenizer: bytes, name: str) -> dict[str, int]:
 
 def _object(content: bytes, name: str) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(content, type=dict[str, Any])
+        return dict(reading.decoded(content, dict[str, Any]))
     except msgspec.MsgspecError as error:
         raise UsageError(f"{name} is no JSON object: {error}") from error
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 import transformers
 from torch import nn
 
+from slimseek.errors import UsageError, first_line
 from slimseek.integers import dense
 from slimseek.models._eight_bit import eight_bit
+from slimseek.models._text_files import json_of
 from slimseek.models._whisper_files import CONFIG
 from slimseek.recognise import CROSS, FEATURES, IDS, LOGITS, PAST, PRESENT
 from slimseek.schema import Batch, Function, Model
@@ -23,10 +24,15 @@ PROJECTION = "proj_out"
 
 def empty(files: Mapping[str, bytes]) -> Any:
     """The network of a configuration, without memory for its weights."""
-    config = transformers.WhisperConfig(**msgspec.json.decode(files[CONFIG]))
-    config.dtype = torch.float32
-    with torch.device("meta"):
-        return transformers.WhisperForConditionalGeneration(config).eval()
+    try:
+        config = transformers.WhisperConfig(**json_of(files, CONFIG))
+        config.dtype = torch.float32
+        with torch.device("meta"):
+            return transformers.WhisperForConditionalGeneration(config).eval()
+    except UsageError:
+        raise
+    except Exception as error:  # of a configuration that is none: any kind
+        raise UsageError(f"transformers cannot build this model: {first_line(error)}") from error
 
 
 def load(model: Model, rounded: bool = False) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from slimseek import reading
 from slimseek.errors import UsageError, first_line
 from slimseek.inputs.arrays import BATCH, ArrayInput
 from slimseek.inputs.samples import examples
@@ -134,7 +135,7 @@ def _preprocessed_(graph: onnx.GraphProto, spec: ModelSpec, place: Path) -> Mode
     if not place.is_file():
         return spec
     try:
-        settings = msgspec.json.decode(place.read_bytes(), type=dict[str, Any])
+        settings = reading.decoded(place.read_bytes(), dict[str, Any])
     except msgspec.MsgspecError as error:
         raise UsageError(f"{place} is not a JSON object of settings: {error}") from error
     if "sampling_rate" in settings:

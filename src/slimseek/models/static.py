@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from torch import nn
 
+from slimseek import reading
 from slimseek.bases import Family
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
@@ -45,10 +46,15 @@ class Static(Family):
 
     def run(self, model: Model, threads: int) -> Encode:
         """NumPy in float32 on the dequantized table."""
+        if not {"input_ids", "attention_mask"} <= {tensor.name for tensor in model.spec.inputs}:
+            raise UsageError("a table of tokens takes input_ids and attention_mask, and its spec names others")
         table, normalise = dense(model)[TABLE].astype(np.float32), model.spec.normalised
 
         def encode(batch: Batch) -> Array:
             mask = batch["attention_mask"].astype(np.float32)
+            if batch["input_ids"].max(initial=0) >= len(table):
+                raise UsageError(f"the tokenizer gives the id {batch['input_ids'].max()}, and the table has "
+                                 f"{len(table)} rows")  # fmt: skip
             sums: Array = np.einsum("nsd,ns->nd", table[batch["input_ids"]], mask)
             means = sums / np.maximum(mask.sum(1, keepdims=True), 1e-9)
             if normalise:
@@ -123,7 +129,7 @@ def _modules(path: Path) -> list[dict[str, Any]]:
     if not (path / "modules.json").is_file():
         return []
     try:
-        modules = msgspec.json.decode((path / "modules.json").read_bytes(), type=list[dict[str, Any]])
+        modules = reading.decoded((path / "modules.json").read_bytes(), list[dict[str, Any]])
         unknown = [_kind(module) for module in modules if _kind(module) not in (MODULE, "Normalize")]
     except (msgspec.MsgspecError, KeyError) as error:
         raise UsageError(f"{path}: modules.json is not valid ({error})") from error

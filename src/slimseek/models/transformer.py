@@ -20,6 +20,7 @@ from safetensors.torch import save_file as save_torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from slimseek import reading
 from slimseek.bases import Family
 from slimseek.errors import UsageError, first_line
 from slimseek.inputs.text import TOKENIZER
@@ -115,8 +116,11 @@ class Transformer(Family):
 
         def encode(batch: Batch) -> Array:
             torch.set_num_threads(threads)
-            with torch.inference_mode():
-                result: Array = network(**{name: torch.from_numpy(array) for name, array in batch.items()}).numpy()
+            try:
+                with torch.inference_mode():
+                    result: Array = network(**{name: torch.from_numpy(array) for name, array in batch.items()}).numpy()
+            except IndexError as error:
+                raise UsageError("the tokenizer gives an id or a place that the model has no row for") from error
             return result
 
         return encode
@@ -271,7 +275,9 @@ def _weights(path: Path, plan: text_files.Plan) -> dict[str, dict[str, torch.Ten
                 raise UsageError(f"{pickled} is a pickle, which is never opened; save it again as safetensors")
             raise UsageError(f"{path / place} has no model.safetensors")
         try:
-            weights[place] = {name: value for shard in shards for name, value in load_file(shard).items()}
+            weights[place] = {
+                name: value for shard in shards for name, value in load_file(reading.check_file(shard)).items()
+            }
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{shards[0]} cannot be read as safetensors: {error}") from error
     return weights
@@ -285,7 +291,9 @@ def _build(files: Any, path: Path, weights: dict[str, dict[str, torch.Tensor]] |
         try:
             config = transformers.AutoConfig.from_pretrained(temporary, local_files_only=True)
             transformer = _transformer(config, None if weights is None else weights[""], path)
-        except (ValueError, KeyError, OSError) as error:
+        except UsageError:
+            raise
+        except Exception as error:  # of a configuration that is none: any kind
             raise UsageError(f"{path}: transformers cannot build this model: {first_line(error)}") from error
     dense: list[nn.Module] = []
     for place in plan.dense:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from slimseek import reading
 from slimseek.bases import Family
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
@@ -140,7 +141,7 @@ def _tensors(path: Path, network: Any) -> dict[str, Tensor]:
     if not files:
         raise UsageError(f"{path} has no {SAVED}")
     try:
-        found = {name: array for file in files for name, array in load_file(file).items()}
+        found = {name: array for file in files for name, array in load_file(reading.check_file(file)).items()}
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{files[0]} cannot be read as safetensors: {error}") from error
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items() if name not in TIED}
