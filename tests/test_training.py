@@ -306,6 +306,31 @@ def test_a_judge_takes_the_place_of_the_held_out_loss(monkeypatch: pytest.Monkey
     assert not torch.equal(seen[2], seen[5])
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("target", r"the loss of step 3 is nan: what the network should give, .*, is not finite; check the teacher"),
+        ("network", r"the loss of step 3 is nan: what the network gives is not finite; take a smaller learning_rate"),
+        ("loss", r"the loss of step 3 is inf: network and target are finite, the loss of them is not; take another"),
+    ],
+)
+def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_cause(fault: str, said: str) -> None:
+    """Not after all steps, with a network of NaN that is thrown away."""
+    given, steps = regression(6), []
+    inputs, target = given.train[2]
+    if fault != "loss":
+        (target if fault == "target" else inputs["x"])[0, 0] = np.nan
+
+    def loss(output: torch.Tensor, target: torch.Tensor, progress: float) -> torch.Tensor:
+        steps.append(progress)
+        broken = fault == "loss" and progress == pytest.approx(2 / 6)
+        return ((output - target) ** 2).mean(-1) / (0.0 if broken else 1.0)
+
+    with pytest.raises(UsageError, match=said):
+        train.fit(Small(), given, loss, Training(steps=6))
+    assert max(step for step in steps if step < 1) == pytest.approx(2 / 6), "no step after it"
+
+
 @pytest.mark.parametrize(("patience", "steps"), [(0, 20), (1, 6), (2, 12), (3, 20)])
 def test_it_stops_after_checks_without_a_better_state_and_stays_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, steps: int
