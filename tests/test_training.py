@@ -134,14 +134,18 @@ def test_frozen_parameters_stay_and_shares_slow_others_down() -> None:
         train.fit(network, examples, MeanSquaredError(), Training(steps=1))
 
 
-@pytest.mark.parametrize("rate", [1e3, 1e30])
-def test_the_best_state_is_kept_and_the_untrained_one_is_among_them(rate: float) -> None:
-    """Far too high a rate; the second ends in NaN."""
+def test_the_best_state_is_kept_and_the_untrained_one_is_among_them() -> None:
+    """Far too high a rate."""
     network = Small()
-    fitted = train.fit(network, regression(), MeanSquaredError(), Training(steps=60, learning_rate=rate))
+    fitted = train.fit(network, regression(), MeanSquaredError(), Training(steps=60, learning_rate=1e3))
     assert fitted.after == fitted.before
     for name, value in Small().state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name
+
+
+def test_a_rate_that_no_number_holds_is_named() -> None:
+    with pytest.raises(UsageError, match=r"the loss of step 2 is inf: .*; take a smaller learning_rate"):
+        train.fit(Small(), regression(), MeanSquaredError(), Training(steps=60, learning_rate=1e30))
 
 
 class Killed(Exception):
@@ -311,7 +315,7 @@ def test_a_judge_takes_the_place_of_the_held_out_loss(monkeypatch: pytest.Monkey
     [
         ("target", r"the loss of step 3 is nan: what the network should give, .*, is not finite; check the teacher"),
         ("network", r"the loss of step 3 is nan: what the network gives is not finite; take a smaller learning_rate"),
-        ("loss", r"the loss of step 3 is inf: network and target are finite, the loss of them is not; take another"),
+        ("loss", r"the loss of step 3 is inf: network and target are finite, the loss of them is not; take a smaller"),
     ],
 )
 def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_cause(fault: str, said: str) -> None:

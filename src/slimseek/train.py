@@ -307,7 +307,7 @@ def _cause(output: Any, target: Any) -> str:
         return "what the network should give, such as a teacher's vectors, is not finite; check the teacher"
     if not _finite(output):
         return "what the network gives is not finite; take a smaller learning_rate, or check its weights"
-    return "network and target are finite, the loss of them is not; take another loss"
+    return "network and target are finite, the loss of them is not; take a smaller learning_rate"
 
 
 def _finite(values: Any) -> bool:
