@@ -13,6 +13,7 @@ from typing import Any
 from slimseek import plugins
 from slimseek.folder import write_atomically
 from slimseek.report import _format
+from slimseek.report._labels import LABELS
 from slimseek.report._page import template
 from slimseek.report._words import checked, recorded, say, speaking
 from slimseek.schema import Change, Comparison, GateResult, QueryExample, Report
@@ -177,7 +178,7 @@ def _metrics(comparison: Comparison) -> list[tuple[str, Change | None]]:
     changes: dict[str, Change | None] = {change.metric: change for change in comparison.changes}
     for report in (comparison.original, comparison.compressed):
         for measurement in report.measurements:
-            if not measurement.unit and measurement.name not in _format.LABELS:
+            if not measurement.unit and measurement.name not in LABELS:
                 changes.setdefault(measurement.name, None)
     return list(changes.items())
 

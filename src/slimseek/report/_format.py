@@ -12,47 +12,14 @@ from dataclasses import dataclass
 
 from slimseek import plugins
 from slimseek.errors import SlimseekError
-from slimseek.report._words import later, phrase, recorded, say
+from slimseek.report._labels import LABELS, WORDS
+from slimseek.report._words import phrase, recorded, say
 from slimseek.schema import Change, Comparison, GateResult, Measurement
 from slimseek.timing import NO_FASTER
 
 DASH = "–"
 MINUS = "\N{MINUS SIGN}"
 
-LABELS = {
-    "size": (later("Size"), later("all that is shipped")),
-    "size_weights": (later("Weights"), later("their part of the size")),
-    "size_rest": (later("Rest"), later("tokenizer, graph, settings")),
-    "parameters": (later("Parameters"), ""),
-    "macs": (later("Multiply-accumulates"), later("one item; a text has 128 tokens")),
-    "latency_p50": (later("Latency p50"), later("one query, median")),
-    "latency_p95": (later("Latency p95"), later("one query, 95th percentile")),
-    "latency_p99": (later("Latency p99"), later("one query, 99th percentile")),
-    "throughput": (later("Throughput"), later("items in batches")),
-    "cold_start": (later("Cold start"), later("load to first answer")),
-    "peak_memory": (later("Peak memory"), ""),
-    "index_size": (later("Index"), later("vectors of all documents")),
-    "rescore_size": (later("Finer vectors"), later("on disk, to rank candidates")),
-    "invariance": (later("Invariance"), later("least cosine, alone or in a batch")),
-    "real_time_factor": (later("Real-time factor"), later("computing for a second of sound")),
-}
-"""Label and explanation of each figure that is not a metric."""
-
-_SMALLER, _LARGER = later("{ratio} times smaller"), later("{ratio} times larger")
-_FEWER, _MORE = later("{ratio} times fewer"), later("{ratio} times more")
-_FASTER, _SLOWER = later("{ratio} times faster"), later("{ratio} times slower")
-_WORDS = {
-    "size": (_SMALLER, _LARGER, later("no smaller")),
-    "parameters": (_FEWER, _MORE, later("no fewer")),
-    "macs": (_FEWER, _MORE, later("no fewer")),
-    "latency": (_FASTER, _SLOWER, later("no faster")),
-    "throughput": (_FASTER, _SLOWER, later("no faster")),
-    "cold": (_FASTER, _SLOWER, later("no faster")),
-    "peak": (later("{ratio} times less"), _MORE, later("no less")),
-    "real": (_FASTER, _SLOWER, later("no faster")),
-    "index": (_SMALLER, _LARGER, later("no smaller")),
-}
-"""How each figure is called when it is better, worse, or neither."""
 _CLOCKED = ("latency", "throughput", "cold", "real")
 _ROWS = (
     "size", "size_weights", "index_size", "rescore_size", "parameters", "latency_p50", "latency_p95", "throughput",
@@ -164,7 +131,7 @@ def arrow(before: str, after: str) -> str:
 
 def unbroken(text: str) -> str:
     """A text in which a number keeps to its unit, and an arrow to both sides, on one line."""
-    said = re.sub(r"(?<=[\d.]) (?=(%|[kMG]?B|m?s|µs|min|h|times|[MG])\b|%)", "\N{NO-BREAK SPACE}", text)
+    said = re.sub(r"(?<=[\d.]) (?=(%|[kMG]?B|m?s|µs|min|h|times|[MG])\b|%|项)", "\N{NO-BREAK SPACE}", text)
     # Of the same type: what is marked as safe for a page stays so, for nothing but spaces is changed.
     return type(text)(re.sub(r" (=|→) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", said))
 
@@ -234,7 +201,7 @@ def ratio(before: Measurement | None, after: Measurement | None) -> float | None
 
 def in_words(name: str, better: float) -> str:
     """A ratio in words: "9.4 times smaller", "1.3 times slower", "no faster"."""
-    good, bad, neither = _WORDS[name.partition("_")[0]]
+    good, bad, neither = WORDS[name.partition("_")[0]]
     way = _way(name, better)
     return say((bad, neither, good)[way + 1], ratio=times(better if way > 0 else 1 / better))
 
@@ -400,7 +367,7 @@ def _changed(comparison: Comparison, name: str) -> tuple[Cell, bool | None]:
         return Cell(text=moved(change), detail=moved_interval(change)), better
     better_by = ratio(comparison.original.get(name), comparison.compressed.get(name))
     clocked = name.startswith(_CLOCKED)
-    if better_by is None or name.partition("_")[0] not in _WORDS or (clocked and not same_machine(comparison)):
+    if better_by is None or name.partition("_")[0] not in WORDS or (clocked and not same_machine(comparison)):
         return Cell(text=DASH), None
     words = in_words(name, better_by).replace(" times", "×")
     return Cell(text=words), better_by > 1 if _way(name, better_by) else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from slimseek.report import _format, _trials
 from slimseek.report._drawing import _BOLD_LETTER, _LETTER, COMPRESSED, LINE, LOSS, SOFT, Mark, _Drawing, _letters
+from slimseek.report._labels import LABELS
 from slimseek.report._scatter import Box, Place, _across, _free, _Spot, _tick, _ticks
 from slimseek.report._words import later, phrase, say
 from slimseek.schema import Measurement
@@ -78,7 +79,7 @@ def _plot(found: Found, rows: Sequence[_trials.Row], cost: str) -> Plot | None:
     if len(set(values)) < 2:
         return None
     drawing = _Drawing(height=HEIGHT, left=LEFT, right=12, top=TOP, bottom=44)
-    name = cost if cost in _format.LABELS else "peak_memory"
+    name = cost if cost in LABELS else "peak_memory"
     x = _across(drawing, [Measurement(name=name, value=value, unit=UNITS[cost]) for value in values])
     y = _down(drawing, found, shown)
     dots = tuple(_dot(row, cost, x, y) for row in sorted(shown, key=lambda row: ORDER.index(row.role)))

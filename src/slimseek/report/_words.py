@@ -52,6 +52,11 @@ def speaking(language: str) -> Iterator[str]:
         _SPOKEN.reset(token)
 
 
+def spoken() -> str:
+    """The language that is spoken now."""
+    return _SPOKEN.get()
+
+
 def say(text: str, /, **values: Any) -> str:
     """A phrase in the language of the page, with these values in its places."""
     return phrase(text).format(**values)

@@ -16,7 +16,7 @@ from slimseek.budget import attribution, front
 from slimseek.folder import write_atomically
 from slimseek.report import _format, _trials
 from slimseek.report._page import source, template
-from slimseek.report._words import later, phrase, recorded, say, speaking
+from slimseek.report._words import later, phrase, recorded, say, speaking, spoken
 from slimseek.schema import Comparison
 from slimseek.trial import Budget, Found, Trial, numbered
 
@@ -51,7 +51,7 @@ def unmet(found: Found) -> str:
     """What is not kept and what would do, as a sentence; ``""`` where the budget is met."""
     if found.met or not found.unmet:
         return ""
-    said = recorded(found.unmet) or found.unmet
+    said = found.unmet if spoken() == "en" else _missed(found) or recorded(found.unmet) or found.unmet
     return said[:1].upper() + said[1:]
 
 
@@ -130,6 +130,18 @@ def write(found: Found, path: Path, lang: str = "en") -> None:
         UsageError: the file cannot be written, or another language.
     """
     write_atomically(path, render(found, lang).encode("utf-8", errors="replace"))
+
+
+def _missed(found: Found) -> str:
+    """The limits that are not kept and what would do, each limit in the language of the page."""
+    over = front.missed(chosen(found), found.budget)
+    said = say("; ").join(recorded(limit.said) or limit.said for limit in over)
+    if not said or not all(limit.flag for limit in over):
+        return say("{limits}: no other value of these limits would do", limits=said) if said else ""
+    flags = say(" and ").join(limit.flag for limit in over)
+    queries = next((limit.queries for limit in over if limit.queries), None)
+    more = say(" (or about {n:,} development queries in place of the loss)", n=queries) if queries else ""
+    return say("{limits}: {flags}{more} would do", limits=said, flags=flags, more=more)
 
 
 # ---------------------------------------------------------------- clauses
