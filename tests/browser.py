@@ -130,9 +130,9 @@ def browsing(profile: Path, *flags: str) -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def serving(search: Search, original: Search | None = None, recogniser: Any = None) -> Iterator[str]:
+def serving(search: Search, original: Search | None = None, recogniser: Any = None, **settings: Any) -> Iterator[str]:
     """The address of a service that runs in a thread of its own."""
-    server = serve.uvicorn.Server(serve.uvicorn.Config(serve.app(search, original, recogniser), log_level="warning"))
+    server = serve.uvicorn.Server(serve.configuration(serve.app(search, original, recogniser, **settings)))
     with serve.listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

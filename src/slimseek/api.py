@@ -12,7 +12,7 @@ from slimseek.data import describe, load
 from slimseek.demo import demo
 from slimseek.deploy import targets
 from slimseek.inspect import inspect
-from slimseek.pipeline import compress, evaluate, sensitivity, serve_on, train
+from slimseek.pipeline import compress, evaluate, sensitivity, train
 from slimseek.pipeline import deploy_all_on as deploy_all
 from slimseek.pipeline import deploy_on as deploy
 from slimseek.prove import Options
@@ -22,11 +22,10 @@ from slimseek.report import write as report
 from slimseek.search import index
 from slimseek.search import open as open_index
 from slimseek.sensitivity import Settings as SensitivitySettings
+from slimseek.service import serve_on as serve
 from slimseek.tasks import Settings as TrainSettings
 from slimseek.train import Training
 from slimseek.within import compress_within
-
-serve = serve_on
 
 __all__ = [
     "Effort",

@@ -19,15 +19,21 @@ def serve(
     original: Annotated[str, typer.Option("--original", metavar="MODEL", help="Serve this beside it.")] = "",
     index: Annotated[str, typer.Option("--index", help="An index made before; by default one is made now.")] = "",
     recogniser: Recogniser = "",
-    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    host: Annotated[str, typer.Option("--host", help="Others than this machine need a key, or --open.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
+    api_key_file: Annotated[str, typer.Option("--api-key-file", metavar="FILE", help="Ask only with this key.")] = "",
+    everyone: Annotated[bool, typer.Option("--open", help="Answer other machines without a key.")] = False,
+    rate: Annotated[str, typer.Option("--rate", metavar="N/s", help="Of each client; N/m and N/h, too.")] = "",
+    rows: Annotated[int, typer.Option("--batch", min=1, help="The most texts that are encoded together.")] = 32,
+    waiting: Annotated[int, typer.Option("--waiting", min=1, help="The most requests that may wait.")] = 128,
     threads: Threads = 0, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Serve the search over HTTP, with a page at /."""
-    from slimseek.pipeline import serve_on
+    """Serve the search over HTTP, with a page at /; SIGHUP opens what is served anew, without a request lost."""
+    from slimseek.service import serve_on
 
     with Command(json=False, quiet=quiet):
-        serve_on(model, data, original=original, index=index, recogniser=recogniser, host=host, port=port,
+        serve_on(model, data, original=original, index=index, recogniser=recogniser, host=host, port=port, rate=rate,
+                 everyone=everyone, api_key_file=api_key_file, rows=rows, waiting=waiting,
                  threads=threads)  # fmt: skip
 
 

@@ -33,7 +33,6 @@ from slimseek import recipe as recipes
 from slimseek import sensitivity as alone
 from slimseek.compress import Judge
 from slimseek.documents import Media
-from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, proven
@@ -239,7 +238,7 @@ def deploy_on(
     A given one also goes into a package that searches by itself.
     """
     texts = _texts(source, data or choose.collection_of(source), asked=bool(data))
-    corpus = _searched(source, data, choose.spec_of(source))[0] if data and deploy.searches(target) else None
+    corpus = searched(source, data, choose.spec_of(source))[0] if data and deploy.searches(target) else None
     return deploy.deploy(source, target, out, texts=texts, corpus=corpus, threads=threads or None, force=force)
 
 
@@ -314,43 +313,6 @@ def _ids(given: str) -> list[str]:
         raise UsageError(f"--delete {given}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def serve_on(
-    source: str, collection: str = "", *, original: str = "", index: str = "", recogniser: str = "",
-    host: str = "127.0.0.1", port: int = 8000, threads: int = 0,
-) -> None:  # fmt: skip
-    """Open or make the indexes and serve; the original, if given, gets an index of its own.
-
-    Args:
-        source: the MODEL that answers.
-        collection: what is searched; by default what the model was judged by.
-        original: the MODEL that it is compared with, ``""`` for none.
-        index: an index that was made before, for ``source``; by default one is made now.
-        recogniser: the MODEL that makes texts of spoken queries, ``""`` for none.
-        host: address to listen on.
-        port: port to listen on; 0 for any that is free.
-        threads: of each runtime; 0 for all cores.
-
-    Raises:
-        UsageError: anything wrong with the arguments, or a recogniser for a model that takes no texts.
-    """
-    service = plugins.require("slimseek.serve")
-    encoder = choose.choose(source, threads or None)
-    if recogniser and encoder.spec.modality != "text":
-        raise UsageError(f"--recogniser makes texts of what is said, and {encoder.name} takes none; leave it out")
-    heard = choose.recogniser(recogniser, threads or None) if recogniser else None
-    opened = search.open(Path(index), encoder) if index else _session(encoder, source, collection)
-    other = _session(choose.choose(original, threads or None), source, collection) if original else None
-    service.serve(
-        opened, other, heard, host=host, port=port, ready=lambda url: say(f"search page: {url}  (Ctrl-C stops)")
-    )
-
-
-def _session(encoder: Encoder, source: str, collection: str) -> search.Search:
-    """A search of the collection, or of the one that ``source`` was judged by, that lasts as long as this process."""
-    corpus, media = _searched(source, collection, encoder.spec)
-    return search.session(encoder, corpus, media=media)
-
-
 def _judge(model: Model, collection: Collection, qrels: Qrels, recipe: Recipe, threads: int, keep_index: bool) -> Judge:
     dev = data.search_set(
         collection, qrels, "dev", max_queries=DEV_QUERIES, max_documents=DEV_DOCUMENTS, seed=recipe.seed
@@ -387,8 +349,12 @@ def _texts(source: str | Path, collection: str, asked: bool) -> Sequence[str]:
     return [text for text in found.items.values() if text][:PARITY_TEXTS]
 
 
-def _searched(source: str | Path, collection: str, spec: ModelSpec) -> tuple[dict[str, str], Media | None]:
-    """What is searched in the collection, or in the one that ``source`` was judged by; UsageError without either."""
+def searched(source: str | Path, collection: str, spec: ModelSpec) -> tuple[dict[str, str], Media | None]:
+    """What is searched in the collection, or in the one that ``source`` was judged by; UsageError without either.
+
+    Returns:
+        Document id to what a model of that spec reads, and the files that are shown; see :func:`documents.searched`.
+    """
     known = collection or choose.collection_of(source)
     if not known:
         raise UsageError(f"{source} does not say which collection it was judged by; add --data")

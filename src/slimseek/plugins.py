@@ -28,6 +28,8 @@ EXTRAS = {
     "psycopg": "pgvector",
     "fastapi": "serve",
     "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "threadpoolctl": "serve",
     "altair": "report",
     "vl_convert": "report",
     "jinja2": "report",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
-import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +155,7 @@ def index(
         store.build(vectors, threads=encoder.threads)
         _write_vectors(folder, store, None if finer is None else _vectors.rows_of(vectors, finer))
         documents.write(folder, corpus, media)
-        np.save(folder / PROBE, encoder.documents([_probe_of(encoder.spec)])[0], allow_pickle=False)
+        np.save(folder / PROBE, encoder.documents([probe_of(encoder.spec)])[0], allow_pickle=False)
         manifest = Manifest(
             format_version=FORMAT_VERSION, kind=kind, precision=precision, dim=encoder.spec.dim, count=len(corpus),
             model=encoder.name, fingerprint=fingerprint(encoder), bytes=0, rescore=finer, oversample=oversample,
@@ -195,13 +194,14 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def session(encoder: Encoder, corpus: Mapping[str, str], path: str = "", media: Media | None = None) -> Search:
-    """Open the index at ``path``, or make an exact one of the corpus that lasts as long as this process."""
+    """Open the index at ``path``, or make an exact one of the corpus that lasts as long as what is returned."""
     if path:
         return open(Path(path), encoder)
-    folder = Path(tempfile.mkdtemp(prefix="slimseek."))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    index(encoder, corpus, folder / "index", media=media)
-    return open(folder / "index", encoder)
+    folder = tempfile.TemporaryDirectory(prefix="slimseek.", ignore_cleanup_errors=True)
+    index(encoder, corpus, Path(folder.name) / "index", media=media)
+    opened = open(Path(folder.name) / "index", encoder)
+    weakref.finalize(opened, folder.cleanup)
+    return opened
 
 
 def open(path: Path, encoder: Encoder) -> Search:
@@ -267,17 +267,21 @@ class Search:
 
     def answer(self, texts: Sequence[str], k: int = 10) -> Answer:
         """The same with the time it took."""
-        if not 1 <= k <= MOST_HITS:
-            raise UsageError(f"k is {k}; it must be from 1 to {MOST_HITS}")
         begin = perf_counter()
         vectors = self.embed(texts)
         encoded = perf_counter()
-        hits = self._hits(vectors, min(k, self.manifest.count))
-        results = tuple(self._results(ids, scores) for ids, scores in zip(hits.ids, hits.scores, strict=True))
+        results = self.nearest(vectors, k)
         end = perf_counter()
         return Answer(
             results=results, encode_milliseconds=1000 * (encoded - begin), search_milliseconds=1000 * (end - encoded)
         )
+
+    def nearest(self, vectors: Array, k: int) -> tuple[tuple[Result, ...], ...]:
+        """The ``k`` best documents for each of float32 [n, dim] vectors; k outside 1 to 1,000 raises UsageError."""
+        if not 1 <= k <= MOST_HITS:
+            raise UsageError(f"k is {k}; it must be from 1 to {MOST_HITS}")
+        hits = self._hits(vectors, min(k, self.manifest.count))
+        return tuple(self._results(ids, scores) for ids, scores in zip(hits.ids, hits.scores, strict=True))
 
     def embed(self, texts: Sequence[str], role: Literal["query", "document"] = "query") -> Array:
         """Vectors float32 [n, dim]; an empty text raises UsageError."""
@@ -333,7 +337,7 @@ def fingerprint(encoder: Encoder) -> str:
     return hashlib.sha256(msgspec.json.encode((encoder.name, encoder.spec))).hexdigest()
 
 
-def _probe_of(spec: ModelSpec) -> str:
+def probe_of(spec: ModelSpec) -> str:
     """The item by whose vector it is told who made an index."""
     return PROBE_TEXT if spec.preprocess is not None else RANDOM_PROBE
 
@@ -344,7 +348,7 @@ def _check_probe(path: Path, encoder: Encoder, probe: Array) -> None:
     Of a model that searches an original's index that original must have made it, whatever it was called then.
     """
     kept = encoder.index_of
-    vector = encoder.documents([_probe_of(encoder.spec)])[0] if kept is None else np.array(kept.probe, np.float32)
+    vector = encoder.documents([probe_of(encoder.spec)])[0] if kept is None else np.array(kept.probe, np.float32)
     cosine = float(vector @ probe / np.linalg.norm(vector) / np.linalg.norm(probe))
     if kept is not None and not cosine >= SAME_ORIGINAL:
         raise UsageError(

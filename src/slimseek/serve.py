@@ -1,145 +1,145 @@
-"""The search over HTTP, and its page. Routes parse, call one verb of :mod:`slimseek.search`, and answer in JSON."""
+"""The search over HTTP, and its page. Routes parse, ask the worker, and answer in JSON."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import hashlib
+import logging
 import re
+import signal
 import socket
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from importlib import resources
-from time import perf_counter
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from itertools import chain
+from typing import Annotated, Any
 
 import msgspec
+import threadpoolctl
 import uvicorn
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
-from pydantic import BaseModel, Field
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from slimseek import uploads
+from slimseek import __version__
 from slimseek.errors import SlimseekError, UsageError
 from slimseek.recognise import Recogniser
-from slimseek.search import MOST_HITS, Answer, Result, Search
+from slimseek.search import Search
+from slimseek.serving import files, metrics, shapes
+from slimseek.serving.batching import Batcher, Busy
+from slimseek.serving.desk import Desk
+from slimseek.serving.door import Door, Rules
+from slimseek.serving.limits import check_host
+from slimseek.serving.shapes import Asks, Compared, EmbedRequest, Found, Health, K, Ready, Reply, Texts, Vectors, Which
+from slimseek.serving.swap import Current, Served, Version, warming
+from slimseek.serving.work import Alone, Role
 
-MOST_TEXTS = 64
-LONGEST_TEXT = 10_000
-LONGEST_SNIPPET = 600
-MOST_WAITING = 128
-
-T = TypeVar("T")
-Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
-Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
-Which = Literal["compressed", "original"]
-Role = Literal["query", "document"]
-K = Annotated[int, Query(ge=1, le=MOST_HITS)]
-
-
-class EmbedRequest(BaseModel, extra="forbid"):
-    """The body of ``POST /embed``."""
-
-    texts: Texts
-    model: Which = "compressed"
-    role: Role = "query"
+LOG = logging.getLogger("slimseek.serve")
+SECONDS_TO_STOP = 30
+MOST_CONNECTIONS = 1000
+MOST_HEADER_BYTES = 1 << 17
+"""The longest query in any language fits, percent-encoded."""
+BOTH: tuple[Which, Which] = ("compressed", "original")
 
 
-class Busy(SlimseekError):
-    """More requests wait than can be answered soon."""
-
-
-def app(search: Search, original: Search | None = None, recogniser: Recogniser | None = None) -> FastAPI:
-    """The service as an ASGI application.
+def app(
+    search: Search,
+    original: Search | None = None,
+    recogniser: Recogniser | None = None,
+    *,
+    rules: Rules | None = None,
+    load: Callable[[], Served] | None = None,
+) -> FastAPI:
+    """The service as an ASGI application; ``app.state`` has its ``current``, its ``batcher``, and ``warm``.
 
     Args:
         search: what answers by default, ``compressed`` in requests.
         original: what it is compared with, ``original`` in requests; ``None`` for no comparison.
         recogniser: makes texts of spoken queries; ``None`` for none.
+        rules: who may ask, and how much; by default anyone, with the default limits.
+        load: opens what is served after a swap; ``None`` for no swaps.
     """
-    service = FastAPI(title="slimseek", docs_url=None, redoc_url=None)
-    searches = {"compressed": search} | ({} if original is None else {"original": original})
-    worker = _Worker()
+    service = FastAPI(title="slimseek", version=__version__, docs_url=None, redoc_url=None)
+    rules, measured = rules or Rules(), metrics.Metrics()
+    threads = search.encoder.threads
+    batcher = Batcher(rules.batches, begin=lambda: threadpoolctl.threadpool_limits(threads),
+                      seen=measured.rows.observe)  # fmt: skip
+    measured.watch(lambda: batcher.waiting)
+    current = Current(Served(search, original, recogniser), measured, load)
+    desk = Desk(current, batcher, measured)
+    service.state.current, service.state.batcher, service.state.warm = current, batcher, True
     page = (resources.files("slimseek") / "page" / "search.html").read_text("utf-8")
-    _guard(service, _headers(page))
-    _add_texts(service, searches, worker)
-    _add_files(service, searches, worker, recogniser)
+    _complain(service)
+    service.add_middleware(Door, rules=rules, metrics=measured, headers=_headers(page))
+    _add_probes(service, current, measured, page)
+    _add_texts(service, desk)
+    files.add(service, desk)
+    return service
+
+
+def _add_probes(service: FastAPI, current: Current, measured: metrics.Metrics, page: str) -> None:
+    """The page, and what supervisors ask."""
 
     @service.get("/", response_class=HTMLResponse)
     async def show() -> str:
         """The search page."""
         return page
 
-    @service.get("/health")
-    async def health() -> dict[str, Any]:
+    @service.get("/health", response_model=Health)
+    async def health() -> Response:
         """What runs, how large it is, and what it can be asked by; answers while a model is busy."""
-        models = {name: msgspec.to_builtins(one.stats()) for name, one in searches.items()}
-        return {"status": "ok", "queries": _queries(search, recogniser), "models": models}
+        version = current.version
+        models = {name: msgspec.to_builtins(one.stats()) for name, one in version.searches.items()}
+        return Reply({"status": "ok", "version": version.number, "queries": version.queries, "models": models})
 
-    return service
+    @service.get("/ready", response_model=Ready, responses={503: {"model": Ready}})
+    async def ready() -> Response:
+        """Whether the models have been run once, so that requests are answered at full speed."""
+        done = service.state.warm
+        return Reply({"status": "ready" if done else "warming"}, 200 if done else 503)
+
+    @service.get("/metrics", response_class=Response, responses=Desk.refuses() | {200: {"content": {"text/plain": {}}}})
+    async def counted() -> Response:
+        """Counters and histograms in the text format of Prometheus."""
+        return Response(measured.text(), headers={"content-type": metrics.CONTENT_TYPE})
 
 
-def _add_texts(service: FastAPI, searches: dict[str, Search], worker: _Worker) -> None:
+def _add_texts(service: FastAPI, desk: Desk) -> None:
     """Routes for texts."""
+    refuses = desk.refuses(400, 503)
 
-    @service.get("/search")
-    async def find(
-        q: Annotated[str, Query(max_length=LONGEST_TEXT)], k: K = 10, model: Which = "compressed"
-    ) -> dict[str, Any]:
+    @service.get("/search", response_model=Found, responses=refuses)
+    async def find(q: Asks, k: K = 10, model: Which = "compressed") -> Response:
         """The ``k`` documents nearest to the query ``q``."""
-        answer = await worker(_chosen(searches, model, "text").answer, [q], k)
-        return {"query": q, "model": model, **_answer(answer, model)}
+        version, search = desk.chosen(model, "text")
+        done = await desk.answer(search, q, k)
+        return Reply({"query": q, "model": model, **shapes.shown(done.value, model, version.number, done.waited)})
 
-    @service.get("/embed")
-    async def embed(
-        texts: Annotated[Texts, Query()], model: Which = "compressed", role: Role = "query"
-    ) -> dict[str, Any]:
+    @service.get("/compare", response_model=Compared, responses=refuses)
+    async def compare(q: Asks, k: K = 10) -> Response:
+        """The ``k`` documents nearest to the query ``q`` by both models, and where their ranks differ."""
+        sides: dict[Which, tuple[Version, Search]] = {name: desk.chosen(name, "text") for name in BOTH}
+        done = await asyncio.gather(*(desk.answer(search, q, k) for _, search in sides.values()))
+        compressed, original = (
+            shapes.shown(one.value, name, version.number, one.waited)
+            for one, (name, (version, _)) in zip(done, sides.items(), strict=True)
+        )
+        return Reply(shapes.compared(q, k, compressed, original))
+
+    @service.get("/embed", response_model=Vectors, responses=refuses)
+    async def embed(texts: Annotated[Texts, Query()], model: Which = "compressed", role: Role = "query") -> Response:
         """Vectors of the texts."""
-        vectors = await worker(_chosen(searches, model, "text").embed, texts, role)
-        return {"model": model, "dim": vectors.shape[1], "vectors": vectors.tolist()}
+        _, search = desk.chosen(model, "text")
+        return Reply(shapes.vectors(await desk.embed(search, texts, role), model))
 
-    @service.post("/embed")
-    async def embed_body(body: EmbedRequest) -> dict[str, Any]:
+    @service.post("/embed", response_model=Vectors, responses=desk.refuses(400, 408, 413, 503))
+    async def embed_body(body: EmbedRequest) -> Response:
         """Vectors of the texts in the body."""
         return await embed(body.texts, body.model, body.role)
-
-
-def _add_files(service: FastAPI, searches: dict[str, Search], worker: _Worker, recogniser: Recogniser | None) -> None:
-    """Routes for pictures and recordings: those of queries, and those of documents."""
-
-    @service.post("/search/picture")
-    async def by_picture(request: Request, k: K = 10, model: Which = "compressed") -> dict[str, Any]:
-        """The ``k`` documents nearest to the picture in the body."""
-        search = _chosen(searches, model, "picture")
-        answer = await worker(_by_file, search, await uploads.received(request, "picture"), "picture", k)
-        return {"model": model, **_answer(answer, model)}
-
-    @service.post("/search/voice")
-    async def by_voice(request: Request, k: K = 10, model: Which = "compressed") -> dict[str, Any]:
-        """The ``k`` documents nearest to the recording in the body, or to what is said in it."""
-        search = _chosen(searches, model, "voice", recogniser)
-        content = await uploads.received(request, "recording")
-        if recogniser is None:
-            return {"model": model, **_answer(await worker(_by_file, search, content, "recording", k), model)}
-        heard = await worker(_heard, recogniser, content)
-        found = _answer(await worker(search.answer, [heard.text], k), model)
-        found["milliseconds"]["transcribe"] = round(heard.milliseconds, 3)
-        return {"query": heard.text, "model": model, **found}
-
-    @service.get("/item/{position}")
-    async def item(request: Request, position: int, model: Which = "compressed") -> Response:
-        """The picture or recording of the document at that position of the index."""
-        path = _chosen(searches, model).documents.path(position)
-        kind = None if path is None else uploads.content_type(path.name)
-        if path is None or kind is None:
-            raise HTTPException(404, f"document {position} has no picture or recording that can be shown")
-        response = FileResponse(path, media_type=kind, stat_result=path.stat(), headers={"Cache-Control": "no-cache"})
-        if request.headers.get("if-none-match") == response.headers["etag"]:
-            return Response(status_code=304, headers={"Cache-Control": "no-cache", "ETag": response.headers["etag"]})
-        return response
 
 
 def serve(
@@ -149,9 +149,12 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    everyone: bool = False,
+    rules: Rules | None = None,
+    load: Callable[[], Served] | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until interrupted.
+    """Serve until SIGTERM or Ctrl-C; what waits then is answered within 30 seconds.
 
     Args:
         search: what answers by default.
@@ -159,18 +162,62 @@ def serve(
         recogniser: makes texts of spoken queries, or ``None``.
         host: address to listen on; ``0.0.0.0`` for all of the machine.
         port: port to listen on; 0 for any that is free.
+        everyone: listen to other machines without a key.
+        rules: who may ask, and how much.
+        load: opens what is served after SIGHUP; ``None`` for no swaps.
         ready: told the address of the page as soon as it is listened on.
 
     Raises:
-        UsageError: the port is taken or not allowed, or the host is not this machine.
+        UsageError: the port is taken or not allowed, or the host is not this machine, or others could ask without a
+            key and not ``everyone`` is meant.
     """
-    service = app(search, original, recogniser)
+    rules = rules or Rules()
+    check_host(host, rules.key, everyone)
     with listen(host, port) as listener:
+        service = app(search, original, recogniser, rules=rules, load=load)
+        _warm(service)
+        _heed_signals(service)
         if ready is not None:
             name = f"[{host}]" if ":" in host else host
             ready(f"http://{name}:{listener.getsockname()[1]}/")
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(uvicorn.Config(service, log_level="warning")).run(sockets=[listener])
+            uvicorn.Server(configuration(service)).run(sockets=[listener])
+        service.state.batcher.close(1)  # all is answered, or took too long
+
+
+def configuration(service: FastAPI) -> uvicorn.Config:
+    """How uvicorn runs it: bounded headers (httptools would take any length), connections, and time to stop."""
+    return uvicorn.Config(service, log_level="warning", http="h11", ws="none", lifespan="off",
+                          h11_max_incomplete_event_size=MOST_HEADER_BYTES, server_header=False, access_log=False,
+                          limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=SECONDS_TO_STOP)  # fmt: skip
+
+
+def _warm(service: FastAPI) -> None:
+    """Run the models at several lengths in the worker, one after the other, so that early requests get in between."""
+    searches = service.state.current.version.searches.values()
+    calls = chain.from_iterable(warming(search) for search in searches)
+
+    def following(before: Future[Any] | None = None) -> None:
+        if before is not None and before.exception() is not None:
+            LOG.error("the model does not run: %s", before.exception())
+            return
+        call = next(calls, None)
+        if call is not None:
+            with suppress(Busy):  # then requests warm it
+                service.state.batcher.submit(Alone(call), None).add_done_callback(following)
+                return
+        service.state.warm = True
+
+    service.state.warm = False
+    following()
+
+
+def _heed_signals(service: FastAPI) -> None:
+    """SIGHUP swaps; after SIGTERM, which uvicorn sends once more when all is answered, the process ends well."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, lambda *_: service.state.current.start_swap())
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -188,91 +235,6 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UsageError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from error
-
-
-class _Worker:
-    """Runs one inference at a time in a thread of its own: runtimes use all cores, and /health answers meanwhile."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="slimseek")
-        self._waiting = 0
-
-    async def __call__(self, call: Callable[..., T], *arguments: Any) -> T:
-        if self._waiting >= MOST_WAITING:
-            raise Busy(f"{self._waiting} requests are waiting; try again in a moment")
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
-        finally:
-            self._waiting -= 1
-
-
-class _Heard(NamedTuple):
-    text: str
-    milliseconds: float
-
-
-def _heard(recogniser: Recogniser, content: bytes) -> _Heard:
-    """What is said in a recording; UsageError where that is nothing."""
-    begin = perf_counter()
-    with uploads.kept(content, "recording") as path:
-        uploads.check_seconds(path)
-        [text] = recogniser.transcripts([path])
-    if not text.strip():
-        raise UsageError("no words were heard in the recording")
-    return _Heard(text.strip(), 1000 * (perf_counter() - begin))
-
-
-def _by_file(search: Search, content: bytes, kind: uploads.Kind, k: int) -> Answer:
-    with uploads.kept(content, kind) as path:
-        return search.answer([path], k)
-
-
-def _queries(search: Search, recogniser: Recogniser | None = None) -> list[str]:
-    """What it can be asked by."""
-    takes = {"text": ["text"], "image": ["picture"], "speech": ["voice"]}.get(search.encoder.spec.modality, [])
-    return [*takes, *(["voice"] if recogniser is not None and takes == ["text"] else [])]
-
-
-def _chosen(searches: dict[str, Search], model: Which, query: str = "", recogniser: Recogniser | None = None) -> Search:
-    """The search that a request names; UsageError where it is not served, or cannot be asked by such a query."""
-    if model not in searches:
-        raise UsageError(f"the model {model!r} is not served here; served: {', '.join(searches)}")
-    search = searches[model]
-    takes = _queries(search, recogniser)
-    if query and query not in takes:
-        remedy = "; slimseek serve --recogniser adds voice" if (query, takes) == ("voice", ["text"]) else ""
-        raise UsageError(f"{search.encoder.name} searches by {' or '.join(takes) or 'array'}, not by {query}{remedy}")
-    return search
-
-
-def _answer(answer: Answer, model: Which) -> dict[str, Any]:
-    """The answer to one query as JSON; times in milliseconds."""
-    return {
-        "milliseconds": {
-            "encode": round(answer.encode_milliseconds, 3),
-            "search": round(answer.search_milliseconds, 3),
-        },
-        "results": [_shown(result, model) for result in answer.results[0]],
-    }
-
-
-def _shown(result: Result, model: Which) -> dict[str, Any]:
-    """A result as JSON, with the address of its picture or recording where it has one."""
-    shown = {"id": result.id, "score": result.score, "rank": result.rank, "text": snippet(result.text)}
-    kind = uploads.content_type(result.file) if result.file else None
-    if kind is not None:
-        shown["picture" if kind.startswith("image/") else "recording"] = f"item/{result.position}?model={model}"
-    return shown
-
-
-def snippet(text: str, longest: int = LONGEST_SNIPPET) -> str:
-    """The beginning of a text on one line, cut between words where that is possible."""
-    line = " ".join(text[: 4 * longest].split())
-    if len(line) <= longest:
-        return line
-    cut = line[: longest - 1]
-    return (cut.rpartition(" ")[0] or cut) + "…"
 
 
 def _headers(page: str) -> dict[str, str]:
@@ -297,18 +259,11 @@ def _hashes(page: str, tag: str) -> list[str]:
     return [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in inline]
 
 
-def _guard(service: FastAPI, headers: dict[str, str]) -> None:
-    """Give every response the headers, and every error one line of JSON."""
+def _complain(service: FastAPI) -> None:
+    """Give every error one line of JSON."""
 
     def failure(status: int, text: str) -> JSONResponse:
-        return JSONResponse({"error": text}, status, headers)
-
-    @service.middleware("http")
-    async def add_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        for name, value in headers.items():
-            response.headers.setdefault(name, value)  # a picture may be kept, and asked about again
-        return response
+        return JSONResponse({"error": text}, status, {"Retry-After": "1"} if status == 503 else None)
 
     @service.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -323,10 +278,6 @@ def _guard(service: FastAPI, headers: dict[str, str]) -> None:
     @service.exception_handler(SlimseekError)
     async def failed(request: Request, error: SlimseekError) -> Response:
         return failure(503 if isinstance(error, Busy) else 400 if isinstance(error, UsageError) else 500, str(error))
-
-    @service.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        return failure(500, "a fault of the service; its log says more")
 
 
 def _complaint(fault: dict[str, Any]) -> str:

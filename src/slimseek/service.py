@@ -1,0 +1,75 @@
+"""The service of a model: what it searches is opened or made, served, and opened anew for a swap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slimseek import choose, plugins, search
+from slimseek.encoder import Encoder
+from slimseek.errors import UsageError
+from slimseek.pipeline import searched
+from slimseek.progress import say
+
+if TYPE_CHECKING:
+    from slimseek.serving.swap import Served
+
+
+def serve_on(
+    source: str, collection: str = "", *, original: str = "", index: str = "", recogniser: str = "",
+    host: str = "127.0.0.1", port: int = 8000, everyone: bool = False, api_key_file: str = "", rate: str = "",
+    rows: int = 0, waiting: int = 0, threads: int = 0,
+) -> None:  # fmt: skip
+    """Open or make the indexes and serve; the original, if given, gets an index of its own.
+
+    At SIGHUP all of them are opened again from the same places, and served if they answer.
+
+    Args:
+        source: the MODEL that answers.
+        collection: what is searched; by default what the model was judged by.
+        original: the MODEL that it is compared with, ``""`` for none.
+        index: an index that was made before, for ``source``; by default one is made now.
+        recogniser: the MODEL that makes texts of spoken queries, ``""`` for none.
+        host: address to listen on.
+        port: port to listen on; 0 for any that is free.
+        everyone: listen to other machines without a key.
+        api_key_file: a file with the key that requests must name; ``""`` for none.
+        rate: of each client, such as ``20/s``; ``""`` for any.
+        rows: the most texts that are encoded together; 0 for the default.
+        waiting: the most requests that may wait; 0 for the default.
+        threads: of each runtime; 0 for all cores.
+
+    Raises:
+        UsageError: anything wrong with the arguments, or a recogniser for a model that takes no texts.
+    """
+    service, limits = plugins.require("slimseek.serve"), plugins.require("slimseek.serving.limits")
+    batching = plugins.require("slimseek.serving.batching")
+    given = {name: value for name, value in (("rows", rows), ("waiting", waiting)) if value}
+    rules = service.Rules(batches=batching.Limits(**given), rate=limits.rate(rate), key=limits.key(api_key_file))
+    limits.check_host(host, rules.key, everyone)
+
+    def load() -> Served:
+        return _opened(source, collection, original=original, index=index, recogniser=recogniser, threads=threads)
+
+    service.serve(
+        *load(), host=host, port=port, everyone=everyone, rules=rules, load=load,
+        ready=lambda url: say(f"search page: {url}  (Ctrl-C stops)"),
+    )  # fmt: skip
+
+
+def _opened(source: str, collection: str, *, original: str, index: str, recogniser: str, threads: int) -> Served:
+    """Everything that is served, from the disk; see :func:`serve_on`."""
+    served: type[Served] = plugins.require("slimseek.serving.swap").Served
+    encoder = choose.choose(source, threads or None)
+    if recogniser and encoder.spec.modality != "text":
+        raise UsageError(f"--recogniser makes texts of what is said, and {encoder.name} takes none; leave it out")
+    heard = choose.recogniser(recogniser, threads or None) if recogniser else None
+    opened = search.open(Path(index), encoder) if index else _session(encoder, source, collection)
+    other = _session(choose.choose(original, threads or None), source, collection) if original else None
+    return served(opened, other, heard)
+
+
+def _session(encoder: Encoder, source: str, collection: str) -> search.Search:
+    """A search of the collection, or of the one that ``source`` was judged by, that lasts as long as it is served."""
+    corpus, media = searched(source, collection, encoder.spec)
+    return search.session(encoder, corpus, media=media)

@@ -1,0 +1,1 @@
+"""What the service is made of: batches, limits, metrics, answers, and the change from one model to the next."""
