@@ -17,7 +17,22 @@ from small import CORPUS, tiny_encoder
 PAGE = (resources.files("slimseek") / "page" / "search.html").read_text("utf-8")
 TEXT = r'"((?:[^"\\]|\\.)*)"'
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-NAMES = {"slimseek", "Enter", "Esc", "MB", "kB", "ms", "English", "onnxruntime", "tiny", "numpy", "test", "AI"}
+NAMES = {
+    "slimseek",
+    "slim",
+    "seek",
+    "Enter",
+    "Esc",
+    "MB",
+    "kB",
+    "ms",
+    "English",
+    "onnxruntime",
+    "tiny",
+    "numpy",
+    "test",
+    "AI",
+}
 
 
 def said(page: str) -> set[str]:
