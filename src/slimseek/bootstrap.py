@@ -11,7 +11,6 @@ bounded random variable, 2019).
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 from slimseek.schema import Array
 
@@ -33,6 +32,8 @@ def mean_interval(values: Array) -> tuple[float, float]:
     """Two-sided 95 % interval of the mean of values [n], by the percentile bootstrap."""
     if values.size < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())
+    from scipy import stats  # loads for a second, which whoever serves a search need not wait for
+
     found = stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, batch=500, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
@@ -146,6 +147,7 @@ def _needed(margin: float, size: float, loss: float) -> int:
     """The least n for which the sum of n weighted terms of that mean and root mean square, less a weighted loss, is
     below 0 with a probability of at most ``RISK``.
     """
+    from scipy import stats
 
     def risk(count: int) -> float:
         spread = size * np.sqrt(count)

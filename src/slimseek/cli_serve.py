@@ -18,6 +18,7 @@ def serve(
     model: Model, data: MaybeData = "",
     original: Annotated[str, typer.Option("--original", metavar="MODEL", help="Serve this beside it.")] = "",
     index: Annotated[str, typer.Option("--index", help="An index made before; by default one is made now.")] = "",
+    original_index: Annotated[str, typer.Option("--original-index", help="The same for the original.")] = "",
     recogniser: Recogniser = "",
     host: Annotated[str, typer.Option("--host", help="Others than this machine need a key, or --open.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
@@ -32,9 +33,9 @@ def serve(
     from slimseek.service import serve_on
 
     with Command(json=False, quiet=quiet):
-        serve_on(model, data, original=original, index=index, recogniser=recogniser, host=host, port=port, rate=rate,
-                 everyone=everyone, api_key_file=api_key_file, rows=rows, waiting=waiting,
-                 threads=threads)  # fmt: skip
+        serve_on(model, data, original=original, index=index, original_index=original_index, recogniser=recogniser,
+                 host=host, port=port, everyone=everyone, api_key_file=api_key_file, rate=rate, rows=rows,
+                 waiting=waiting, threads=threads)  # fmt: skip
 
 
 def demo(

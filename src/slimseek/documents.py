@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from slimseek import choose, data
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.schema import Array, Collection, ModelSpec, Value
 
@@ -70,6 +71,18 @@ def searched(collection: Collection, spec: ModelSpec) -> tuple[dict[str, str], M
     label = collection.label if collection.labelled else {}
     told = {name: said.get(item) or label.get(name, "") for name, item in files.items()}
     return items, Media(folder=Path(collection.path).resolve(), files=files, said=told)
+
+
+def searched_by(source: str | Path, collection: str, spec: ModelSpec) -> tuple[dict[str, str], Media | None]:
+    """What is searched in the collection, or in the one that ``source`` was judged by; UsageError without either.
+
+    Returns:
+        Document id to what a model of that spec reads, and the files that are shown; see :func:`searched`.
+    """
+    known = collection or choose.collection_of(source)
+    if not known:
+        raise UsageError(f"{source} does not say which collection it was judged by; add --data")
+    return searched(data.load(known), spec)
 
 
 def write(folder: Path, corpus: Mapping[str, str], media: Media | None) -> None:

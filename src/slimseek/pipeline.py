@@ -32,7 +32,6 @@ from slimseek import folder as folders
 from slimseek import recipe as recipes
 from slimseek import sensitivity as alone
 from slimseek.compress import Judge
-from slimseek.documents import Media
 from slimseek.errors import UsageError
 from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, proven
@@ -48,7 +47,6 @@ from slimseek.schema import (
     Gates,
     Measurement,
     Model,
-    ModelSpec,
     Precision,
     Qrels,
     Recipe,
@@ -238,7 +236,9 @@ def deploy_on(
     A given one also goes into a package that searches by itself.
     """
     texts = _texts(source, data or choose.collection_of(source), asked=bool(data))
-    corpus = searched(source, data, choose.spec_of(source))[0] if data and deploy.searches(target) else None
+    corpus = (
+        documents.searched_by(source, data, choose.spec_of(source))[0] if data and deploy.searches(target) else None
+    )
     return deploy.deploy(source, target, out, texts=texts, corpus=corpus, threads=threads or None, force=force)
 
 
@@ -347,15 +347,3 @@ def _texts(source: str | Path, collection: str, asked: bool) -> Sequence[str]:
     if spec.output == "transcript":  # its documents are texts, which it does not take
         return [item for item in found.queries.values() if item in found.said][:PARITY_TEXTS]
     return [text for text in found.items.values() if text][:PARITY_TEXTS]
-
-
-def searched(source: str | Path, collection: str, spec: ModelSpec) -> tuple[dict[str, str], Media | None]:
-    """What is searched in the collection, or in the one that ``source`` was judged by; UsageError without either.
-
-    Returns:
-        Document id to what a model of that spec reads, and the files that are shown; see :func:`documents.searched`.
-    """
-    known = collection or choose.collection_of(source)
-    if not known:
-        raise UsageError(f"{source} does not say which collection it was judged by; add --data")
-    return documents.searched(data.load(known), spec)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimseek import choose, plugins, search
+from slimseek import choose, documents, plugins, search
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
-from slimseek.pipeline import searched
 from slimseek.progress import say
 
 if TYPE_CHECKING:
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def serve_on(
-    source: str, collection: str = "", *, original: str = "", index: str = "", recogniser: str = "",
-    host: str = "127.0.0.1", port: int = 8000, everyone: bool = False, api_key_file: str = "", rate: str = "",
-    rows: int = 0, waiting: int = 0, threads: int = 0,
+    source: str, collection: str = "", *, original: str = "", index: str = "", original_index: str = "",
+    recogniser: str = "", host: str = "127.0.0.1", port: int = 8000, everyone: bool = False, api_key_file: str = "",
+    rate: str = "", rows: int = 0, waiting: int = 0, threads: int = 0,
 ) -> None:  # fmt: skip
-    """Open or make the indexes and serve; the original, if given, gets an index of its own.
+    """Open or make the indexes and serve; the original, if given, has an index of its own.
 
     At SIGHUP all of them are opened again from the same places, and served if they answer.
 
@@ -29,6 +28,7 @@ def serve_on(
         collection: what is searched; by default what the model was judged by.
         original: the MODEL that it is compared with, ``""`` for none.
         index: an index that was made before, for ``source``; by default one is made now.
+        original_index: the same for ``original``.
         recogniser: the MODEL that makes texts of spoken queries, ``""`` for none.
         host: address to listen on.
         port: port to listen on; 0 for any that is free.
@@ -40,7 +40,8 @@ def serve_on(
         threads: of each runtime; 0 for all cores.
 
     Raises:
-        UsageError: anything wrong with the arguments, or a recogniser for a model that takes no texts.
+        UsageError: anything wrong with the arguments, an index for no original, or a recogniser for a model that takes
+            no texts.
     """
     service, limits = plugins.require("slimseek.serve"), plugins.require("slimseek.serving.limits")
     batching = plugins.require("slimseek.serving.batching")
@@ -48,8 +49,11 @@ def serve_on(
     rules = service.Rules(batches=batching.Limits(**given), rate=limits.rate(rate), key=limits.key(api_key_file))
     limits.check_host(host, rules.key, everyone)
 
+    if original_index and not original:
+        raise UsageError(f"--original-index {original_index} is of no model; add --original")
+
     def load() -> Served:
-        return _opened(source, collection, original=original, index=index, recogniser=recogniser, threads=threads)
+        return _opened(source, collection, original, (index, original_index), recogniser, threads)
 
     service.serve(
         *load(), host=host, port=port, everyone=everyone, rules=rules, load=load,
@@ -57,19 +61,25 @@ def serve_on(
     )  # fmt: skip
 
 
-def _opened(source: str, collection: str, *, original: str, index: str, recogniser: str, threads: int) -> Served:
+def _opened(
+    source: str, collection: str, original: str, indexes: tuple[str, str], recogniser: str, threads: int
+) -> Served:
     """Everything that is served, from the disk; see :func:`serve_on`."""
     served: type[Served] = plugins.require("slimseek.serving.swap").Served
     encoder = choose.choose(source, threads or None)
     if recogniser and encoder.spec.modality != "text":
         raise UsageError(f"--recogniser makes texts of what is said, and {encoder.name} takes none; leave it out")
     heard = choose.recogniser(recogniser, threads or None) if recogniser else None
-    opened = search.open(Path(index), encoder) if index else _session(encoder, source, collection)
-    other = _session(choose.choose(original, threads or None), source, collection) if original else None
+    opened = _search(encoder, source, collection, indexes[0])
+    other = _search(choose.choose(original, threads or None), source, collection, indexes[1]) if original else None
     return served(opened, other, heard)
 
 
-def _session(encoder: Encoder, source: str, collection: str) -> search.Search:
-    """A search of the collection, or of the one that ``source`` was judged by, that lasts as long as it is served."""
-    corpus, media = searched(source, collection, encoder.spec)
+def _search(encoder: Encoder, source: str, collection: str, index: str) -> search.Search:
+    """An index that was made before, or else one of the collection, or of the one that ``source`` was judged by, that
+    lasts as long as it is served.
+    """
+    if index:
+        return search.open(Path(index), encoder)
+    corpus, media = documents.searched_by(source, collection, encoder.spec)
     return search.session(encoder, corpus, media=media)
