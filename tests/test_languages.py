@@ -13,18 +13,20 @@ from pathlib import Path
 import jinja2
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
 import slimseek
-from slimseek import report
+from slimseek import cli, report
 from slimseek.errors import UsageError
 from slimseek.evaluate import quality_gate
+from slimseek.folder import write_json
 from slimseek.prove import Options
 from slimseek.report import _format, _words
 from slimseek.report import search as search_page
 from slimseek.report import sensitivity as sensitivity_page
 from small import Page
 from test_report import change, full, having, minimal
-from test_search_page import STRICT, found
+from test_search_page import STRICT, bare, found
 from test_sensitivity import made
 
 SOURCE = Path(slimseek.__file__).parent
@@ -251,6 +253,18 @@ def test_figures_are_written_alike_in_both_languages() -> None:
         one, two = cells(english), cells(chinese)
         assert len(one) == len(two) > 2
         assert [sorted(cell) for cell in one] == [sorted(cell) for cell in two]
+
+
+def test_the_command_writes_the_page_in_the_language_that_is_asked_for(tmp_path: Path) -> None:
+    write_json(tmp_path / "search.json", bare())
+    out = tmp_path / "page.html"
+    done = CliRunner().invoke(cli.app, ["report", str(tmp_path), "--out", str(out), "--lang", "zh"])
+    assert done.exit_code == 0, done.output
+    assert out.read_text("utf-8") == search_page.render(bare(), "zh")
+    for command in (["report", str(tmp_path)], ["compress", "m", "--data", "d"]):
+        refused = CliRunner().invoke(cli.app, [*command, "--out", str(tmp_path / "x"), "--lang", "xx"])
+        assert isinstance(refused.exception, UsageError)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_chinese_letter_takes_the_room_of_two() -> None:
