@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 
-.PHONY: install demo test check runtimes bench clean sbom audit fuzz
+.PHONY: install demo test check runtimes bench results sbom audit fuzz clean
 
 install: $(VENV)/installed
 
@@ -66,6 +66,11 @@ INPUTS := 10000
 
 fuzz: install
 	$(BIN)/python tests/fuzz.py --inputs $(INPUTS)
+
+# The figures of README and docs against benchmarks/results, then the benchmarks that train nothing once more, within
+# tolerance; ALL=1 also those that train, which takes hours. The collections lie in ../shared/data.
+results: install
+	$(BIN)/python benchmarks/check_results.py --run $(if $(ALL),--all)
 
 clean:
 	rm -rf $(VENV) demo build

@@ -18,6 +18,7 @@ from slimseek.command import (
     DeployData,
     Force,
     Json,
+    Lang,
     Model,
     Out,
     Quiet,
@@ -119,14 +120,15 @@ def compress(
     search_with: SearchWith = "",
     ray: Ray = "",
     at_once: Annotated[int, typer.Option("--at-once", min=0, help="Plans a round; 0 for one a machine.")] = 0,
-    threads: Threads = 0, seed: Seed = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
+    threads: Threads = 0, seed: Seed = 0, force: Force = False, lang: Lang = "en", json: Json = False,
+    quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Compress a model by a recipe, or search for the recipe that a budget allows (--max-...), and prove the result."""
     from slimseek import recipe as recipes
     from slimseek.prove import Options
 
     options = Options(target=target, threads=threads, alternatives=alternatives, keep_index=keep_index, metric=metric,
-                      force=force, command=_command(), search_with=search_with)  # fmt: skip
+                      force=force, command=_command(), search_with=search_with, lang=lang)  # fmt: skip
     limits = {"size": max_size, "latency": max_latency, "memory": max_memory, "index": max_index, "total": max_total}
     with Command(json, quiet) as run:
         if any(limits.values()) or (max_loss and not recipe and not student):
@@ -216,7 +218,8 @@ def sensitivity(
     metric: Annotated[str, typer.Option("--metric", help="Such as ndcg@10.")] = "ndcg@10",
     max_queries: Annotated[int, typer.Option("--max-queries", help="Development queries, at most.")] = 300,
     max_documents: Annotated[int, typer.Option("--max-documents", help="Documents, unless more are judged.")] = 300,
-    threads: Threads = 0, seed: Seed = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
+    threads: Threads = 0, seed: Seed = 0, force: Force = False, lang: Lang = "en", json: Json = False,
+    quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Measure what each layer can lose: quality without a share of its units, layer by layer; a killed run goes on."""
     from slimseek import show
@@ -228,7 +231,7 @@ def sensitivity(
             method=method, amounts=tuple(sorted(set(amount or Settings().amounts))), importance=importance,
             metric=metric, max_queries=max_queries, max_documents=max_documents, seed=seed,
         )  # fmt: skip
-        found = measure(model, data, out, settings, threads=threads, force=force)
+        found = measure(model, data, out, settings, threads=threads, force=force, lang=lang)
         run.answer(found, lambda console: show.sensitivity(found, console, out))
 
 
@@ -286,7 +289,7 @@ def setup(target: Annotated[str, typer.Argument(metavar="TARGET", help="Such as 
 
 @app.command()
 def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], out: Annotated[Path, typer.Option("--out")],
-           json: Json = False) -> None:  # fmt: skip
+           lang: Lang = "en", json: Json = False) -> None:  # fmt: skip
     """Write the HTML report of an artifact, or the page of a search under a budget."""
     from slimseek import report as reports
     from slimseek.choose import report_of, search_of
@@ -296,7 +299,7 @@ def report(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], out: A
         found: Any = search_of(artifact)
         page: Any = reports if found is None else pages
         found = report_of(artifact) if found is None else found
-        page.write(found, out)
+        page.write(found, out, lang)
         run.answer(found, lambda console: console.print(f"{page.verdict(found)}\n{out}", markup=False, soft_wrap=True))
 
 

@@ -31,6 +31,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice."
 SearchWith = Annotated[
     str, typer.Option("--search-with", metavar="MODEL", help="Of texts, for spoken queries; by default minilm.")
 ]
+Lang = Annotated[str, typer.Option("--lang", metavar="en|zh", help="Language of the HTML page.")]
 Ray = Annotated[str, typer.Option("--ray", metavar="ADDRESS", help="Ray cluster: HOST:PORT, auto, or local.")]
 Target = Annotated[str, typer.Option("--target", help="Runtime (see slimseek models), auto: the fastest here, or all.")]
 

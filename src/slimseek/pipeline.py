@@ -35,6 +35,7 @@ from slimseek.compress import Judge
 from slimseek.errors import UsageError
 from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, proven
+from slimseek.report import checked
 from slimseek.report import sensitivity as sensitivity_page
 from slimseek.scale import bulk
 from slimseek.scale.connect import connected
@@ -202,7 +203,7 @@ def train(
 
 def sensitivity(
     source: str | Path, collection: str | Path, out: str | Path, settings: alone.Settings | None = None, *,
-    threads: int = 0, force: bool = False,
+    threads: int = 0, force: bool = False, lang: str = "en",
 ) -> alone.Sensitivity:  # fmt: skip
     """Measure what each layer of a model can lose; writes ``sensitivity.json`` and ``sensitivity.html`` to ``out``.
 
@@ -213,15 +214,17 @@ def sensitivity(
         settings: what to take from each layer, and how to measure.
         threads: of the reference implementation; 0 for all cores.
         force: measure anew whatever lies there.
+        lang: language of the page, ``en`` or ``zh``.
 
     Raises:
         UsageError: the method refuses the model, or the folder's file is of another model, collection or settings.
     """
     plugins.require("jinja2")
+    checked(lang)
     found = alone.measure(
         source, str(collection), Path(out), settings or alone.Settings(), threads=threads, force=force
     )
-    sensitivity_page.write(found, Path(out) / sensitivity_page.PAGE)
+    sensitivity_page.write(found, Path(out) / sensitivity_page.PAGE, lang)
     return found
 
 

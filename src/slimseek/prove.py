@@ -48,6 +48,7 @@ class Options:
         force: replace what an earlier run wrote.
         search_with: of a recogniser, the MODEL that encodes the texts that are found by what it hears; ``""`` for the
             built-in one.
+        lang: language of the HTML report, ``en`` or ``zh``.
     """
 
     target: str = "onnxruntime"
@@ -59,6 +60,10 @@ class Options:
     command: str = ""
     force: bool = False
     search_with: str = ""
+    lang: str = "en"
+
+    def __post_init__(self) -> None:
+        report.checked(self.lang)
 
 
 def proven(
@@ -82,7 +87,7 @@ def proven(
     index = kept.index_of(choose.encoder(original, name, threads), original) if options.keep_index else None
     artifact.write(compressed.model, folder, recipe=recipe, comparison=comparison, collection=collection.path,
                    versions=timing.versions(timing.LIBRARIES), index_of=index)  # fmt: skip
-    report.write(comparison, folder / "report.html")
+    report.write(comparison, folder / "report.html", options.lang)
     return comparison
 
 

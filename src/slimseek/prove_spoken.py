@@ -75,7 +75,7 @@ def compressed(
     comparison = msgspec.structs.replace(comparison, alone=alone or msgspec.UNSET)
     artifact.write(made.model, folder, recipe=recipe, comparison=comparison, collection=collection.path,
                    versions=timing.versions(timing.LIBRARIES))  # fmt: skip
-    report.write(comparison, folder / "report.html")
+    report.write(comparison, folder / "report.html", options.lang)
     return comparison
 
 

@@ -186,7 +186,8 @@ def fit(
         judge: what to keep the best by, in the place of the loss on held-out items.
 
     Raises:
-        UsageError: the checkpoint is not one of this training, or bfloat16 is asked of a CPU that has none.
+        UsageError: the checkpoint is not one of this training, bfloat16 is asked of a CPU that has none, or a loss
+            is not finite.
     """
     total = -(-len(examples.train) // settings.accumulate)
     every = max(CHECK_EVERY, total // MOST_CHECKS)
@@ -294,8 +295,25 @@ def _step_(
         with cast():
             output = network(**inputs)
         mean: Any = loss(_widened(output), target, number / settings.steps).mean()
+        if not mean.isfinite():
+            raise UsageError(f"training: the loss of step {number + 1} is {mean.item()}: {_cause(output, target)}")
         (mean / len(batches) if len(batches) > 1 else mean).backward()
     optimizer.step()
+
+
+def _cause(output: Any, target: Any) -> str:
+    """What it is of a batch that made its loss infinite or no number, and what helps."""
+    if not _finite(target):
+        return "what the network should give, such as a teacher's vectors, is not finite; check the teacher"
+    if not _finite(output):
+        return "what the network gives is not finite; take a smaller learning_rate, or check its weights"
+    return "network and target are finite, the loss of them is not; take a smaller learning_rate"
+
+
+def _finite(values: Any) -> bool:
+    if isinstance(values, Mapping):
+        return all(map(_finite, values.values()))
+    return bool(values.isfinite().all())
 
 
 def _widened(output: Any) -> Any:

@@ -92,7 +92,7 @@ def compress_within(
         chosen = numbered(trials, front.choose(trials, budget)[0])
         comparison = _written(source, original, found, chosen, measured, budget, out, options)
         result = _found(choose.name_of(source), found, budget, trials, comparison, options)
-        _write(result, out)
+        _write(result, out, options.lang)
     return result
 
 
@@ -189,10 +189,10 @@ def _found(
     )  # fmt: skip
 
 
-def _write(found: Found, out: Path) -> None:
+def _write(found: Found, out: Path, lang: str) -> None:
     _write_recipes(found, out / FRONT)
     folders.write_atomically(out / choose.SEARCH, msgspec.json.format(msgspec.json.encode(found), indent=1))
-    page.write(found, out / page.PAGE)
+    page.write(found, out / page.PAGE, lang)
 
 
 def _write_recipes(found: Found, folder: Path) -> None:

@@ -13,8 +13,12 @@ from typing import Any
 from slimseek import plugins
 from slimseek.folder import write_atomically
 from slimseek.report import _format
+from slimseek.report._labels import LABELS
 from slimseek.report._page import template
+from slimseek.report._words import checked, recorded, say, speaking
 from slimseek.schema import Change, Comparison, GateResult, QueryExample, Report
+
+__all__ = ["checked", "render", "verdict", "write"]
 
 _LONGEST_QUERY = 300
 _LONGEST_TITLE = 140
@@ -23,62 +27,69 @@ _LONGEST_TITLE = 140
 def verdict(comparison: Comparison) -> str:
     """What changed, in one sentence: size, speed, quality with its interval, and any gate that did not pass."""
     clauses = [_size(comparison), _speed(comparison), _quality(comparison), *_gates(comparison)]
-    said = "; ".join(clause for clause in clauses if clause)
-    return f"{comparison.original.subject}: {said or 'nothing was measured'}"
+    said = say("; ").join(clause for clause in clauses if clause)
+    return say("{subject}: {said}", subject=comparison.original.subject, said=said or say("nothing was measured"))
 
 
-def render(comparison: Comparison) -> str:
+def render(comparison: Comparison, lang: str = "en") -> str:
     """The page as HTML, without scripts or outside resources.
 
     Args:
         comparison: the run; whatever it lacks is left out of the page.
+        lang: ``en`` or ``zh``.
 
     Returns:
         The whole document.
 
     Raises:
         MissingExtra: jinja2, altair or vl-convert is not installed.
+        UsageError: another language.
     """
-    page_of = template("page.html.j2", _filters())
-    charts = plugins.require("slimseek.report._charts")
-    page: str = page_of.render(
-        c=comparison,
-        verdict=verdict(comparison),
-        rows=_format.rows(comparison),
-        metric=_format.main_metric(comparison),
-        metrics=_metrics(comparison),
-        same_machine=_format.same_machine(comparison),
-        limit=_format.loss_limit(comparison),
-        environments=_environments(comparison),
-        figures=charts.figures(comparison),
-    )
-    return page
+    with speaking(lang) as tag:
+        page_of = template("page.html.j2", _filters())
+        charts = plugins.require("slimseek.report._charts")
+        page: str = page_of.render(
+            c=comparison,
+            tag=tag,
+            verdict=verdict(comparison),
+            rows=_format.rows(comparison),
+            metric=_format.main_metric(comparison),
+            metrics=_metrics(comparison),
+            same_machine=_format.same_machine(comparison),
+            limit=_format.loss_limit(comparison),
+            environments=_environments(comparison),
+            figures=charts.figures(comparison),
+        )
+        return page
 
 
-def write(comparison: Comparison, path: Path) -> None:
+def write(comparison: Comparison, path: Path, lang: str = "en") -> None:
     """Write the page to ``path``, whole or not at all.
 
     Args:
         comparison: the run.
         path: the file to make or replace.
+        lang: ``en`` or ``zh``.
 
     Raises:
         MissingExtra: jinja2, altair or vl-convert is not installed.
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written, or another language.
     """
-    write_atomically(path, render(comparison).encode("utf-8", errors="replace"))
+    write_atomically(path, render(comparison, lang).encode("utf-8", errors="replace"))
 
 
 # ---------------------------------------------------------------- clauses of the verdict
 
 
 def _size(comparison: Comparison) -> str:
-    for name, prefix in (("size", ""), ("size_weights", "weights ")):
+    for name in ("size", "size_weights"):
         before, after = comparison.original.get(name), comparison.compressed.get(name)
         better = _format.ratio(before, after)
         if better is not None:
             figures = _format.arrow(_format.figure(before), _format.figure(after))
-            return f"{prefix}{figures}, {_format.in_words('size', better)}"
+            words = _format.in_words("size", better)
+            weights = name == "size_weights"
+            return say("weights {figures}, {words}" if weights else "{figures}, {words}", figures=figures, words=words)
     return ""
 
 
@@ -90,13 +101,13 @@ def _speed(comparison: Comparison) -> str:
     if single is None and batch is None:
         return ""
     if not _format.same_machine(comparison):
-        return "speed not compared, for it was measured on different machines or thread counts"
+        return say("speed not compared, for it was measured on different machines or thread counts")
     if single is None or batch is None:
         return _format.in_words("latency", single or batch or 1.0)
     said, in_batches = _format.in_words("latency", single), _format.in_words("latency", batch)
-    if said.split()[1:] == in_batches.split()[1:]:
+    if _format.same_way("latency", single, batch):
         return said
-    return f"{said} for one query, {in_batches} in batches"
+    return say("{one} for one query, {many} in batches", one=said, many=in_batches)
 
 
 def _quality(comparison: Comparison) -> str:
@@ -106,12 +117,12 @@ def _quality(comparison: Comparison) -> str:
     label = _format.metric_label(change.metric)
     if not math.isfinite(change.relative):
         scores = _format.arrow(_format.score(change.before), _format.score(change.after))
-        return f"{label} {scores}, n = {change.n:,}"
+        return say("{metric} {said}, n = {n:,}", metric=label, said=scores, n=change.n)
     if _format.higher_is_better(comparison, change.metric):
         said, bounds = _format.kept(change), _format.kept_interval(change)
     else:
         said, bounds = _format.moved(change), _format.moved_interval(change)
-    return f"{label} {said}, interval {bounds}, n = {change.n:,}"
+    return say("{metric} {said}, interval {bounds}, n = {n:,}", metric=label, said=said, bounds=bounds, n=change.n)
 
 
 def _unpaired(comparison: Comparison) -> str:
@@ -122,22 +133,27 @@ def _unpaired(comparison: Comparison) -> str:
     if before is None or after is None:
         return ""
     scores = _format.arrow(_format.figure(before), _format.figure(after))
-    return f"{_format.metric_label(metric)} {scores}, no interval"
+    return say("{metric} {said}, no interval", metric=_format.metric_label(metric), said=scores)
 
 
 def _gates(comparison: Comparison) -> list[str]:
-    failed = [gate.gate for gate in comparison.gates if gate.status == "failed"]
-    clauses = [f"{'gate' if len(failed) == 1 else 'gates'} failed: {', '.join(failed)}"] if failed else []
+    failed = [recorded(gate.gate) or gate.gate for gate in comparison.gates if gate.status == "failed"]
+    one = say("gate failed: {names}" if len(failed) == 1 else "gates failed: {names}", names=say(", ").join(failed))
+    clauses = [one] if failed else []
     undecided = [gate for gate in comparison.gates if gate.status == "undecided"]
     return clauses + [_undecided(gate, _format.main_change(comparison)) for gate in undecided]
 
 
 def _undecided(gate: GateResult, change: Change | None) -> str:
     if change is None or not _format.is_quality(gate, change.metric):
-        return f"undecided: {gate.gate}"
-    loss = "such a loss" if gate.limit is None else f"a loss of {_format.percent(abs(gate.limit), trim=True)}"
-    needed = f", it would take n = {change.n_needed:,}" if change.n_needed else ""
-    return f"undecided: n = {change.n:,} is too few to rule out {loss}{needed}"
+        return say("undecided: {name}", name=recorded(gate.gate) or gate.gate)
+    loss = (
+        say("such a loss")
+        if gate.limit is None
+        else say("a loss of {share}", share=_format.percent(abs(gate.limit), trim=True))
+    )
+    few = say("undecided: n = {n:,} is too few to rule out {loss}", n=change.n, loss=loss)
+    return few + (say(", it would take n = {n:,}", n=change.n_needed) if change.n_needed else "")
 
 
 # ---------------------------------------------------------------- what the page needs beside the comparison
@@ -162,7 +178,7 @@ def _metrics(comparison: Comparison) -> list[tuple[str, Change | None]]:
     changes: dict[str, Change | None] = {change.metric: change for change in comparison.changes}
     for report in (comparison.original, comparison.compressed):
         for measurement in report.measurements:
-            if not measurement.unit and measurement.name not in _format.LABELS:
+            if not measurement.unit and measurement.name not in LABELS:
                 changes.setdefault(measurement.name, None)
     return list(changes.items())
 
@@ -184,14 +200,14 @@ def _moves(example: QueryExample) -> list[str]:
     moves = []
     for place, (title, _) in enumerate(example.after, start=1):
         was = places.get(title)
-        moves.append("new" if was is None else "" if was == place else f"was {was}")
+        moves.append(say("new") if was is None else "" if was == place else say("was {place}", place=was))
     return moves
 
 
 def _setting(value: Any) -> str:
     """A parameter of a step as one reads it in a recipe."""
     if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
+        return say("yes" if value else "none" if value is None else "no")
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_setting(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

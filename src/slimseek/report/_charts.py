@@ -24,16 +24,18 @@ from slimseek.report._drawing import (
     _cut,
     _Drawing,
     _layer,
+    _letters,
 )
 from slimseek.report._scatter import _scatter, _ticks
+from slimseek.report._words import recorded, say
 from slimseek.schema import Change, Comparison, StepRecord
 
 
 def figures(comparison: Comparison) -> dict[str, Figure]:
     """Every chart that there are data for, by name."""
     drawn = {
-        "quality-size": _scatter(comparison, "size", "Quality against size"),
-        "quality-latency": _scatter(comparison, "latency_p50", "Quality against latency"),
+        "quality-size": _scatter(comparison, "size", say("Quality against size")),
+        "quality-latency": _scatter(comparison, "latency_p50", say("Quality against latency")),
         "steps": steps(comparison.records),
         "parts": _parts(comparison),
         "queries": _queries(comparison),
@@ -56,17 +58,18 @@ def steps(records: Sequence[StepRecord]) -> Figure | None:
     right = 250.0 if with_quality else drawing.width
     scale = right / max(1, *(size for r in records for size in (r.bytes_before, r.bytes_after)))
     first, last = records[0].bytes_before, records[-1].bytes_after
-    _row(drawing, 0, ("original", _format.size(first)), right, bold=True)
+    _row(drawing, 0, (say("original"), _format.size(first)), right, bold=True)
     drawing.bar(0, first * scale, 19, 15, fill=HATCH)
     for row, record in enumerate(records):
         _step(drawing, row + 1, record, scale, right)
-    _row(drawing, len(records) + 1, ("result", _format.size(last)), right, bold=True)
+    _row(drawing, len(records) + 1, (say("result"), _format.size(last)), right, bold=True)
     drawing.bar(0, last * scale, 44 * (len(records) + 1) + 19, 15, fill=COMPRESSED)
     if with_quality:
         _quality_beside(drawing, records, left=284.0)
-    title = "Bytes saved by each step" + (", and quality after it" if with_quality else "")
+    title = say("Bytes saved by each step, and quality after it" if with_quality else "Bytes saved by each step")
     said = [f"{r.step} {_saved(r)}{_and_kept(r.quality)}" for r in records]
-    description = "; ".join([f"original {_format.size(first)}", *said, f"result {_format.size(last)}"])
+    ends = (f"{say('original')} {_format.size(first)}", f"{say('result')} {_format.size(last)}")
+    description = say("; ").join([ends[0], *said, ends[1]])
     return Figure(title=title, svg=drawing.svg("steps", title, description))
 
 
@@ -76,7 +79,7 @@ def _row(
     """A name at the left and a figure at the right, above the bars of a row; a long name is cut."""
     name, said = words
     letter = _BOLD_LETTER if bold else _LETTER
-    drawing.text(0, 44 * row + 9, _cut(name, int((right - 10) / letter) - len(said)), bold=bold)
+    drawing.text(0, 44 * row + 9, _cut(name, (right - 10) / letter - _letters(said)), bold=bold)
     drawing.text(right, 44 * row + 9, said, align="right", colour=colour, bold=bold)
 
 
@@ -94,12 +97,12 @@ def _step(drawing: _Drawing, row: int, record: StepRecord, scale: float, right: 
 def _saved(record: StepRecord) -> str:
     difference = record.bytes_after - record.bytes_before
     if not difference:
-        return "no bytes saved"
+        return say("no bytes saved")
     return ("+" if difference > 0 else "") + _format.size(difference)
 
 
 def _and_kept(change: Change | None) -> str:
-    return f", quality {_format.kept(change)}" if change and _sound(change) else ""
+    return say(", quality {kept}", kept=_format.kept(change)) if change and _sound(change) else ""
 
 
 def _sound(change: Change | None) -> bool:
@@ -112,7 +115,8 @@ def _quality_beside(drawing: _Drawing, records: Sequence[StepRecord], left: floa
     measured = [(row, r.quality) for row, r in enumerate(records, 1) if r.quality and _sound(r.quality)]
     x = _share_scale([change for _, change in measured], left, drawing.width - 6)
     points = measured[0][1].points is True
-    label = f"{_format.metric_label(measured[0][1].metric)}{'' if points else ' kept'}"
+    label = _format.metric_label(measured[0][1].metric)
+    label = label if points else say("{share} kept", share=label)
     drawing.text(left - 6, -16, _cut(label, 18), colour=SOFT)
     drawing.line(x(0.0), 18, x(0.0), drawing.height - 44, colour=SOFT, dash=True)
     drawing.text(min(x(0.0), drawing.width - 20), 9, "+0" if points else "100 %", align="center", colour=SOFT)
@@ -122,7 +126,12 @@ def _quality_beside(drawing: _Drawing, records: Sequence[StepRecord], left: floa
         at = x(change.relative)
         drawing.interval(at, (x(low), x(high)), 44 * row + 26.5, colour=colour)
         middle = min(max(at, left + 12), drawing.width - 20)
-        drawing.text(middle, 44 * row + 9, _format.kept(change).removesuffix(" kept"), align="center")
+        drawing.text(middle, 44 * row + 9, _share(change), align="center")
+
+
+def _share(change: Change) -> str:
+    """What is kept, without the word for it."""
+    return _format.kept(change) if change.points is True else _format.percent(1 + change.relative)
 
 
 def _share_scale(
@@ -143,21 +152,26 @@ def _parts(comparison: Comparison, most: int = 8) -> Figure | None:
     names = sorted({*before, *after}, key=lambda name: (-before.get(name, 0), -after.get(name, 0), name))
     if not names or not before or not after:
         return None
-    rows = [(name, before.get(name, 0), after.get(name, 0)) for name in names]
+    rows = [(recorded(name) or name, before.get(name, 0), after.get(name, 0)) for name in names]
     if len(rows) > most:
         rest = rows[most - 1 :]
-        rows = [*rows[: most - 1], (f"{len(rest)} smaller parts", sum(r[1] for r in rest), sum(r[2] for r in rest))]
+        rows = [
+            *rows[: most - 1],
+            (say("{n} smaller parts", n=len(rest)), sum(r[1] for r in rest), sum(r[2] for r in rest)),
+        ]
     drawing = _Drawing(height=44 * len(rows))
     scale = drawing.width / max(1, *(size for row in rows for size in row[1:]))
     for place, (name, was, now) in enumerate(rows):
-        said = _format.arrow(_format.size(was), "gone" if was and not now else _format.size(now))
+        said = _format.arrow(_format.size(was), say("gone") if was and not now else _format.size(now))
         _row(drawing, place, (name, said), drawing.width)
         if was:
             drawing.bar(0, was * scale, 44 * place + 18, 8, fill=HATCH)
         if now:
             drawing.bar(0, now * scale, 44 * place + 29, 8, fill=COMPRESSED)
-    title = "Bytes by part of the model"
-    description = "; ".join(f"{name} {_format.arrow(_format.size(was), _format.size(now))}" for name, was, now in rows)
+    title = say("Bytes by part of the model")
+    description = say("; ").join(
+        f"{name} {_format.arrow(_format.size(was), _format.size(now))}" for name, was, now in rows
+    )
     return Figure(title=title, svg=drawing.svg("parts", title, description))
 
 
@@ -173,21 +187,23 @@ def _queries(comparison: Comparison) -> Figure | None:
     n = len(differences)
     fewer, more = sum(d < -1e-9 for d in differences), sum(d > 1e-9 for d in differences)
     up = _format.higher_is_better(comparison, metric)
-    sides = (("worse", LOSS), ("better", GAIN)) if up else (("better", GAIN), ("worse", LOSS))
+    sides = ((say("worse"), LOSS), (say("better"), GAIN))
+    sides = sides if up else (sides[1], sides[0])
     (lower, below_colour), (higher, above_colour) = sides
     drawing = _Drawing(height=190, left=46, right=8, top=34, bottom=28)
     _areas(drawing, differences, (below_colour, above_colour))
     under = drawing.height + 15
-    drawing.text(0, under, f"← {fewer:,} {lower}", colour=below_colour)
-    drawing.text(drawing.width / 2, under, f"{n - fewer - more:,} the same", align="center", colour=SOFT)
-    drawing.text(drawing.width, under, f"{more:,} {higher} →", align="right", colour=above_colour)
-    drawing.text(-42, -20, f"{_format.metric_label(metric)}, compressed {_format.MINUS} original")
-    drawing.text(drawing.width, -20, f"{n:,} queries, sorted", align="right", colour=SOFT)
-    title = "Every query, before against after"
-    description = (
-        f"Of {n:,} queries {fewer:,} are {lower}, {more:,} {higher} and {n - fewer - more:,} the same; "
-        f"the differences go from {_signed(differences[0])} to {_signed(differences[-1])}"
-    )
+    drawing.text(0, under, say("← {n:,} {side}", n=fewer, side=lower), colour=below_colour)
+    drawing.text(drawing.width / 2, under, say("{n:,} the same", n=n - fewer - more), align="center", colour=SOFT)
+    drawing.text(drawing.width, under, say("{n:,} {side} →", n=more, side=higher), align="right", colour=above_colour)
+    drawing.text(-42, -20, say("{metric}, compressed − original", metric=_format.metric_label(metric)))
+    drawing.text(drawing.width, -20, say("{n:,} queries, sorted", n=n), align="right", colour=SOFT)
+    title = say("Every query, before against after")
+    description = say(
+        "Of {n:,} queries {fewer:,} are {lower}, {more:,} {higher} and {same:,} the same; the differences go from "
+        "{first} to {last}", n=n, fewer=fewer, lower=lower, more=more, higher=higher, same=n - fewer - more,
+        first=_signed(differences[0]), last=_signed(differences[-1]),
+    )  # fmt: skip
     return Figure(title=title, svg=drawing.svg("queries", title, description))
 
 
@@ -230,10 +246,10 @@ def _metrics(comparison: Comparison) -> Figure | None:
     limit = _format.loss_limit(comparison)
     marks = [(0.0, "100 %", SOFT)]
     if limit is not None:
-        marks = [(-limit, f"limit {_format.percent(1 - limit, trim=True)}", LOSS), *marks]
+        marks = [(-limit, say("limit {share}", share=_format.percent(1 - limit, trim=True)), LOSS), *marks]
     x = _share_scale(changes, 8, drawing.width - 8, also=tuple(share for share, _, _ in marks))
     for row, change in enumerate(changes):
-        words = f"{_format.kept(change)} ({_format.kept_interval(change)})"
+        words = say("{kept} ({interval})", kept=_format.kept(change), interval=_format.kept_interval(change))
         _row(drawing, row, (_format.metric_label(change.metric), words), drawing.width, bold=row == 0)
         for share, _, colour in marks:
             drawing.line(x(share), 44 * row + 19, x(share), 44 * row + 35, colour=colour, dash=share < 0)
@@ -245,6 +261,9 @@ def _metrics(comparison: Comparison) -> Figure | None:
         if at > after:
             drawing.text(at, drawing.height + 9, words, align="center", colour=colour)
         after = at + 66
-    title = "Quality kept, with its interval"
-    said = [f"{_format.metric_label(c.metric)} {_format.kept(c)}, interval {_format.kept_interval(c)}" for c in changes]
-    return Figure(title=title, svg=drawing.svg("metrics", title, "; ".join(said)))
+    title = say("Quality kept, with its interval")
+    said = [
+        say("{metric} {said}, interval {bounds}", metric=_format.metric_label(c.metric), said=_format.kept(c),
+            bounds=_format.kept_interval(c)) for c in changes
+    ]  # fmt: skip
+    return Figure(title=title, svg=drawing.svg("metrics", title, say("; ").join(said)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import east_asian_width
 from xml.etree import ElementTree
 
 import altair as alt
@@ -194,5 +195,14 @@ def _named(root: ElementTree.Element, name: str, title: str, description: str) -
 # ---------------------------------------------------------------- quality against size and latency
 
 
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+def _letters(text: str) -> float:
+    """How many average letters are as wide as this text: one of Chinese is nearly as wide as two."""
+    return sum(1.9 if east_asian_width(letter) in "WF" else 1.0 for letter in text)
+
+
+def _cut(text: str, length: float) -> str:
+    if _letters(text) <= length:
+        return text
+    while text and _letters(text) > length - 1:
+        text = text[:-1]
+    return text.rstrip() + "…"

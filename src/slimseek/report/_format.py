@@ -12,42 +12,14 @@ from dataclasses import dataclass
 
 from slimseek import plugins
 from slimseek.errors import SlimseekError
+from slimseek.report._labels import LABELS, WORDS
+from slimseek.report._words import phrase, recorded, say
 from slimseek.schema import Change, Comparison, GateResult, Measurement
 from slimseek.timing import NO_FASTER
 
 DASH = "–"
 MINUS = "\N{MINUS SIGN}"
 
-LABELS = {
-    "size": ("Size", "all that is shipped"),
-    "size_weights": ("Weights", "their part of the size"),
-    "size_rest": ("Rest", "tokenizer, graph, settings"),
-    "parameters": ("Parameters", ""),
-    "macs": ("Multiply-accumulates", "one item; a text has 128 tokens"),
-    "latency_p50": ("Latency p50", "one query, median"),
-    "latency_p95": ("Latency p95", "one query, 95th percentile"),
-    "latency_p99": ("Latency p99", "one query, 99th percentile"),
-    "throughput": ("Throughput", "items in batches"),
-    "cold_start": ("Cold start", "load to first answer"),
-    "peak_memory": ("Peak memory", ""),
-    "index_size": ("Index", "vectors of all documents"),
-    "rescore_size": ("Finer vectors", "on disk, to rank candidates"),
-    "invariance": ("Invariance", "least cosine, alone or in a batch"),
-    "real_time_factor": ("Real-time factor", "computing for a second of sound"),
-}
-"""Label and explanation of each figure that is not a metric."""
-
-_WORDS = {
-    "size": ("smaller", "larger"),
-    "parameters": ("fewer", "more"),
-    "macs": ("fewer", "more"),
-    "latency": ("faster", "slower"),
-    "throughput": ("faster", "slower"),
-    "cold": ("faster", "slower"),
-    "peak": ("less", "more"),
-    "real": ("faster", "slower"),
-    "index": ("smaller", "larger"),
-}
 _CLOCKED = ("latency", "throughput", "cold", "real")
 _ROWS = (
     "size", "size_weights", "index_size", "rescore_size", "parameters", "latency_p50", "latency_p95", "throughput",
@@ -149,7 +121,7 @@ def times(ratio: float) -> str:
 
 def interval(low: float, high: float, show: Callable[[float], str]) -> str:
     """An interval, its unit said once: "98.2 to 100.1", "4.5 to 4.8 ms"."""
-    return _once(show(low), show(high), " to ")
+    return _once(show(low), show(high), phrase(" to "))
 
 
 def arrow(before: str, after: str) -> str:
@@ -159,8 +131,9 @@ def arrow(before: str, after: str) -> str:
 
 def unbroken(text: str) -> str:
     """A text in which a number keeps to its unit, and an arrow to both sides, on one line."""
-    text = re.sub(r"(?<=[\d.]) (?=(%|[kMG]?B|m?s|µs|min|h|times|[MG])\b|%)", "\N{NO-BREAK SPACE}", text)
-    return re.sub(r" (=|→) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
+    said = re.sub(r"(?<=[\d.]) (?=(%|[kMG]?B|m?s|µs|min|h|times|[MG])\b|%|项)", "\N{NO-BREAK SPACE}", text)
+    # Of the same type: what is marked as safe for a page stays so, for nothing but spaces is changed.
+    return type(text)(re.sub(r" (=|→) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", said))
 
 
 def _once(first: str, second: str, between: str) -> str:
@@ -180,12 +153,13 @@ def metric_label(name: str) -> str:
     except (SlimseekError, AttributeError):
         label = base.replace("_", " ")
         label = label[:1].upper() + label[1:]
+    label = recorded(label) or label
     return label if "@" in label else f"{label}{at}{cutoff}"
 
 
 def label(name: str) -> str:
     """What a figure is called in a table."""
-    return LABELS[name][0] if name in LABELS else metric_label(name)
+    return phrase(LABELS[name][0]) if name in LABELS else metric_label(name)
 
 
 def formatter(name: str, unit: str) -> Callable[[float], str]:
@@ -199,7 +173,7 @@ def formatter(name: str, unit: str) -> Callable[[float], str]:
         return cosine
     if not unit:
         return score
-    return lambda value: f"{significant(value)} {unit}"
+    return lambda value: f"{significant(value)} {recorded(unit) or unit}"
 
 
 def figure(measurement: Measurement | None) -> str:
@@ -227,21 +201,28 @@ def ratio(before: Measurement | None, after: Measurement | None) -> float | None
 
 def in_words(name: str, better: float) -> str:
     """A ratio in words: "9.4 times smaller", "1.3 times slower", "no faster"."""
-    good, bad = _WORDS[name.partition("_")[0]]
+    good, bad, neither = WORDS[name.partition("_")[0]]
+    way = _way(name, better)
+    return say((bad, neither, good)[way + 1], ratio=times(better if way > 0 else 1 / better))
+
+
+def _way(name: str, better: float) -> int:
+    """1 for a ratio that is better, -1 for worse; 0 where too little differs to say so."""
     threshold = NO_FASTER if name.startswith(_CLOCKED) else 1.005
-    if better >= threshold:
-        return f"{times(better)} times {good}"
-    if better <= 1 / threshold:
-        return f"{times(1 / better)} times {bad}"
-    return f"no {good}"
+    return (better >= threshold) - (better <= 1 / threshold)
+
+
+def same_way(name: str, one: float, two: float) -> bool:
+    """Whether two ratios would be said with the same words."""
+    return _way(name, one) == _way(name, two)
 
 
 def moved(change: Change, loss: float | None = None) -> str:
     """A paired change, or its bound, as it is measured: "−1.8 %"; of an error rate, "+0.4 points" for 0.4 more."""
     loss = change.relative if loss is None else loss
-    return (
-        f"{percent(0 - loss, signed=True, unit=False)} points" if change.points is True else percent(loss, signed=True)
-    )
+    if change.points is not True:
+        return percent(loss, signed=True)
+    return say("{change} points", change=percent(0 - loss, signed=True, unit=False))
 
 
 def moved_interval(change: Change) -> str:
@@ -253,7 +234,7 @@ def moved_interval(change: Change) -> str:
 
 def kept(change: Change) -> str:
     """A paired change in words: "99.1 % kept" where more is better."""
-    return moved(change) if change.points is True else f"{percent(1 + change.relative)} kept"
+    return moved(change) if change.points is True else say("{share} kept", share=percent(1 + change.relative))
 
 
 def kept_interval(change: Change) -> str:
@@ -358,16 +339,17 @@ def _row(comparison: Comparison, name: str) -> Row:
     before, after = comparison.original.get(name), comparison.compressed.get(name)
     change, better = _changed(comparison, name)
     return Row(
-        name=name, label=label(name), hint=LABELS.get(name, ("", _metric_hint(after or before)))[1],
+        name=name, label=label(name), hint=_hint(name, after or before),
         before=_cell(before), after=_cell(after), change=change, better=better,
         others=tuple(_cell(report.get(name)) for report in comparison.alternatives),
     )  # fmt: skip
 
 
-def _metric_hint(measurement: Measurement | None) -> str:
-    if measurement is None or measurement.n < 1:
-        return ""
-    return f"n = {measurement.n:,} queries"
+def _hint(name: str, measurement: Measurement | None) -> str:
+    """The small print below a label: what a figure is, or of how many queries a metric is."""
+    if name in LABELS:
+        return phrase(LABELS[name][1]) if LABELS[name][1] else ""
+    return "" if measurement is None or measurement.n < 1 else say("n = {n:,} queries", n=measurement.n)
 
 
 def _cell(measurement: Measurement | None) -> Cell:
@@ -385,7 +367,7 @@ def _changed(comparison: Comparison, name: str) -> tuple[Cell, bool | None]:
         return Cell(text=moved(change), detail=moved_interval(change)), better
     better_by = ratio(comparison.original.get(name), comparison.compressed.get(name))
     clocked = name.startswith(_CLOCKED)
-    if better_by is None or name.partition("_")[0] not in _WORDS or (clocked and not same_machine(comparison)):
+    if better_by is None or name.partition("_")[0] not in WORDS or (clocked and not same_machine(comparison)):
         return Cell(text=DASH), None
-    words = in_words(name, better_by)
-    return Cell(text=words.replace(" times", "×")), None if words.startswith("no ") else better_by > 1
+    words = in_words(name, better_by).replace(" times", "×")
+    return Cell(text=words), better_by > 1 if _way(name, better_by) else None

@@ -7,14 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from slimseek.report import _format, _trials
-from slimseek.report._drawing import _BOLD_LETTER, _LETTER, COMPRESSED, LINE, LOSS, SOFT, Mark, _Drawing
+from slimseek.report._drawing import _BOLD_LETTER, _LETTER, COMPRESSED, LINE, LOSS, SOFT, Mark, _Drawing, _letters
+from slimseek.report._labels import LABELS
 from slimseek.report._scatter import Box, Place, _across, _free, _Spot, _tick, _ticks
+from slimseek.report._words import later, phrase, say
 from slimseek.schema import Measurement
 from slimseek.trial import Found
 
 HEIGHT, LEFT, TOP = 230.0, 46.0, 30.0
 UNITS = {"size": "B", "latency_p95": "ms", "index_size": "B", "memory": "B"}
-LABELS = {"index_size": "Index", "memory": "Peak memory"}
+TITLES = {
+    "size": later("Quality against size"), "latency_p95": later("Quality against latency p95"),
+    "index_size": later("Quality against index"), "memory": later("Quality against peak memory"),
+}  # fmt: skip
 SHOWN_LOSS = 0.1
 """A loss above this, and above five times the one allowed, stands at the lower edge: else it would squeeze the rest."""
 ANCHORS = {"left": "start", "center": "middle", "right": "end"}
@@ -74,16 +79,15 @@ def _plot(found: Found, rows: Sequence[_trials.Row], cost: str) -> Plot | None:
     if len(set(values)) < 2:
         return None
     drawing = _Drawing(height=HEIGHT, left=LEFT, right=12, top=TOP, bottom=44)
-    name = cost if cost in _format.LABELS else LABELS[cost]
+    name = cost if cost in LABELS else "peak_memory"
     x = _across(drawing, [Measurement(name=name, value=value, unit=UNITS[cost]) for value in values])
     y = _down(drawing, found, shown)
     dots = tuple(_dot(row, cost, x, y) for row in sorted(shown, key=lambda row: ORDER.index(row.role)))
     _limits(drawing, found, cost, x, y)
     _stairs(drawing, dots)
     places = _names(drawing, dots)
-    label = _trials.COSTS[cost][0]
-    title = f"Quality against {label[0].lower()}{label[1:]}"
-    described = "; ".join(dot.said for dot in dots if dot.row.role in ("original", "chosen", "front"))
+    title = phrase(TITLES[cost])
+    described = say("; ").join(dot.said for dot in dots if dot.row.role in ("original", "chosen", "front"))
     svg = drawing.svg(f"front-{cost}", title, described).removesuffix("</svg>")
     moved = tuple(_moved(dot, places.get(dot.row.trial.number)) for dot in dots)
     # The points are named things of their own, so the picture as a whole may not pass for one image.
@@ -120,7 +124,7 @@ def _down(drawing: _Drawing, found: Found, rows: Sequence[_trials.Row]) -> Calla
     for tick in _ticks(low, high):
         drawing.line(0, y(tick), drawing.width, y(tick), colour=LINE if tick else SOFT)
         drawing.text(-7, y(tick), f"{_tick(round(100 * (1 + tick), 6))} %", align="right", colour=SOFT)
-    drawing.text(-42, -18, f"{_format.metric_label(found.budget.metric)} kept  ↑ higher is better")
+    drawing.text(-42, -18, say("{metric} kept  ↑ higher is better", metric=_format.metric_label(found.budget.metric)))
     return y
 
 
@@ -130,11 +134,12 @@ def _dot(row: _trials.Row, cost: str, x: Callable[[float], float], y: Callable[[
     height = y(change)
     below = height >= HEIGHT - 1e-6
     figures = _trials.COSTS[cost][1](_trials.value(row.trial, cost))
-    between = f" ({row.kept.detail})" if row.kept.detail else ""
+    between = say(" ({interval})", interval=row.kept.detail) if row.kept.detail else ""
     return Dot(
         row=row, x=round(x(_trials.value(row.trial, cost)), 1), y=round(height - 5 * below, 1), below=below,
         ends=() if below else tuple(round(y(end), 1) for end in _ends(row)),
-        said=f"{row.trial.number} {row.name}: {figures}, {row.kept.text} kept{between}; {row.said}",
+        said=say("{number} {name}: {figures}, {kept} kept{between}; {said}", number=row.trial.number, name=row.name,
+                 figures=figures, kept=row.kept.text, between=between, said=row.said),
     )  # fmt: skip
 
 
@@ -157,12 +162,18 @@ def _limits(
     if most is not None and 0 < x(most) < drawing.width:
         drawing.line(x(most), 0, x(most), drawing.height, colour=LOSS, dash=True)
         at, align = (x(most) + 4, "left") if x(most) < drawing.width - 90 else (x(most) - 4, "right")
-        drawing.text(at, drawing.height - 9, f"at most {_trials.COSTS[cost][1](most)}", align=align, colour=LOSS)
+        drawing.text(
+            at, drawing.height - 9, say("at most {most}", most=_trials.COSTS[cost][1](most)), align=align, colour=LOSS
+        )
     loss = found.budget.max_loss
     if loss is not None and y(-loss) < drawing.height:
         drawing.line(0, y(-loss), drawing.width, y(-loss), colour=LOSS, dash=True)
         drawing.text(
-            drawing.width, y(-loss) + 9, f"loss of {_format.percent(loss, trim=True)}", align="right", colour=LOSS
+            drawing.width,
+            y(-loss) + 9,
+            say("loss of {loss}", loss=_format.percent(loss, trim=True)),
+            align="right",
+            colour=LOSS,
         )
 
 
@@ -186,7 +197,7 @@ def _names(drawing: _Drawing, dots: Sequence[Dot]) -> dict[int, Place]:
     for dot in reversed(dots):
         text = _label(dot)
         spot = _Spot(x=dot.x, y=dot.y, ends=dot.ends)
-        place = _free(drawing, spot, len(text) * _BOLD_LETTER, taken) if text else None
+        place = _free(drawing, spot, _letters(text) * _BOLD_LETTER, taken) if text else None
         if place is not None:
             places[dot.row.trial.number] = place
             taken.append(place[3])
@@ -195,11 +206,12 @@ def _names(drawing: _Drawing, dots: Sequence[Dot]) -> dict[int, Place]:
 
 def _label(dot: Dot) -> str:
     number = str(dot.row.trial.number)
-    return {"front": number, "chosen": f"{number} chosen", "original": "original"}.get(dot.row.role, "")
+    chosen = say("{number} chosen", number=number)
+    return {"front": number, "chosen": chosen, "original": say("original")}.get(dot.row.role, "")
 
 
 def _box(mark: Mark) -> Box:
     """Where a text is written."""
-    width = len(mark["text"]) * _LETTER
+    width = _letters(mark["text"]) * _LETTER
     left = mark["x"] - width * {"left": 0.0, "center": 0.5, "right": 1.0}[mark["align"]]
     return (left, mark["y"] - 7, left + width, mark["y"] + 7)

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 from slimseek import plugins
+from slimseek.report._words import phrase, recorded
 
 
 def source(name: str) -> str:
@@ -17,6 +18,9 @@ def source(name: str) -> str:
 def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Any:
     """A template by its file's name, with what it may call on values.
 
+    Beside the filters it has ``say``, which fills a phrase of the page's language with values, escaped, and ``told``,
+    which gives what a run wrote in that language, or marks it as English.
+
     Raises:
         MissingExtra: jinja2 is not installed.
     """
@@ -25,5 +29,15 @@ def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Any:
         loader=jinja2.PackageLoader("slimseek", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(filters)
+    markup = jinja2.filters.Markup
+
+    def say(text: str, **values: Any) -> Any:
+        return markup(phrase(text)).format(**values)
+
+    def told(text: str) -> Any:
+        said = recorded(text)
+        return markup('<span lang="en">{}</span>').format(text) if said is None else said
+
+    environment.globals["say"] = say
+    environment.filters.update({"told": told, "phrase": phrase, **filters})
     return environment.get_template(name)

@@ -19,7 +19,9 @@ from slimseek.report._drawing import (
     Figure,
     _cut,
     _Drawing,
+    _letters,
 )
+from slimseek.report._words import later, phrase, say
 from slimseek.schema import Comparison, Measurement
 
 
@@ -36,15 +38,18 @@ class _Point:
 
 def _points(comparison: Comparison, name: str, metric: str) -> list[_Point]:
     subjects = [
-        (comparison.original, "original", ORIGINAL, "circle"),
-        (comparison.compressed, "compressed", COMPRESSED, "diamond"),
-        *((other, "alternative", OTHER, _SHAPES[i % len(_SHAPES)]) for i, other in enumerate(comparison.alternatives)),
+        (comparison.original, later("original"), ORIGINAL, "circle"),
+        (comparison.compressed, later("compressed"), COMPRESSED, "diamond"),
+        *(
+            (other, later("alternative"), OTHER, _SHAPES[i % len(_SHAPES)])
+            for i, other in enumerate(comparison.alternatives)
+        ),
     ]
     points = []
     for report, role, colour, shape in subjects:
         x, y = report.get(name), report.get(metric)
         if x and y and math.isfinite(x.value) and x.value > 0 and math.isfinite(y.value):
-            shown = role if role != "alternative" else report.subject.rpartition("/")[2] or report.subject
+            shown = phrase(role) if role != "alternative" else report.subject.rpartition("/")[2] or report.subject
             points.append(_Point(name=report.subject, shown=shown, role=role, x=x, y=y, colour=colour, shape=shape))
     return points
 
@@ -68,7 +73,7 @@ def _scatter(comparison: Comparison, name: str, title: str) -> Figure | None:
             drawing.line(at.x - 3, end, at.x + 3, end, colour=colour)
         drawing.dot(at.x, at.y, colour=colour, shape=at.point.shape, name=_described(at.point))
     key = _label_points(drawing, placed)
-    description = "; ".join(map(_described, points))
+    description = say("; ").join(map(_described, points))
     return Figure(title=title, svg=drawing.svg(f"quality-{name.partition('_')[0]}", title, description), key=key)
 
 
@@ -88,7 +93,9 @@ def _across(drawing: _Drawing, measurements: Sequence[Measurement]) -> Callable[
     for tick in ticks:
         drawing.line(x(tick), floor, x(tick), floor + 4, colour=SOFT)
         drawing.text(x(tick), floor + 14, _tick(tick / scale), align="center", colour=SOFT)
-    label = f"{_format.label(measurements[0].name)}, {unit}{', logarithmic' if log else ''}  ← less is better"
+    logarithmic = say(", logarithmic") if log else ""
+    label = say("{label}, {unit}{scale}  ← less is better", label=_format.label(measurements[0].name), unit=unit,
+                scale=logarithmic)  # fmt: skip
     drawing.text(drawing.width, floor + 34, label, align="right")
     return x
 
@@ -106,16 +113,17 @@ def _down(drawing: _Drawing, measurements: Sequence[Measurement]) -> Callable[[f
     for tick in _ticks(low, high):
         drawing.line(0, y(tick), drawing.width, y(tick))
         drawing.text(-7, y(tick), _tick(tick), align="right", colour=SOFT)
-    better = "↑ higher is better" if measurements[0].higher_is_better else "↓ lower is better"
+    better = say("↑ higher is better" if measurements[0].higher_is_better else "↓ lower is better")
     drawing.text(-42, -22, f"{_format.metric_label(measurements[0].name)}  {better}")
     return y
 
 
 def _described(point: _Point) -> str:
     bounds = _bounds(point.y)
-    between = f" ({_format.interval(*bounds, _format.score)})" if bounds else ""
-    metric = _format.metric_label(point.y.name)
-    return f"{point.name} ({point.role}): {_format.figure(point.x)}, {metric} {_format.figure(point.y)}{between}"
+    between = say(" ({interval})", interval=_format.interval(*bounds, _format.score)) if bounds else ""
+    return say("{name} ({role}): {cost}, {metric} {score}{between}", name=point.name, role=phrase(point.role),
+               cost=_format.figure(point.x), metric=_format.metric_label(point.y.name), score=_format.figure(point.y),
+               between=between)  # fmt: skip
 
 
 def _bounds(measurement: Measurement) -> tuple[float, float] | None:
@@ -181,7 +189,7 @@ def _label_points(drawing: _Drawing, placed: Sequence[_Placed]) -> tuple[tuple[s
     for at in placed:
         name, letter = _cut(at.point.shown, 30), "abcdefghijklmnopqrstuvwxyz"[len(key) % 26]
         bold = at.point.role != "alternative"
-        free = _free(drawing, at, len(name) * (_BOLD_LETTER if bold else _LETTER), taken)
+        free = _free(drawing, at, _letters(name) * (_BOLD_LETTER if bold else _LETTER), taken)
         text = name if free else letter
         x, y, align, box = free or _free(drawing, at, _LETTER, taken) or _places(at, _LETTER)[0]
         if text != at.point.shown:

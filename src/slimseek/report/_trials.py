@@ -11,14 +11,18 @@ from typing import Literal
 from slimseek import recipe as recipes
 from slimseek.budget import attribution, front
 from slimseek.report import _format
+from slimseek.report._words import later, phrase, recorded, say
 from slimseek.trial import Found, Trial
 
 Role = Literal["original", "chosen", "front", "beaten", "ended"]
 
-SAID = {"original": "original", "chosen": "chosen", "front": "on the front", "beaten": "beaten", "ended": "ended early"}
+SAID = {
+    "original": later("original"), "chosen": later("chosen"), "front": later("on the front"),
+    "beaten": later("beaten"), "ended": later("ended early"),
+}  # fmt: skip
 COSTS = {
-    "size": ("Size", _format.size), "latency_p95": ("Latency p95", _format.milliseconds),
-    "index_size": ("Index", _format.size), "memory": ("Peak memory", _format.size),
+    "size": (later("Size"), _format.size), "latency_p95": (later("Latency p95"), _format.milliseconds),
+    "index_size": (later("Index"), _format.size), "memory": (later("Peak memory"), _format.size),
 }  # fmt: skip
 """Label and way of writing of each cost that trials are compared by."""
 
@@ -78,7 +82,10 @@ def rows(found: Found) -> tuple[Row, ...]:
 
 def name_of(found: Found, trial: Trial) -> str:
     """What a trial is called: the original's own name, or what its plan does."""
-    return found.source if trial.number == 0 else trial.plan.name or f"trial {trial.number}"
+    if trial.number == 0:
+        return found.source
+    parts = trial.plan.name.split(", ") if trial.plan.name else [say("trial {number}", number=trial.number)]
+    return say(", ").join(recorded(part) or part for part in parts)
 
 
 def thinned(shown: Sequence[Row], most: int = 10) -> tuple[Row, ...]:
@@ -102,14 +109,16 @@ def kept(trial: Trial) -> _format.Cell:
         return _format.Cell(text=_format.DASH)
     detail = _format.kept_interval(change) if all(map(math.isfinite, change.interval)) else ""
     if trial.reached != "whole":
-        detail = f"{detail}, n = {change.n:,}" if detail else f"n = {change.n:,}"
+        n = f"n = {change.n:,}"
+        detail = say("{interval}, {n}", interval=detail, n=n) if detail else n
     return _format.Cell(text=_format.percent(1 + change.relative), detail=detail)
 
 
 def _row(found: Found, trial: Trial, shown: Sequence[str]) -> Row:
     role = _role(found, trial)
     methods = [step.method for step in trial.plan.recipe.steps]
-    index = [] if trial.plan.precision == "f32" else [f"index {trial.plan.precision}"]
+    precision = trial.plan.precision
+    index = [] if precision == "f32" else [say("index {precision}", precision=precision)]
     figures = [_cost(trial, name) for name in shown]
     file = f"trial-{trial.number}.yaml"
     numbers = {name: value(trial, name) for name in shown} | {"kept": 1 + front.quality(trial)}
@@ -135,16 +144,16 @@ def _role(found: Found, trial: Trial) -> Role:
 
 def _said(found: Found, trial: Trial, role: Role) -> str:
     if role == "ended" and trial.ended:
-        return trial.ended
-    more = ", the original" if trial.number == 0 and role == "chosen" else ""
-    return SAID[role] + more
+        return recorded(trial.ended) or trial.ended
+    more = say(", the original") if trial.number == 0 and role == "chosen" else ""
+    return phrase(SAID[role]) + more
 
 
 def _cost(trial: Trial, name: str) -> str:
     figure = value(trial, name)
     if not math.isfinite(figure):
         return _format.DASH
-    predicted = " predicted" if name == "size" and trial.reached == "size" else ""
+    predicted = say(" predicted") if name == "size" and trial.reached == "size" else ""
     return COSTS[name][1](figure) + predicted
 
 
@@ -183,8 +192,8 @@ def saved_in_words(row: attribution.Saved) -> str:
     if row.milliseconds is not None:
         said.append(difference(-row.milliseconds, _format.milliseconds))
     if row.quality is not None:
-        said.append(f"quality {_format.percent(row.quality, signed=True)}")
-    return f"{row.step}: {', '.join(said)}"
+        said.append(say("quality {change}", change=_format.percent(row.quality, signed=True)))
+    return say("{step}: {said}", step=recorded(row.step) or row.step, said=say(", ").join(said))
 
 
 def difference(number: float, show: Callable[[float], str]) -> str:

@@ -16,6 +16,7 @@ from slimseek.budget import attribution, front
 from slimseek.folder import write_atomically
 from slimseek.report import _format, _trials
 from slimseek.report._page import source, template
+from slimseek.report._words import later, phrase, recorded, say, speaking, spoken
 from slimseek.schema import Comparison
 from slimseek.trial import Budget, Found, Trial, numbered
 
@@ -26,37 +27,45 @@ MOST_EFFECTS = 12
 
 def asked(budget: Budget) -> str:
     """The budget in words: "at most 8.0 MB, 5.00 ms (p95) and a loss of nDCG@10 of 1 %"."""
-    sizes = {"": budget.size, " of memory": budget.memory, " of index": budget.index_size,
-             " of package and index": budget.total}  # fmt: skip
-    said = [f"{_format.size(most)}{of}" for of, most in sizes.items() if most is not None]
+    sizes = {
+        later("{size}"): budget.size, later("{size} of memory"): budget.memory,
+        later("{size} of index"): budget.index_size, later("{size} of package and index"): budget.total,
+    }  # fmt: skip
+    said = [phrase(of).format(size=_format.size(most)) for of, most in sizes.items() if most is not None]
     if budget.latency_p95 is not None:
         said.append(f"{_format.milliseconds(budget.latency_p95)} (p95)")
     if budget.max_loss is not None:
         loss = _format.percent(budget.max_loss, trim=True)
-        said.append(f"a loss of {_format.metric_label(budget.metric)} of {loss}")
-    listed = " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
-    return f"at most {listed}" if listed else "no limit"
+        said.append(say("a loss of {metric} of {loss}", metric=_format.metric_label(budget.metric), loss=loss))
+    listed = say(" and ").join([say(", ").join(said[:-1]), said[-1]] if len(said) > 1 else said)
+    return say("at most {most}", most=listed) if listed else say("no limit")
 
 
 def verdict(found: Found) -> str:
     """What was asked and what was found, in two sentences; a third where the budget is not kept."""
     why = unmet(found)
-    return f"{headline(found)}. {why}" if why else headline(found)
+    return say("{headline}. {why}", headline=headline(found), why=why) if why else headline(found)
 
 
 def unmet(found: Found) -> str:
     """What is not kept and what would do, as a sentence; ``""`` where the budget is met."""
-    return "" if found.met or not found.unmet else found.unmet[:1].upper() + found.unmet[1:]
+    if found.met or not found.unmet:
+        return ""
+    said = found.unmet if spoken() == "en" else _missed(found) or recorded(found.unmet) or found.unmet
+    return said[:1].upper() + said[1:]
 
 
 def headline(found: Found) -> str:
     """What was asked and what was found, without the reason where the budget is not kept."""
     trial = chosen(found)
-    head = f"{found.source}, asked for {asked(found.budget)}: {'met' if found.met else 'not met'}. "
-    said = "; ".join(part for part in (_size(found, trial), _speed(found, trial), _quality(found, trial)) if part)
-    name = _trials.name_of(found, trial) if trial.number else "the original as it is"
-    start = "" if found.met else "Nearest: "
-    return f"{head}{start}{name}{': ' if said else ''}{said}"
+    result = say("met" if found.met else "not met")
+    head = say(
+        "{source}, asked for {budget}: {result}. ", source=found.source, budget=asked(found.budget), result=result
+    )
+    parts = [part for part in (_size(found, trial), _speed(found, trial), _quality(found, trial)) if part]
+    name = _trials.name_of(found, trial) if trial.number else say("the original as it is")
+    start = "" if found.met else say("Nearest: ")
+    return f"{head}{start}{name}{say(': ') if parts else ''}{say('; ').join(parts)}"
 
 
 def chosen(found: Found) -> Trial:
@@ -69,28 +78,36 @@ def original(found: Found) -> Trial:
     return found.trials[0]
 
 
-def render(found: Found) -> str:
+def render(found: Found, lang: str = "en") -> str:
     """The page as HTML: nothing is loaded from outside, and no script runs but the page's own.
 
     Args:
         found: the search; what it lacks is left out of the page.
+        lang: ``en`` or ``zh``.
 
     Returns:
         The whole document.
 
     Raises:
         MissingExtra: jinja2, altair or vl-convert is not installed.
+        UsageError: another language.
     """
+    with speaking(lang) as tag:
+        return _rendered(found, tag)
+
+
+def _rendered(found: Found, tag: str) -> str:
     page_of = template("search.html.j2", _filters())
     charts, drawn = (plugins.require(f"slimseek.report.{name}") for name in ("_charts", "_front"))
     rows, trial, script = _trials.rows(found), chosen(found), source(SCRIPT)
     effects = attribution.effects(found.trials)
     page: str = page_of.render(
-        f=found, headline=headline(found), unmet=unmet(found), limits=front.limits(trial, found.budget), chosen=trial,
+        f=found, tag=tag, headline=headline(found), unmet=unmet(found), limits=front.limits(trial, found.budget),
+        chosen=trial,
         chosen_name=_trials.name_of(found, trial), plots=drawn.plots(found, rows), rows=rows,
         on_front=[row for row in rows if row.trial.number in found.front or row.role in ("chosen", "original")],
         off_front=[row for row in rows if row.role in ("beaten", "ended")],
-        names=_trials.costs(found), costs=[_trials.COSTS[cost][0] for cost in _trials.costs(found)],
+        names=_trials.costs(found), costs=[phrase(_trials.COSTS[cost][0]) for cost in _trials.costs(found)],
         kinds=sorted({kind for row in rows for kind in row.kinds}), metric=_format.metric_label(found.budget.metric),
         steps=charts.steps(trial.records), saved=attribution.attribution(trial, original(found), found.trials),
         effects={kind: [effect for effect in effects if effect.kind == kind] for kind in ("choice", "step", "order")},
@@ -100,18 +117,31 @@ def render(found: Found) -> str:
     return page
 
 
-def write(found: Found, path: Path) -> None:
+def write(found: Found, path: Path, lang: str = "en") -> None:
     """Write the page to ``path``, whole or not at all.
 
     Args:
         found: the search.
         path: the file to make or replace.
+        lang: ``en`` or ``zh``.
 
     Raises:
         MissingExtra: jinja2, altair or vl-convert is not installed.
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written, or another language.
     """
-    write_atomically(path, render(found).encode("utf-8", errors="replace"))
+    write_atomically(path, render(found, lang).encode("utf-8", errors="replace"))
+
+
+def _missed(found: Found) -> str:
+    """The limits that are not kept and what would do, each limit in the language of the page."""
+    over = front.missed(chosen(found), found.budget)
+    said = say("; ").join(recorded(limit.said) or limit.said for limit in over)
+    if not said or not all(limit.flag for limit in over):
+        return say("{limits}: no other value of these limits would do", limits=said) if said else ""
+    flags = say(" and ").join(limit.flag for limit in over)
+    queries = next((limit.queries for limit in over if limit.queries), None)
+    more = say(" (or about {n:,} development queries in place of the loss)", n=queries) if queries else ""
+    return say("{limits}: {flags}{more} would do", limits=said, flags=flags, more=more)
 
 
 # ---------------------------------------------------------------- clauses
@@ -121,7 +151,8 @@ def _size(found: Found, trial: Trial) -> str:
     before, after = original(found).figures.size, trial.figures.size
     if before is None or after is None or trial.number == 0:
         return "" if after is None else _format.size(after)
-    return f"{_format.arrow(_format.size(before), _format.size(after))}, {_format.in_words('size', before / after)}"
+    figures = _format.arrow(_format.size(before), _format.size(after))
+    return say("{figures}, {words}", figures=figures, words=_format.in_words("size", before / after))
 
 
 def _speed(found: Found, trial: Trial) -> str:
@@ -136,8 +167,9 @@ def _quality(found: Found, trial: Trial) -> str:
     cell = _trials.kept(trial)
     if trial.number == 0 or change is None:
         return ""
-    between = f", interval {cell.detail}" if cell.detail else ""
-    return f"{label} {cell.text} kept{between}, n = {change.n:,} development queries"
+    between = say(", interval {bounds}", bounds=cell.detail) if cell.detail else ""
+    return say("{metric} {share} kept{between}, n = {n:,} development queries", metric=label, share=cell.text,
+               between=between, n=change.n)  # fmt: skip
 
 
 def _on_test(test: Comparison | None) -> str:
@@ -145,7 +177,8 @@ def _on_test(test: Comparison | None) -> str:
     if change is None:
         return ""
     label = _format.metric_label(change.metric)
-    return f"{label} {_format.kept(change)}, interval {_format.kept_interval(change)}, n = {change.n:,}"
+    return say("{metric} {said}, interval {bounds}, n = {n:,}", metric=label, said=_format.kept(change),
+               bounds=_format.kept_interval(change), n=change.n)  # fmt: skip
 
 
 def _filters() -> dict[str, Any]:
@@ -176,5 +209,5 @@ def _spread(found: attribution.Spread | None, how: str) -> _format.Cell:
 
 
 def _pairs(found: attribution.Effect, most: int = 3) -> str:
-    shown = ", ".join(f"{one} and {two}" for one, two in found.pairs[:most])
-    return shown + (f", and {len(found.pairs) - most} more" if len(found.pairs) > most else "")
+    shown = say(", ").join(say("{one} and {two}", one=one, two=two) for one, two in found.pairs[:most])
+    return shown + (say(", and {n} more", n=len(found.pairs) - most) if len(found.pairs) > most else "")

@@ -12,11 +12,12 @@ from msgspec import json
 from slimseek.folder import write_atomically
 from slimseek.report import _format
 from slimseek.report._page import template
+from slimseek.report._words import later, phrase, say, speaking
 from slimseek.schema import Change
 from slimseek.sensitivity import LayerSensitivity, Point, Sensitivity
 
 PAGE = "sensitivity.html"
-UNITS = {"prune.channels": "channels", "prune.heads": "heads"}
+UNITS = {"prune.channels": later("channels"), "prune.heads": later("heads")}
 LEFT, RIGHT, TOP, BOTTOM = 6.0, 178.0, 16.0, 104.0
 """The plot of a panel, in a picture of 184 x 122 units."""
 STEPS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25)
@@ -60,27 +61,27 @@ class Panel:
 
 def verdict(found: Sensitivity) -> str:
     """What to do with the figures, in one sentence."""
-    metric, units = _format.metric_label(found.settings.metric), UNITS[found.settings.method]
+    metric, units = _format.metric_label(found.settings.metric), phrase(UNITS[found.settings.method])
     before = ""
     for amount in found.settings.amounts:
         losers, measured = found.losers(amount)
-        share = f"{_format.percent(amount, trim=True)} of its {units}"
+        share = say("{share} of its {units}", share=_format.percent(amount, trim=True), units=units)
         if losers and len(losers) < measured:
-            more = f" and {len(losers) - NAMED} more" if len(losers) > NAMED else ""
-            names = ", ".join(layer.name for layer in losers[:NAMED]) + more
-            return (f"Without {share}, {len(losers)} of {measured} layers lose {metric} for sure; keep them whole "
-                    f"with skip: {names}")  # fmt: skip
+            more = say(" and {n} more", n=len(losers) - NAMED) if len(losers) > NAMED else ""
+            names = say(", ").join(layer.name for layer in losers[:NAMED]) + more
+            return say("Without {share}, {n} of {all} layers lose {metric} for sure; keep them whole with skip: "
+                       "{names}", share=share, n=len(losers), all=measured, metric=metric, names=names)  # fmt: skip
         if losers and before:
-            return (f"No layer loses {metric} for sure without {before}, and every one does without {share}: stay "
-                    f"below that, or train afterwards")  # fmt: skip
+            return say("No layer loses {metric} for sure without {before}, and every one does without {share}: stay "
+                       "below that, or train afterwards", metric=metric, before=before, share=share)  # fmt: skip
         if losers:
-            return f"Every layer loses {metric} for sure without {share}: take less, or train afterwards"
+            return say("Every layer loses {metric} for sure without {share}: take less, or train afterwards",
+                       metric=metric, share=share)  # fmt: skip
         before = share if measured else before
     if not before:
-        return f"No layer can lose a share of its {units} that was asked"
-    return (
-        f"No layer loses {metric} for sure without {before}, on {found.original.n:,} queries: these figures spare none"
-    )
+        return say("No layer can lose a share of its {units} that was asked", units=units)
+    return say("No layer loses {metric} for sure without {before}, on {n:,} queries: these figures spare none",
+               metric=metric, before=before, n=found.original.n)  # fmt: skip
 
 
 def step(found: Sensitivity) -> str:
@@ -110,33 +111,39 @@ def kept(point: Point) -> str:
     return _format.percent(1 + point.change.relative) if point.change is not None else _format.DASH
 
 
-def render(found: Sensitivity) -> str:
-    """The page as HTML, without scripts or outside resources.
+def render(found: Sensitivity, lang: str = "en") -> str:
+    """The page as HTML, without scripts or outside resources, in ``en`` or ``zh``.
 
     Raises:
         MissingExtra: jinja2 is not installed.
+        UsageError: another language.
     """
+    with speaking(lang) as tag:
+        return _rendered(found, tag)
+
+
+def _rendered(found: Sensitivity, tag: str) -> str:
     filters = {
         name: getattr(_format, name) for name in ("count", "percent", "score", "cosine", "metric_label", "figure")
     }
     filters |= {"kept": kept, "kept_interval": _format.kept_interval, "bounds": _format.bounds,
                 "shade": lambda point: _shade(found, point)}  # fmt: skip
     page: str = template("sensitivity.html.j2", filters).render(
-        s=found, verdict=verdict(found), step=step(found), panels=panels(found), layers=found.by_sensitivity,
-        units=UNITS[found.settings.method],
+        s=found, tag=tag, verdict=verdict(found), step=step(found), panels=panels(found), layers=found.by_sensitivity,
+        units=phrase(UNITS[found.settings.method]),
         reasons=[(layer, point) for layer in found.by_sensitivity for point in layer.points if point.reason],
     )  # fmt: skip
     return page
 
 
-def write(found: Sensitivity, path: Path) -> None:
-    """Write the page to ``path``, whole or not at all.
+def write(found: Sensitivity, path: Path, lang: str = "en") -> None:
+    """Write the page to ``path``, whole or not at all, in ``en`` or ``zh``.
 
     Raises:
         MissingExtra: jinja2 is not installed.
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written, or another language.
     """
-    write_atomically(path, render(found).encode("utf-8", errors="replace"))
+    write_atomically(path, render(found, lang).encode("utf-8", errors="replace"))
 
 
 # ---------------------------------------------------------------- the panels
@@ -161,8 +168,10 @@ def panels(found: Sensitivity) -> tuple[Panel, ...]:
         # Widths that are rounded up lose less than was asked; a point stands where it truly is.
         dots = tuple(_dot(layer, point, change, reach, y) for point, change in layer.measured)
         line = " ".join(f"{x:g},{height:g}" for x, height in [(LEFT, y(0.0)), *((dot.x, dot.y) for dot in dots)])
-        said = "; ".join(f"without {point.removed} of {layer.width}: {_format.kept(change)}, interval "
-                         f"{_format.kept_interval(change)}" for point, change in layer.measured)  # fmt: skip
+        said = say("; ").join(
+            say("without {removed} of {width}: {kept}, interval {bounds}", removed=point.removed, width=layer.width,
+                kept=_format.kept(change), bounds=_format.kept_interval(change)) for point, change in layer.measured
+        )  # fmt: skip
         drawn.append(Panel(layer=layer, label=labels[layer.name], dots=dots, line=line, ticks=places, said=said))
     return tuple(drawn)
 

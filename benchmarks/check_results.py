@@ -1,0 +1,226 @@
+"""Holds the figures that are printed to those that were measured, and measures again.
+
+    python benchmarks/check_results.py            # README and docs against benchmarks/results, in a second
+    python benchmarks/check_results.py --run      # and the benchmarks that train nothing, into build/results
+    python benchmarks/check_results.py --run --all    # and those that train, for hours
+
+A measured figure may differ from the one in ``benchmarks/results`` by the tolerance of its kind: another CPU rounds
+otherwise, and a clock is never the same. What differs more is listed, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A sentence of a document with places for figures, and where each of them lies.
+
+    Attributes:
+        document: its path.
+        text: what is printed, with a format for each figure.
+        file: of the results.
+        figures: for each place the keys that lead to it, and what the figure is multiplied by.
+    """
+
+    document: str
+    text: str
+    file: str
+    figures: tuple[tuple[tuple[str, ...], float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A benchmark: its arguments, and whether it trains."""
+
+    file: str
+    command: tuple[str, ...]
+    trains: bool
+
+
+STUDENT = "minilm-four 4 bits, static openvino"
+SPOTTER, RECOGNISER = "keyword spotter", "recogniser of digits"
+CLAIMS = (
+    Claim(
+        document="docs/voice.md", file="keywords.json",
+        text="accuracy {:.3f} in float32 and {:.3f} at 8 bits on a speaker whom it never heard (n = {:.0f}; .910 on "
+             "the one it was chosen by), {:.1f} → {:.1f} kB: of so few weights ({:,.0f})",
+        figures=(((SPOTTER, "float32"), 1), ((SPOTTER, "int8"), 1), ((SPOTTER, "n"), 1),
+                 ((SPOTTER, "bytes", "float32"), 1e-3), ((SPOTTER, "bytes", "int8"), 1e-3),
+                 ((SPOTTER, "parameters"), 1)),
+    ),
+    Claim(
+        document="docs/voice.md", file="keywords.json",
+        text="word error rate {:.3f} in float32 and {:.3f} at 8 bits ({:+.1f} points, n = {:.0f}), {:.0f} → {:.0f} kB, "
+             "{:.1f} %",
+        figures=(((RECOGNISER, "float32"), 1), ((RECOGNISER, "int8"), 1), ((RECOGNISER, "points"), 1),
+                 ((RECOGNISER, "n"), 1), ((RECOGNISER, "bytes", "float32"), 1e-3),
+                 ((RECOGNISER, "bytes", "int8"), 1e-3), ((RECOGNISER, "share"), 100)),
+    ),
+    Claim(
+        document="README.md", file="small_encoder.json",
+        text="becomes a student of {:.1f} MB that keeps {:.1f} % of its nDCG@10 on xquad_en ({:.1f} to {:.1f}, "
+             "n = {:,.0f})",
+        figures=((("collections", "xquad_en", STUDENT, "size_bytes"), 1e-6),
+                 *((("collections", "xquad_en", STUDENT, *keys), 100)
+                   for keys in (("kept",), ("kept_interval", "0"), ("kept_interval", "1"))),
+                 (("collections", "xquad_en", STUDENT, "n"), 1)),
+    ),
+    Claim(
+        document="README.md", file="classifiers.json",
+        text="goes from {:.1f} to {:.1f} MB at the same accuracy (.926, {:+.1f} to {:+.1f} points, n = {:,.0f})",
+        figures=((("collections", "banking77", "fp32 onnxruntime", "size_bytes"), 1e-6),
+                 *((("collections", "banking77", "classifier-small onnxruntime", *keys), scale) for keys, scale in (
+                     (("size_bytes",), 1e-6), (("points_interval", "0"), 1), (("points_interval", "1"), 1),
+                     (("n",), 1)))),
+    ),
+)  # fmt: skip
+"""Sentences; the tables of the README are compared row by row."""
+
+RUNS = (
+    Run(file="text_search.json", trains=False, command=(
+        "text_search.py", "--quality", "--recipes", "int8", "int4", "--collections", "xquad_en", "scifact")),
+    Run(file="array_networks.json", trains=False, command=("array_networks.py",)),
+    Run(file="keywords.json", trains=True, command=("keywords.py",)),
+    Run(file="classifiers.json", trains=True, command=("classifiers.py",)),
+    Run(file="aware_training.json", trains=True, command=("aware_training.py",)),
+    Run(file="pruning.json", trains=True, command=("pruning.py",)),
+    Run(file="image_search.json", trains=True, command=("image_search.py",)),
+)  # fmt: skip
+TOLERANCES = (
+    (re.compile(r"(^|\.)(\w*bytes\w*|size_\w+|parameters|macs|n|share)($|\.)"), 0.0, 0.02),
+    (re.compile(r"(^|\.)(ms_\w+|query_ms\w*|\w*seconds|texts_per_second)($|\.)"), 0.0, 0.5),
+    (re.compile(r"(^|\.)invariance($|\.)"), 1e-3, 0.0),
+    (re.compile(r"interval|points|lost|won|mcnemar"), math.inf, 0.0),
+    (re.compile(r""), 0.02, 0.0),
+)
+"""Names of figures, and by how much they may differ: absolutely, and relative to the one that is there. Ends of
+intervals and counts of queries follow from the rest and are not held."""
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def tables() -> dict[str, str]:
+    """The lines of the README's two tables, as they follow from the results: collection and name to line."""
+    found = json.loads((RESULTS / "text_search.json").read_bytes())["collections"]
+    return {
+        f"{collection}: {name}": line(name, row, rows["fp32 onnxruntime"])
+        for collection, rows in found.items() for name, row in rows.items()
+    }  # fmt: skip
+
+
+def line(name: str, row: Row, base: Row) -> str:
+    """A row of the README; speeds are multiples of fp32 in ONNX Runtime."""
+    low, high = row["kept_interval"]
+    speeds = [f"{base[key] / row[key]:.2f}" if key in row else "" for key in ("ms_1x12", "ms_1x128", "ms_32x128")]
+    cells = [
+        name, f"{row['size_bytes'] / 1e6:.1f}", f"{row['kept']:.1%} ({low:.1%} to {high:.1%})",
+        f"{row['invariance']:.5f}", f"{row['query_ms_p50']:.2f} ms" if "query_ms_p50" in row else "", *speeds,
+        f"{row['peak_memory_bytes'] / 1e6:.0f} MB" if "peak_memory_bytes" in row else "",
+        f"{row['compress_seconds']:.0f} s" if "compress_seconds" in row else "",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def sentence(claim: Claim) -> str:
+    """What the document must say, by the results; accuracies and rates without the 0 before the point."""
+    found = json.loads((RESULTS / claim.file).read_bytes())
+    said = claim.text.format(*(float(at(found, keys)) * scale for keys, scale in claim.figures))
+    return re.sub(r"(?<=[ (])0(?=\.\d{3}\b)", "", said)
+
+
+def at(found: Any, keys: tuple[str, ...]) -> Any:
+    """What lies in a result under these keys, of which those of a list are numbers."""
+    for key in keys:
+        found = found[int(key)] if isinstance(found, list) else found[key]
+    return found
+
+
+def printed() -> list[str]:
+    """What README and docs print otherwise than it was measured."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    lines = [line for line in readme.splitlines() if re.match(r"\| .*\| \d[\d.]* \| [\d.]+% \(", line)]
+    known = set(tables().values())
+    wrong = [f"README.md: no result gives this line: {line}" for line in lines if line not in known]
+    for claim in CLAIMS:
+        document = " ".join((ROOT / claim.document).read_text("utf-8").split())
+        if sentence(claim) not in document:
+            wrong.append(f"{claim.document}: it does not say: {sentence(claim)}")
+    return wrong if lines else [*wrong, "README.md: its tables are not found"]
+
+
+# ---------------------------------------------------------------- what is measured again
+
+
+def leaves(found: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a result under its dotted name; what describes the machine is left out."""
+    if isinstance(found, Mapping):
+        for key, value in found.items():
+            if key not in ("environment", "settings", "training", "note", "torch_pruning"):
+                yield from leaves(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(found, list):
+        for place, value in enumerate(found):
+            yield from leaves(value, f"{name}.{place}")
+    elif isinstance(found, int | float) and not isinstance(found, bool):
+        yield name, float(found)
+
+
+def differences(before: Any, after: Any) -> tuple[int, list[str]]:
+    """How many figures both have, and those that differ by more than is allowed."""
+    old, new = dict(leaves(before)), dict(leaves(after))
+    wrong = []
+    for name in old.keys() & new.keys():
+        absolute, relative = next((a, r) for form, a, r in TOLERANCES if form.search(name))
+        if not abs(new[name] - old[name]) <= max(absolute, relative * abs(old[name])):
+            wrong.append(f"{name}: {old[name]:.6g} was measured, now {new[name]:.6g}")
+    return len(old.keys() & new.keys()), sorted(wrong)
+
+
+def again(run: Run, out: Path) -> list[str]:
+    """Run a benchmark into the folder and compare; also a benchmark that fails is a difference."""
+    start, file = time.monotonic(), out / run.file
+    command = [sys.executable, str(ROOT / "benchmarks" / run.command[0]), *run.command[1:], "--out", str(file)]
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code or not file.is_file():
+        return [f"{run.command[0]} ended with {code}"]
+    count, wrong = differences(json.loads((RESULTS / run.file).read_bytes()), json.loads(file.read_bytes()))
+    minutes = (time.monotonic() - start) / 60
+    print(f"{run.file}: {count} figures in {minutes:.0f} minutes, {len(wrong)} outside of their tolerance")
+    return [f"{run.file}: {one}" for one in wrong] if count else [f"{run.file}: nothing in it can be compared"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="measure again what trains nothing")
+    parser.add_argument("--all", action="store_true", help="with --run: everything")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "results")
+    arguments = parser.parse_args()
+    wrong = printed()
+    print(f"printed: {len(wrong)} differences")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for run in RUNS:
+        if arguments.run and (arguments.all or not run.trains):
+            wrong += again(run, arguments.out.resolve())
+    if wrong:
+        print(*wrong, sep="\n")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
