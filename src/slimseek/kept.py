@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from slimseek import evaluate
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.evaluate import Quality
 from slimseek.fingerprint import fingerprint
-from slimseek.schema import Gates, KeptIndex, Model, ModelSpec, Precision, Recipe, SearchSet
+from slimseek.schema import Array, Gates, KeptIndex, Model, ModelSpec, Precision, Recipe, SearchSet
 
 METRIC = "recall@10"
 """In this mode: the share of the original's first ten results that are found again; no judgement is needed."""
 DEPTH = 10
+RANDOM_PROBE = "random:0"
+"""What networks are told apart by that take no text."""
+SAME_VECTOR = 0.999
+SAME_ORIGINAL = 0.99999
+"""Runtimes differ from each other by less, and a compressed model from its original by more."""
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog: 0123456789."
 """The text by whose vector it is told who made an index."""
 NARROWS = "simplify.output_dim"
@@ -50,6 +58,39 @@ def quality(
 def judged(search_set: SearchSet, original: Quality, metric: str) -> SearchSet:
     """The set with the judgements that a metric goes by in this mode."""
     return evaluate.neighbours(search_set, original, DEPTH) if metric == METRIC else search_set
+
+
+def probe_of(spec: ModelSpec) -> str:
+    """The item by whose vector it is told who made an index."""
+    return PROBE_TEXT if spec.preprocess is not None else RANDOM_PROBE
+
+
+def check_probe(path: Path, encoder: Encoder, probe: Array) -> None:
+    """Refuse a model of the same name whose weights are others, such as one that was compressed anew.
+
+    Of a model that searches an original's index that original must have made it, whatever it was called then.
+
+    Args:
+        path: of the index, for the message.
+        encoder: is to search it.
+        probe: float32 [dim], the vector that the index holds of the encoder's probe.
+
+    Raises:
+        UsageError: it was made by another model.
+    """
+    kept = encoder.index_of
+    vector = encoder.documents([probe_of(encoder.spec)])[0] if kept is None else np.array(kept.probe, np.float32)
+    cosine = float(vector @ probe / np.linalg.norm(vector) / np.linalg.norm(probe))
+    if kept is not None and not cosine >= SAME_ORIGINAL:
+        raise UsageError(
+            f"{path} was not made by {kept.model}, whose index {encoder.name} searches: cosine {cosine:.5f} for the "
+            f"same text, where {SAME_ORIGINAL} is wanted; give an index that {kept.model} made"
+        )
+    if kept is None and not cosine >= SAME_VECTOR:
+        raise UsageError(
+            f"{path} holds other vectors than {encoder.name} gives now: cosine {cosine:.4f} for the same text, where "
+            f"{SAME_VECTOR} is wanted; index again"
+        )
 
 
 def index_of(encoder: Encoder, model: Model) -> KeptIndex:

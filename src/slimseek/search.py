@@ -21,18 +21,13 @@ from slimseek.documents import Documents, Media
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors
-from slimseek.kept import PROBE_TEXT
+from slimseek.kept import check_probe, probe_of
 from slimseek.progress import track
-from slimseek.schema import Array, FileEntry, Hits, ModelSpec, Precision, Value
+from slimseek.schema import Array, FileEntry, Hits, Precision, Value
 
 FORMAT_VERSION = 2
 MANIFEST = "index.json"
 PROBE = "probe.npy"
-RANDOM_PROBE = "random:0"
-"""What networks are told apart by that take no text."""
-SAME_VECTOR = 0.999
-SAME_ORIGINAL = 0.99999
-"""Runtimes differ from each other by less, and a compressed model from its original by more."""
 INDEX_FILES = "index"
 FINER_FILES = "rescore"
 MOST_HITS = 1000
@@ -239,7 +234,7 @@ def open(path: Path, encoder: Encoder) -> Search:
         raise ArtifactError(f"{path}: {PROBE} cannot be read: {error}") from error
     if probe.shape != (manifest.dim,) or probe.dtype != np.float32:
         raise ArtifactError(f"{path}: {PROBE} holds {probe.dtype} {list(probe.shape)}, no vector; index again")
-    _check_probe(path, encoder, probe)
+    check_probe(path, encoder, probe)
     return Search(encoder=encoder, manifest=manifest, index=store, finer=finer, documents=shown)
 
 
@@ -339,31 +334,6 @@ def rank(query_vectors: Array, document_vectors: Array, k: int) -> Hits:
 def fingerprint(encoder: Encoder) -> str:
     """Sha256 of the encoder's name and spec in hexadecimal: who made an index."""
     return hashlib.sha256(msgspec.json.encode((encoder.name, encoder.spec))).hexdigest()
-
-
-def probe_of(spec: ModelSpec) -> str:
-    """The item by whose vector it is told who made an index."""
-    return PROBE_TEXT if spec.preprocess is not None else RANDOM_PROBE
-
-
-def _check_probe(path: Path, encoder: Encoder, probe: Array) -> None:
-    """Refuse a model of the same name whose weights are others, such as one that was compressed anew.
-
-    Of a model that searches an original's index that original must have made it, whatever it was called then.
-    """
-    kept = encoder.index_of
-    vector = encoder.documents([probe_of(encoder.spec)])[0] if kept is None else np.array(kept.probe, np.float32)
-    cosine = float(vector @ probe / np.linalg.norm(vector) / np.linalg.norm(probe))
-    if kept is not None and not cosine >= SAME_ORIGINAL:
-        raise UsageError(
-            f"{path} was not made by {kept.model}, whose index {encoder.name} searches: cosine {cosine:.5f} for the "
-            f"same text, where {SAME_ORIGINAL} is wanted; give an index that {kept.model} made"
-        )
-    if kept is None and not cosine >= SAME_VECTOR:
-        raise UsageError(
-            f"{path} holds other vectors than {encoder.name} gives now: cosine {cosine:.4f} for the same text, where "
-            f"{SAME_VECTOR} is wanted; index again"
-        )
 
 
 def _finer(precision: Precision, rescore: Rescore) -> Precision | None:

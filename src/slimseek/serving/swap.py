@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from slimseek.errors import SlimseekError, UsageError, first_line
+from slimseek.kept import probe_of
 from slimseek.progress import say
 from slimseek.recognise import Recogniser
 from slimseek.schema import Array
-from slimseek.search import Search, probe_of
+from slimseek.search import Search
 from slimseek.serving.metrics import Metrics
 
 WARM_SHAPES = ((1, 1), (1, 8), (1, 24), (8, 8), (1, 64), (1, 256))
