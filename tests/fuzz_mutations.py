@@ -105,7 +105,10 @@ def of_json(content: bytes, random: Random, paths: tuple[str, ...]) -> bytes:
     if choice < 0.28:
         return random.choice((b"[" * DEEP, b'{"a":' * DEEP, b"[" * DEEP + b"]" * DEEP, b"null", b"[]", b"0", b'"x"',
                               b"\xff\xfe{\x00}\x00", b"{}", b""))  # fmt: skip
-    value = json.loads(content)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):  # a line that was damaged before
+        return of_bytes(content, random)
     for _ in range(random.choice((1, 1, 2, 4))):
         value = of_value(value, random, paths)
     text = json.dumps(value, ensure_ascii=random.random() < 0.5)
