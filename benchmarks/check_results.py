@@ -53,7 +53,7 @@ class Run:
     trains: bool
 
 
-STUDENT = "minilm-four 4 bits, static openvino"
+STUDENT, ON_SCIFACT = "minilm-four 4 bits, static openvino", "minilm-four 4 bits onnxruntime"
 SPOTTER, RECOGNISER = "keyword spotter", "recogniser of digits"
 CLAIMS = (
     Claim(
@@ -80,6 +80,23 @@ CLAIMS = (
                  *((("collections", "xquad_en", STUDENT, *keys), 100)
                    for keys in (("kept",), ("kept_interval", "0"), ("kept_interval", "1"))),
                  (("collections", "xquad_en", STUDENT, "n"), 1)),
+    ),
+    Claim(
+        document="README.md", file="small_encoder.json",
+        text="on scifact {:.1f} MB keep {:.1f} % ({:.1f} to {:.1f}, n = {:,.0f})",
+        figures=((("collections", "scifact", ON_SCIFACT, "size_bytes"), 1e-6),
+                 *((("collections", "scifact", ON_SCIFACT, *keys), 100)
+                   for keys in (("kept",), ("kept_interval", "0"), ("kept_interval", "1"))),
+                 (("collections", "scifact", ON_SCIFACT, "n"), 1)),
+    ),
+    Claim(
+        document="README.md", file="image_search.json",
+        text="EfficientNet-Lite2 ({:.1f} MB) becomes a student that finds the same product first for {:.1f} % as many "
+             "photographs ({:.1f} to {:.1f}, n = {:,.0f})",
+        figures=((("quality", "Lite2 fp32", "bytes"), 1e-6),
+                 *((("quality", "student", "test", "hit@1", *keys), 100)
+                   for keys in (("kept",), ("kept_interval", "0"), ("kept_interval", "1"))),
+                 (("quality", "student", "test", "hit@1", "n"), 1)),
     ),
     Claim(
         document="README.md", file="classifiers.json",

@@ -8,9 +8,10 @@
 Photographs of products (grocery128): a photograph of the test split is to find photographs of the same product in the
 train split. Everything is trained on the train split alone, and chosen by the val split. The original is
 EfficientNet-Lite2 with ImageNet weights, fine-tuned by the labels. The student is EfficientNet-Lite0, fine-tuned
-likewise for smaller pictures; it loses channels in rounds, is taught its own whole vectors of random views of the train
-pictures after each, and is rounded to four bits while it is taught; its inputs are rounded to eight bits. Every stage
-is resumable and lies in --work.
+longer for smaller pictures; it loses channels in rounds and is taught its own whole vectors of random views of the
+train pictures after each. Convolutions of single channels, few weights that bear few bits ill, are rounded to eight
+bits, all others to four while they are taught; inputs are rounded to eight. Trainings run on the accelerator where
+PyTorch finds one. Every stage is resumable and lies in --work.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ if TYPE_CHECKING:
 
 METRICS = ("hit@1", "hit@5", "map_r")
 ORIGINAL, STUDENT = "Lite2 fp32", "student"
-SIDES = {2: 128, 0: 96}
+SIDES = {2: 128, 0: 112}
 """Of the pictures that each network takes; the photographs have 128 pixels a side."""
-VIEWS = {2: 96, 0: 80}
+VIEWS = {2: 96, 0: 96}
 """Side of the views that each is trained on."""
 ROUNDS = 3
 COPIES = 4
@@ -74,10 +75,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/image_search"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/image_search.json"))
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
-    parser.add_argument("--tuning-steps", type=int, default=900, help="of both networks by labels, batches of 32")
-    parser.add_argument("--recovery-steps", type=int, default=150, help="after each of three rounds of pruning")
-    parser.add_argument("--teaching-steps", type=int, default=700, help="of the student, batches of 32")
-    parser.add_argument("--rounding-steps", type=int, default=300, help="of the student at four bits, batches of 32")
+    parser.add_argument("--tuning-steps", type=int, nargs=2, default=[900, 3000], metavar=("LITE2", "LITE0"),
+                        help="of the networks by labels, batches of 32")  # fmt: skip
+    parser.add_argument("--recovery-steps", type=int, default=400, help="after each of three rounds of pruning")
+    parser.add_argument("--rounding-steps", type=int, default=900, help="of the student at four bits, batches of 32")
     parser.add_argument("--amount", type=float, default=0.53, help="share of EfficientNet-Lite0's parameters to remove")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--time", action="store_true", help="only time, of packages made before")
@@ -97,7 +98,7 @@ class Bench:
 
     def settings(self) -> dict[str, object]:
         """What the stages were run with."""
-        names = ("tuning_steps", "recovery_steps", "teaching_steps", "rounding_steps", "amount")
+        names = ("tuning_steps", "recovery_steps", "rounding_steps", "amount")
         asked = {name: getattr(self.arguments, name) for name in names}
         return asked | {"sides": SIDES, "views": VIEWS, "copies": COPIES, "rounds": ROUNDS}
 
@@ -115,12 +116,12 @@ class Bench:
 
     def original(self) -> Model:
         """EfficientNet-Lite2, trained so that photographs of a product are near to each other."""
-        return self._tuned("original", 2)
+        return self._tuned("original", 2, self.arguments.tuning_steps[0])
 
-    def _tuned(self, name: str, number: int) -> Model:
+    def _tuned(self, name: str, number: int, steps: int) -> Model:
         place = self.place / name
         if not artifact.is_artifact(place):
-            training = Training(steps=self.arguments.tuning_steps, batch_size=32, learning_rate=5e-4)
+            training = Training(steps=steps, batch_size=32, learning_rate=5e-4)
             settings = Settings(loss="normalised_softmax", views=VIEWS[number], metric="map_r", training=training)
             finetune.finetune(self.network(number), self.arguments.data / "grocery128", place, settings,
                               threads=self.arguments.threads)  # fmt: skip
@@ -130,13 +131,12 @@ class Bench:
 
     def tuned(self) -> Model:
         """EfficientNet-Lite0, trained by the labels as the original was, for smaller pictures."""
-        return self._tuned("tuned", 0)
+        return self._tuned("tuned", 0, self.arguments.tuning_steps[1])
 
-    def samples(self) -> Samples:
-        """Train pictures alone, and views of them; what is learned are the whole student's own vectors."""
-        views = self.views()
-        return Samples(calibration=self.train[:: -(-len(self.train) // CALIBRATION)], texts=[*self.train, *views],
-                       original=self.tuned())  # fmt: skip
+    def samples(self, whole: Model) -> Samples:
+        """Train pictures alone, and views of them; what is learned are a whole network's own vectors."""
+        some = self.train[:: -(-len(self.train) // CALIBRATION)]
+        return Samples(calibration=some, texts=[*self.train, *self.views()], original=whole)
 
     def views(self) -> list[str]:
         """Files of random views of the train pictures, the same whenever they are made."""
@@ -162,28 +162,26 @@ class Bench:
             amount=self.arguments.amount, of="parameters", strategy="importance", importance="taylor",
             rounds=ROUNDS, recovery=recovery,
         )  # fmt: skip
-        return self._made("narrowed", lambda: step.apply(self.tuned(), self.samples()))
-
-    def taught(self) -> Model:
-        """The narrow student after it learned the whole one's vectors."""
-        step = plugins.load("methods", "distil.embedding")(
-            teacher="original", loss="cosine", steps=self.arguments.teaching_steps, batch_size=32, learning_rate=1e-3,
-            checkpoint=str(self.place / "taught.safetensors"), queries=False,
-        )  # fmt: skip
-        return self._made("taught", lambda: step.apply(self.narrowed(), self.samples()))
+        return self._made("narrowed", lambda: step.apply(self.tuned(), self.samples(self.tuned())))
 
     def rounded(self) -> Model:
-        """The student at four bits, taught once more."""
-        step = plugins.load("methods", "quantize.aware_training")(
+        """The narrow student at eight and four bits, taught what it gave before."""
+        narrow = self.narrowed()
+        wide = {layer.name for layer in narrow.layers if narrow.tensors[layer.weight].shape[1] > 3}
+        eight = plugins.load("methods", "quantize.weights_int")(
+            bits=8, granularity="channel", symmetric=True, skip=tuple(sorted(wide))
+        )
+        four = plugins.load("methods", "quantize.aware_training")(
             bits=4, granularity="channel", symmetric=True, steps=self.arguments.rounding_steps, batch_size=32,
-            learning_rate=2e-4, checkpoint=str(self.place / "rounded.safetensors"),
+            learning_rate=3e-4, checkpoint=str(self.place / "rounded.safetensors"),
         )  # fmt: skip
-        return self._made("rounded", lambda: step.apply(self.taught(), self.samples()))
+        samples = self.samples(narrow)
+        return self._made("rounded", lambda: four.apply(eight.apply(narrow, samples), samples))
 
     def student(self) -> Model:
         """The student with inputs of eight bits."""
         step = plugins.load("methods", "quantize.activations_int")()
-        return self._made("student", lambda: step.apply(self.rounded(), self.samples()))
+        return self._made("student", lambda: step.apply(self.rounded(), self.samples(self.narrowed())))
 
     def eight_bits(self, whole: Model) -> Model:
         """A whole network as int8."""
@@ -260,8 +258,8 @@ class Bench:
 SUBJECTS: Mapping[str, Callable[[Bench], Model]] = {
     ORIGINAL: Bench.original,
     STUDENT: Bench.student,
-    "student, 4 bits, float inputs": Bench.rounded,
-    "student, fp32": Bench.taught,
+    "student, few bits, float inputs": Bench.rounded,
+    "student, fp32": Bench.narrowed,
     "Lite2 int8": lambda bench: bench.eight_bits(bench.original()),
     "Lite0 fp32": Bench.tuned,
     "Lite0 int8": lambda bench: bench.eight_bits(bench.tuned()),
