@@ -17,6 +17,7 @@ import random
 import time
 import urllib.parse
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,23 +37,32 @@ class Pool:
         self.slots = asyncio.Semaphore(MOST_CONNECTIONS)
 
     async def ask(self, query: str) -> int:
-        """The status of the answer, which is read to its end; 0 where there was none."""
+        """The status of the answer, which is read to its end; 0 where there was none. A connection that the server
+        closed while nothing used it, as servers do after some seconds, is made anew.
+        """
         async with self.slots:
+            while self.free:
+                reader, writer = self.free.pop()
+                if not reader.at_eof():
+                    with suppress(ConnectionResetError, asyncio.IncompleteReadError):
+                        return await self._asked(query, reader, writer)
             try:
-                reader, writer = self.free.pop() if self.free else await asyncio.open_connection(self.host, self.port)
-                path = f"/search?k=10&q={urllib.parse.quote(query)}"
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
-                head = await reader.readuntil(b"\r\n\r\n")
-                lines = head.decode("latin-1").lower().split("\r\n")
-                fields = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
-                await reader.readexactly(int(fields["content-length"]))
+                return await self._asked(query, *await asyncio.open_connection(self.host, self.port))
             except (OSError, asyncio.IncompleteReadError):
                 return 0
-            if fields.get("connection") == "close":
-                writer.close()
-            else:
-                self.free.append((reader, writer))
-            return int(lines[0].split()[1])
+
+    async def _asked(self, query: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+        path = f"/search?k=10&q={urllib.parse.quote(query)}"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        lines = head.decode("latin-1").lower().split("\r\n")
+        fields = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
+        await reader.readexactly(int(fields["content-length"]))
+        if fields.get("connection") == "close":
+            writer.close()
+        else:
+            self.free.append((reader, writer))
+        return int(lines[0].split()[1])
 
 
 class Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -348,3 +349,21 @@ def test_the_page_compares_in_one_request_and_asks_for_the_key(searches: tuple[S
         browser.go(url + "?q=stone+bridge")
         browser.until("document.querySelectorAll('#hits li').length > 0")
     assert [one for one in browser.complaints if "401" not in json.dumps(one)] == []
+
+
+def test_answers_are_sent_at_once_on_connections_that_are_kept_open() -> None:
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with serve.listen("127.0.0.1", 0) as listener:
+            async with await asyncio.start_server(answer, sock=listener):
+                _, writer = await asyncio.open_connection(*listener.getsockname())
+                value = await found
+                writer.close()
+                return value
+
+    assert asyncio.run(accepted()) == 1
