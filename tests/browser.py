@@ -25,6 +25,9 @@ KEYS = {"ArrowDown": 40, "ArrowUp": 38, "ArrowLeft": 37, "ArrowRight": 39, "Ente
 SECONDS = 60
 
 
+GONE = "Inspected target navigated"
+
+
 class Browser:
     """One tab; errors of its scripts and its console are kept."""
 
@@ -66,11 +69,19 @@ class Browser:
         return done["result"].get("value")
 
     def until(self, script: str) -> None:
-        """Wait until a script gives something true."""
+        """Wait until a script gives something true; one that a new page ended is asked there again."""
         end = time.monotonic() + SECONDS
-        while not self.run(f"!!({script})"):
+        while not self._true(script):
             assert time.monotonic() < end, f"{script}: {self.run('document.body.innerText')[:2000]}"
             time.sleep(0.02)
+
+    def _true(self, script: str) -> bool:
+        try:
+            return bool(self.run(f"!!({script})"))
+        except AssertionError as error:
+            if GONE in str(error):
+                return False
+            raise
 
     def key(self, name: str) -> None:
         """A key pressed and let go."""

@@ -21,7 +21,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek import api, bench, catalogue, choose, cli, compress, deploy, evaluate, pipeline, plugins, verify
+from slimseek import api, bench, catalogue, choose, cli, compress, deploy, evaluate, pipeline, plugins, service, verify
 from slimseek.backends import _fusion
 from slimseek.errors import ArtifactError, GateFailed, UsageError
 from slimseek.evaluate import cosines
@@ -81,7 +81,7 @@ def test_a_package_that_does_not_run_here_is_checked_by_its_stand_in_and_says_so
     for use in (
         lambda: choose.choose(tmp_path / "out"),
         lambda: pipeline.evaluate(tmp_path / "out", tmp_path / "collection"),
-        lambda: pipeline.serve_on(str(tmp_path / "out"), str(tmp_path / "collection")),
+        lambda: service.serve_on(str(tmp_path / "out"), str(tmp_path / "collection")),
         lambda: bench.bench([tmp_path / "out"]),
     ):
         with pytest.raises(UsageError) as error:

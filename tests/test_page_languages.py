@@ -126,7 +126,7 @@ def test_the_page_speaks_the_browsers_language_and_a_switch_changes_it(
         assert "条结果" in browser.run("document.querySelector('#status').textContent")
         assert re.fullmatch(r"[\d,]+ 篇文档", browser.run("document.querySelector('#about').textContent"))
         browser.run("document.querySelector('#language').click()")
-        browser.until("document.documentElement.lang === 'en' && " + DONE)
+        browser.until("document.documentElement?.lang === 'en' && " + DONE)
         assert browser.run("document.querySelector('#query').value") == "cat"
         assert re.match(r"\d+ results", browser.run("document.querySelector('#status').textContent"))
         assert not re.search("[\u4e00-\u9fff]", " ".join(browser.run(SEEN)).replace("中文", ""))
@@ -134,7 +134,7 @@ def test_the_page_speaks_the_browsers_language_and_a_switch_changes_it(
         browser.until(DONE)
         assert browser.run("document.documentElement.lang") == "en"
         browser.go(url + "?q=river&lang=zh")
-        browser.until("document.documentElement.lang === 'zh-Hans' && " + DONE)
+        browser.until("document.documentElement?.lang === 'zh-Hans' && " + DONE)
         assert "lang=zh" in browser.run("location.search")
         browser.screen(360, 740, phone=True)
         assert browser.run("document.documentElement.scrollWidth - innerWidth") <= 0

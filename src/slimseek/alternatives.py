@@ -26,9 +26,13 @@ def dynamic_int8(model: Model, threads: int) -> Encoder:
         plain, quantized = Path(temporary) / "plain.onnx", Path(temporary) / FILE
         graph = choose.family(model).to_onnx(model)
         plugins.require("slimseek.backends._fusion").write(graph, plain)
-        # The library advises a pre-processing that fails on graphs of PyTorch's exporter.
-        logging.getLogger().setLevel(logging.ERROR)
-        quantize_dynamic(plain, quantized, weight_type=QuantType.QInt8)
+        root = logging.getLogger()  # to which the library advises a pre-processing that fails on PyTorch's graphs
+        level = root.level
+        root.setLevel(logging.ERROR)
+        try:
+            quantize_dynamic(plain, quantized, weight_type=QuantType.QInt8)
+        finally:
+            root.setLevel(level)
         return _open(quantized.read_bytes(), model, threads, "onnxruntime dynamic int8")
 
 

@@ -12,7 +12,8 @@ SYSTEM = (*FULL, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EN
           errno.ELOOP, errno.EAGAIN, errno.EBUSY)  # fmt: skip
 """What a system says of a disk, of permissions and of its own limits: no fault of a program."""
 SHORT_OF_MEMORY = ("not enough memory", "bad allocation", "std::bad_alloc", "Cannot allocate memory",
-                   "Failed to allocate memory", "can't start new thread")  # fmt: skip
+                   "Failed to allocate memory", "can't start new thread",
+                   "failed to map segment from shared object")  # fmt: skip
 
 
 class SlimseekError(Exception):
