@@ -294,6 +294,7 @@ def test_vectors_of_another_width_than_the_manifest_says() -> None:
     [
         ("config.json", {"intermediate_size": [64]}),
         ("config.json", {"num_attention_heads": 1e30}),
+        ("config.json", {"num_hidden_layers": 2**31 - 1}),
         ("config.json", {"hidden_act": {}}),
         ("config.json", {"model_type": {"a": 1}}),
         ("sentence_bert_config.json", {"max_seq_length": "64"}),
@@ -313,6 +314,16 @@ def test_modules_that_lie_elsewhere(place: str, tmp_path: Path) -> None:
     modules[1]["path"] = place
     (tmp_path / "model" / "modules.json").write_text(json.dumps(modules))
     refused(lambda: choose.model(tmp_path / "model"), "which lies outside of the folder")
+
+
+def test_a_module_whose_name_is_too_long_for_a_folder(tmp_path: Path) -> None:
+    tiny_bert(tmp_path, layers=1, width=8, heads=2)
+    kinds = {"Transformer": "", "Pooling": "x" * 5000}
+    modules = [{"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{kind}"}
+               for number, (kind, place) in enumerate(kinds.items())]  # fmt: skip
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UsageError):
+        choose.model(tmp_path)
 
 
 def test_a_pipe_in_the_place_of_a_network(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from slimseek.schema import TensorSpec, TextPreprocess
 
 PROMPTS = "config_sentence_transformers.json"
 KEPT_SUFFIXES = (".json", ".txt", ".model")
+BLOCKS = ("num_hidden_layers", "encoder_layers", "decoder_layers")
+MOST_BLOCKS = 1000
+"""Of a network; a damaged file that names billions would be built for ever."""
 LARGEST_SMALL_FILE = 64 * 1024 * 1024
 UNLIMITED = 10**6
 INPUTS = tuple(
@@ -47,10 +51,17 @@ class Plan(msgspec.Struct, frozen=True):
     normalise: bool
 
 
+def check_blocks(config: Any, source: object) -> None:
+    """UsageError for a configuration of transformers that asks for more blocks than any network has."""
+    for name in BLOCKS:
+        if getattr(config, name, 0) > MOST_BLOCKS:
+            raise UsageError(f"{source}: {name} is {getattr(config, name)}; up to {MOST_BLOCKS:,} are built")
+
+
 def small_files(folder: Path, subfolders: tuple[str, ...] = ()) -> dict[str, bytes]:
     """Configuration and tokenizer files of the folder and of the named subfolders, path to content."""
     files = {}
-    for place in (folder, *(folder / name for name in subfolders if name and (folder / name).is_dir())):
+    for place in (folder, *(folder / name for name in subfolders if name and os.path.isdir(folder / name))):
         for path in sorted(place.iterdir()):
             if path.suffix in KEPT_SUFFIXES and path.is_file() and not path.name.endswith(".index.json"):
                 if path.stat().st_size > LARGEST_SMALL_FILE:

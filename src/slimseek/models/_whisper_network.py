@@ -13,7 +13,7 @@ from torch import nn
 from slimseek.errors import UsageError, first_line
 from slimseek.integers import dense
 from slimseek.models._eight_bit import eight_bit
-from slimseek.models._text_files import json_of
+from slimseek.models._text_files import check_blocks, json_of
 from slimseek.models._whisper_files import CONFIG
 from slimseek.recognise import CROSS, FEATURES, IDS, LOGITS, PAST, PRESENT
 from slimseek.schema import Batch, Function, Model
@@ -27,6 +27,7 @@ def empty(files: Mapping[str, bytes]) -> Any:
     try:
         config = transformers.WhisperConfig(**json_of(files, CONFIG))
         config.dtype = torch.float32
+        check_blocks(config, CONFIG)
         with torch.device("meta"):
             return transformers.WhisperForConditionalGeneration(config).eval()
     except UsageError:

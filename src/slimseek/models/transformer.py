@@ -309,6 +309,7 @@ def _build(files: Any, path: Path, weights: dict[str, dict[str, torch.Tensor]] |
 def _transformer(config: Any, weights: dict[str, torch.Tensor] | None, path: Path) -> Any:
     """The bare encoder; weights it has but the checkpoint lacks must be of the unused pooler."""
     config.dtype = torch.float32
+    text_files.check_blocks(config, path)
     if weights is None:
         return transformers.AutoModel.from_config(config, attn_implementation="eager")
     model_class = transformers.AutoModel._model_mapping[type(config)]
