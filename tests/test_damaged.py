@@ -248,6 +248,12 @@ def test_an_id_of_a_token_that_would_take_all_memory() -> None:
     refused(lambda: tokenizer_of(json.dumps(document).encode()), "has the id 2147483648")
 
 
+def test_a_tokenizer_that_puts_more_around_a_text_than_the_model_takes() -> None:
+    document = json.loads(tiny_tokenizer())
+    document["post_processor"]["special_tokens"]["[CLS]"] |= {"ids": [2] * 2000, "tokens": ["[CLS]"] * 2000}
+    refused(lambda: TextInput(tiny_encoder().spec, json.dumps(document).encode()).rows(["cat"]), "tokens of a text")
+
+
 def test_a_tokenizer_that_panics() -> None:
     """A panic of the library is no Exception; here its template names a token that it has not."""
     document = json.loads(tiny_tokenizer())

@@ -93,9 +93,15 @@ class TextInput:
             raise UsageError(f"the model takes {unknown[0]!r}; of a text there are {', '.join(ARRAYS)}")
 
     def rows(self, texts: Sequence[str], prefix: str = "") -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut at the model's longest."""
+        """Token ids of each text, special tokens included, cut at the model's longest; UsageError for a tokenizer that
+        puts more around a text than the model takes.
+        """
         with _faults("cannot be used"):
             rows = self._tokenizer.encode_batch([prefix + text for text in texts])
+        longest = max((len(row.ids) for row in rows), default=0)
+        if longest > self._preprocess.max_length:  # its own tokens are not cut
+            raise UsageError(f"{TOKENIZER} makes {longest} tokens of a text; the model takes "
+                             f"{self._preprocess.max_length}")  # fmt: skip
         # A tokenizer without special tokens gives nothing for an empty text; one padding token keeps it finite.
         return [row.ids or [self._preprocess.pad_id] for row in rows]
 
