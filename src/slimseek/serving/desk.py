@@ -9,7 +9,7 @@ from typing import Any
 from slimseek.errors import UsageError
 from slimseek.schema import Array
 from slimseek.search import Answer, Search
-from slimseek.serving.batching import Batcher, Done
+from slimseek.serving.batching import Batcher, Done, Work
 from slimseek.serving.metrics import Metrics
 from slimseek.serving.shapes import Failure, Which
 from slimseek.serving.swap import Current, Version, queries
@@ -51,32 +51,28 @@ class Desk:
             Busy: too many requests wait.
         """
         asked = Asked([query], k)
-        done: Done[Any] = await asyncio.wrap_future(self._batcher.submit(texts(search, asked), asked))
-        self._note(done)
-        return done
+        return await self._done(texts(search, asked), asked)
 
     async def embed(self, search: Search, given: Sequence[str], role: Role) -> Array:
         """Vectors float32 [n, dim] of texts; the same errors."""
         asked = Asked(given, None)
-        work = texts(search, asked, role)
-        done: Done[Any] = await asyncio.wrap_future(self._batcher.submit(work, asked, len(given)))
-        self._metrics.seconds["wait"].observe(done.waited)
-        vectors: Array = done.value
+        vectors: Array = (await self._done(texts(search, asked, role), asked, len(given))).value
         return vectors
 
     async def alone(self, call: Callable[..., Any], *arguments: Any) -> Done[Any]:
         """What a call gives, in its turn, joined with no other; Busy where too many requests wait."""
-        done: Done[Any] = await asyncio.wrap_future(self._batcher.submit(Alone(call, *arguments), None))
-        self._note(done)
-        return done
+        return await self._done(Alone(call, *arguments), None)
 
     @staticmethod
     def refuses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         """What a route may answer besides, as ``/openapi.json`` describes it."""
         return {status: {"model": Failure} for status in (*statuses, 401, 422, 429, 500)}
 
-    def _note(self, done: Done[Any]) -> None:
+    async def _done(self, work: Work[Any, Any], asked: Any, rows: int = 1) -> Done[Any]:
+        """What comes of a request in its turn; its times are counted."""
+        done: Done[Any] = await asyncio.wrap_future(self._batcher.submit(work, asked, rows))
         self._metrics.seconds["wait"].observe(done.waited)
         if isinstance(done.value, Answer):
             self._metrics.seconds["encode"].observe(done.value.encode_milliseconds / 1000)
             self._metrics.seconds["search"].observe(done.value.search_milliseconds / 1000)
+        return done

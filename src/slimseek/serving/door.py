@@ -18,14 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from slimseek import uploads
 from slimseek.serving.batching import Limits
 from slimseek.serving.limits import Buckets, Key, Rate
-from slimseek.serving.metrics import Metrics
+from slimseek.serving.metrics import REASONS, Metrics
 
 OPEN = frozenset({"/", "/health", "/ready"})
 """What needs no key: the page, which holds no data, and what a supervisor asks."""
 COSTLY = frozenset({"/search", "/search/picture", "/search/voice", "/embed", "/compare"})
 """What asks a model, and counts for the rate."""
-REASONS = {401: "key", 408: "slow", 413: "size", 429: "rate", 503: "queue"}
-"""By the status of the answer."""
 LOG = logging.getLogger("slimseek.serve")
 MOST_BYTES = uploads.MOST_BYTES
 SECONDS_OF_BODY = 30.0

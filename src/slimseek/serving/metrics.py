@@ -14,7 +14,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 PHASES = ("wait", "encode", "search", "total")
-REASONS = ("key", "rate", "size", "queue", "slow")
+REASONS = {401: "key", 408: "slow", 413: "size", 429: "rate", 503: "queue"}
+"""Why a request was refused, by the status of the answer."""
 OUTCOMES = ("done", "refused")
 
 
@@ -32,7 +33,7 @@ class Metrics:
                               buckets=ROWS, registry=self.registry)  # fmt: skip
         refused = Counter("slimseek_refused", "Requests that were refused, by reason", ("reason",),
                           registry=self.registry)  # fmt: skip
-        self.refused = {reason: refused.labels(reason) for reason in REASONS}
+        self.refused = {reason: refused.labels(reason) for reason in REASONS.values()}
         swaps = Counter("slimseek_swaps", "Changes to a new model or index", ("outcome",), registry=self.registry)
         self.swaps = {outcome: swaps.labels(outcome) for outcome in OUTCOMES}
         self._model = self._gauge("model_bytes", "Bytes of the model that is shipped", "model")
