@@ -16,6 +16,7 @@ from slimseek.bases import Backend
 from slimseek.choose import PACKAGE, PACKAGE_VERSION, Package
 from slimseek.errors import GateFailed, SlimseekError, UsageError, first_line
 from slimseek.inputs.samples import examples
+from slimseek.memory import give_back
 from slimseek.progress import say, track
 from slimseek.schema import Model
 from slimseek.value import Value
@@ -174,6 +175,7 @@ def write(
         parity, gates = verify(artifact, folder, items, rounded=rounded, not_run=reason)
     package = msgspec.structs.replace(package, parity=parity, gates=gates, not_run=reason or msgspec.UNSET)
     folders.write_json(folder / PACKAGE, package)
+    give_back()
     return package
 
 
