@@ -26,6 +26,8 @@ def index(
     rescore: Annotated[str, typer.Option("--rescore", help="Vectors on disk: auto, none, f32, f16 or int8.")] = "auto",
     oversample: Annotated[int, typer.Option("--oversample", min=1, help="Candidates to rescore, for each hit.")] = 4,
     processes: Annotated[int, typer.Option("--processes", min=1, help="That encode a .jsonl file.")] = 1,
+    documents_per_part: Annotated[
+        int, typer.Option("--documents-per-part", min=0, help="Of a .jsonl file: an index in parts of so many.")] = 0,
     database: Database = "", ray: Ray = "", threads: Threads = 0, force: Force = False, json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -42,7 +44,8 @@ def index(
             stats = update_on(model, out, add=add, delete=delete or (), threads=threads)
         else:
             stats = index_on(model, data, out, kind=kind, precision=precision, rescore=rescore, oversample=oversample,  # type: ignore[arg-type]
-                             processes=processes, ray=ray, threads=threads, force=force)  # fmt: skip
+                             processes=processes, ray=ray, documents_per_part=documents_per_part, threads=threads,
+                             force=force)  # fmt: skip
         run.answer(stats, lambda console: show.index(stats, console, out))
 
 
