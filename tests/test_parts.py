@@ -160,7 +160,7 @@ def encoded(file: Path, out: Path, monkeypatch: pytest.MonkeyPatch, most: int = 
 
 
 def test_a_killed_build_goes_on_with_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eleven shards in parts of four, four and three: killed after six, five are left. A part that was cut is redone."""
+    """Eleven shards in parts of four, four and three: killed after six, five are left; a cut part is redone."""
     file = written(tmp_path / "corpus.jsonl", corpus())
     bulk.index("tiny", file, tmp_path / "whole", documents_per_part=EACH, precision="int8")
     with pytest.raises(RuntimeError):

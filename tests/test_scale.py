@@ -403,6 +403,4 @@ def test_hours_and_bytes_of_a_plan_are_those_worked_by_hand(monkeypatch: pytest.
     assert "| 4 | 34.7 | 139 |" in text
     assert "| f16 | 768 | 76.8 | 0.0 |" in text
     assert "100 GB of text to the machines, and 154 GB of vectors back" in text
-    assert (
-        "In 20 indexes of 5 million documents, the machine that writes them holds 7.7 GB of vectors and 5.0 GB" in text
-    )
+    assert "In 20 parts of 5 million documents, the machine that writes them holds 0.4 GB of vectors and 0.3 GB" in text

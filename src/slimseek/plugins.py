@@ -37,6 +37,8 @@ EXTRAS = {
     "filelock": "budget",
     "ray": "ray",
     "pyarrow": "ray",
+    "grpc": "ray",
+    "aiohttp": "ray",
     "PIL": "image",
     "timm": "timm",
     "torchvision": "timm",

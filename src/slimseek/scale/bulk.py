@@ -105,16 +105,16 @@ def index(
     """
     if processes < 1:
         raise UsageError(f"--processes is {processes}; it must be 1 or more")
+    if documents_per_part < 0:
+        raise UsageError(f"--documents-per-part is {documents_per_part}; it must be 1 or more")
+    if documents_per_part and plugins.load("indexes", kind).forget is not Index.forget:
+        raise UsageError(f"{kind} keeps all vectors in one place of its own; leave --documents-per-part out")
     threads = threads or max(1, (os.cpu_count() or 1) // processes)
     opened_by = opened_by or choose.choose
     encoder = opened_by(source, threads)
     if encoder.spec.modality != "text":
         raise UsageError(f"{encoder.name} takes no texts; give the folder of a collection instead of {file}")
-    store, finer = search.chosen(encoder, kind, precision, rescore, oversample)  # type: ignore[arg-type]
-    if documents_per_part < 0:
-        raise UsageError(f"--documents-per-part is {documents_per_part}; it must be 1 or more")
-    if documents_per_part and type(store).forget is not Index.forget:
-        raise UsageError(f"{kind} keeps all vectors in one place of its own; leave --documents-per-part out")
+    _, finer = search.chosen(encoder, kind, precision, rescore, oversample)  # type: ignore[arg-type]
     manifest = Manifest(
         format_version=FORMAT_VERSION, kind=kind, precision=precision, dim=encoder.spec.dim, count=0,  # type: ignore[arg-type]
         model=encoder.name, fingerprint=search.fingerprint(encoder), bytes=0, rescore=finer, oversample=oversample,
