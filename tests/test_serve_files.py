@@ -19,13 +19,14 @@ import pytest
 from typer.testing import CliRunner
 
 from browser import CHROMIUM, Browser, browsing, serving
-from slimseek import cli, documents, pictures, plugins, search, serve, service, uploads
+from slimseek import cli, documents, pictures, plugins, search, serve, service
 from slimseek.data import load
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.inputs.pictures import PictureInput
 from slimseek.schema import Array, Batch, Collection, ModelSpec, PicturePreprocess, TensorSpec
 from slimseek.search import Search
+from slimseek.serving import door
 from small import CORPUS, tiny_encoder
 
 image: Any = plugins.require("PIL.Image")
@@ -223,7 +224,7 @@ def test_refusals_are_one_line(searches: tuple[Search, Search], texts: Search, c
 
 
 def test_a_body_is_not_read_beyond_the_limit(searches: tuple[Search, Search], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(door, "MOST_BYTES", 2_000_000)
     taken = [0]
 
     async def pieces() -> Any:
@@ -233,7 +234,7 @@ def test_a_body_is_not_read_beyond_the_limit(searches: tuple[Search, Search], mo
 
     response = Client(*searches)("POST", "/search/picture", content=pieces(), headers=PNG)
     assert response.status_code == 413
-    assert response.json() == {"error": "the picture is larger than 2 MB, which is the most"}
+    assert response.json() == {"error": "the body is larger than 2 MB, which is the most"}
     whole = Client(*searches)("POST", "/search/picture", content=bytes(2_000_000), headers=PNG)
     assert whole.status_code == 400, "two million bytes of zeros are read, and are no picture"
 

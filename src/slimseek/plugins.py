@@ -34,7 +34,6 @@ EXTRAS = {
     "vl_convert": "report",
     "jinja2": "report",
     "optuna": "budget",
-    "filelock": "budget",
     "ray": "ray",
     "pyarrow": "ray",
     "grpc": "ray",

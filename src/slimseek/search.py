@@ -56,7 +56,8 @@ class Answer(Value, frozen=True):
     search_milliseconds: float
 
 
-class Stats(Value, frozen=True):
+@dataclass(frozen=True, kw_only=True)
+class Stats:
     """What runs and how large it is: bytes of the model that is shipped, and of its index.
 
     Attributes:
