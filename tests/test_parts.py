@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from asking import Client
 from slimseek import choose, documents, index_folder, parts, search, updates
 from slimseek.cli import app
+from slimseek.collection import Hits
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors
 from slimseek.scale import _documents, bulk
-from slimseek.schema import Hits
 from slimseek.serving.swap import Served
 from small import many_texts, tiny_collection, tiny_encoder
 

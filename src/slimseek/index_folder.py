@@ -7,8 +7,10 @@ from pathlib import Path
 import msgspec
 
 from slimseek import folder as folders
+from slimseek.folder import FileEntry
 from slimseek.indexes import _vectors
-from slimseek.schema import FileEntry, Precision, Value
+from slimseek.schema import Precision
+from slimseek.value import Value
 
 FORMAT_VERSION = 2
 MANIFEST = "index.json"

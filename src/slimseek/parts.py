@@ -16,8 +16,10 @@ import numpy as np
 
 from slimseek import folder as folders
 from slimseek import index_folder, reading
+from slimseek.collection import Hits
 from slimseek.errors import ArtifactError
-from slimseek.schema import Array, Hits, Value
+from slimseek.schema import Array
+from slimseek.value import Value
 
 MANIFEST = "parts.json"
 FORMAT_VERSION = 1

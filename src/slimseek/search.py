@@ -17,6 +17,7 @@ import numpy as np
 from slimseek import documents, index_folder, parts, plugins, reading
 from slimseek import folder as folders
 from slimseek.bases import Index
+from slimseek.collection import Hits
 from slimseek.documents import Documents, Joined, Media
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
@@ -25,7 +26,8 @@ from slimseek.indexes import _vectors
 from slimseek.kept import check_probe, probe_of
 from slimseek.parts import Merged
 from slimseek.progress import track
-from slimseek.schema import Array, Hits, Precision, Value
+from slimseek.schema import Array, Precision
+from slimseek.value import Value
 
 MOST_HITS = 1000
 DOCUMENTS_IN_CHUNK = 256

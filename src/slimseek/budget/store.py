@@ -19,8 +19,8 @@ import msgspec
 from slimseek import folder as folders
 from slimseek.alone import alone
 from slimseek.errors import UsageError
-from slimseek.schema import Value
 from slimseek.trial import Trial
+from slimseek.value import Value
 
 RUN, TRIALS, CACHE = "run.json", "trials", "cache"
 FORMAT_VERSION = 1
