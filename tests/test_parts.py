@@ -19,7 +19,7 @@ from slimseek.cli import app
 from slimseek.collection import Hits
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors
-from slimseek.scale import _documents, bulk
+from slimseek.scale import _documents, bulk, joining
 from slimseek.serving.swap import Served
 from small import many_texts, tiny_collection, tiny_encoder
 
@@ -225,6 +225,49 @@ def test_what_is_encoded_elsewhere_is_the_same(tmp_path: Path, monkeypatch: pyte
     assert contents(tmp_path / "elsewhere") == contents(here)
 
 
+# ---------------------------------------------------------------- joining
+
+
+def test_indexes_made_apart_are_joined(tmp_path: Path) -> None:
+    """One of 256, one in two parts of the others, and the answers of one index of all."""
+    encoder, [first, *_] = tiny_encoder(), slices(corpus())
+    others = {name: text for name, text in corpus().items() if name not in first}
+    search.index(encoder, first, tmp_path / "a")
+    given = [tmp_path / "a", parted(tmp_path, others)]
+    before = [contents(path) for path in given]
+    manifest = joining.join(given, encoder, tmp_path / "out")
+    assert manifest.count == COUNT
+    search.index(encoder, corpus(), tmp_path / "one")
+    out, one = (search.open(tmp_path / name, encoder) for name in ("out", "one"))
+    assert out.query(QUERIES, 1000) == one.query(QUERIES, 1000)
+    assert [part.count for part in parts.read(tmp_path / "out")] == [256, 256, 188]
+    updates.update(tmp_path / "a", encoder, delete=["d0"])
+    updates.update(tmp_path / "out", encoder, delete=["d1"])
+    assert len(search.open(tmp_path / "out", encoder).documents) == COUNT - 1
+    assert contents(given[1]) == before[1]
+
+
+def test_indexes_that_cannot_be_joined_are_refused(tmp_path: Path) -> None:
+    encoder, [first, second, _] = tiny_encoder(), slices(corpus())
+    search.index(encoder, first, tmp_path / "a")
+    search.index(encoder, second | {"d7": "stone"}, tmp_path / "b")
+    search.index(encoder, second, tmp_path / "c", precision="int8")
+
+    def refused(*names: str) -> str:
+        with pytest.raises(UsageError) as error:
+            joining.join([tmp_path / name for name in names], encoder, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        return str(error.value)
+
+    said = refused("a", "b")
+    assert said == f"{tmp_path / 'b'} has a document 'd7', and so has another; an id may occur once in all indexes"
+    assert "has a document 'd0', and so has another" in refused("a", "a")
+    assert "part 1 has precision int8, and the first has f32" in refused("a", "c")
+    assert "No such file" in refused("a", "absent")
+    with pytest.raises(UsageError, match="is, holds or lies in the input"):
+        joining.join([tmp_path / "a"], encoder, tmp_path / "a", force=True)
+
+
 # ---------------------------------------------------------------- damage
 
 
@@ -366,9 +409,12 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [part.count for part in parts.read(out)] == [399, 299]
     found = json.loads(run("query", out, corpus()["d1"], "--model", "m", "--k", 3, "--json").stdout)
     assert found[0]["text"] == corpus()["d1"]
+    assert run("index", "m", "--out", tmp_path / "joined", "--join", out, "--quiet").exit_code == 0
+    assert contents(tmp_path / "joined" / "part-0001") == contents(out / "part-0001")
+    assert "give --data to make an index, or" in str(run(*given, "--join", out, "--data", file).exception)
     tiny_collection(tmp_path / "news")
     refused = run(*given, "--data", tmp_path / "news", "--documents-per-part", 3, "--force")
     assert "--documents-per-part is for a .jsonl file, such as" in str(refused.exception)
     refused = run(*given, "--data", file, "--documents-per-part", 3, "--force", "--kind", "pgvector")
-    assert "pgvector keeps all vectors in one place of its own" in str(refused.exception)
+    assert "pgvector keeps all vectors in one place of its own, and cannot be in parts" in str(refused.exception)
     assert index_folder.MANIFEST not in {found.name for found in out.iterdir()}

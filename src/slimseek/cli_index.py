@@ -21,6 +21,7 @@ def index(
     data: Annotated[str, typer.Option("--data", metavar="DATA", help="Collection, or one .jsonl file.")] = "",
     add: Annotated[str, typer.Option("--add", metavar="DATA", help="Documents for the index in --out.")] = "",
     delete: Annotated[list[str] | None, typer.Option("--delete", metavar="ID", help="From it; @FILE: ids.")] = None,
+    join: Annotated[list[str] | None, typer.Option("--join", metavar="INDEX", help="Make it of others.")] = None,
     kind: Annotated[str, typer.Option("--kind", help="exact, usearch, faiss_flat, faiss_hnsw, pgvector.")] = "exact",
     precision: Annotated[str, typer.Option("--precision", help="f32, f16, int8 or binary.")] = "f32",
     rescore: Annotated[str, typer.Option("--rescore", help="Vectors on disk: auto, none, f32, f16 or int8.")] = "auto",
@@ -33,15 +34,18 @@ def index(
 ) -> None:  # fmt: skip
     """Encode documents and write an index, or change one; of a .jsonl file of any size, and a killed run goes on."""
     from slimseek import show
-    from slimseek.pipeline import index_on, update_on
+    from slimseek.pipeline import index_on, join_on, update_on
 
     _reach(database)
     changes = bool(add or delete)
-    if bool(data) == changes:
-        raise UsageError("give --data to make an index, or --add and --delete to change the one in --out")
+    if bool(data) + changes + bool(join) != 1:
+        raise UsageError("give --data to make an index, or --add and --delete to change the one in --out, or --join to "
+                         "make one of others")  # fmt: skip
     with Command(json, quiet) as run:
         if changes:
             stats = update_on(model, out, add=add, delete=delete or (), threads=threads)
+        elif join:
+            stats = join_on(model, join, out, threads=threads, force=force)
         else:
             stats = index_on(model, data, out, kind=kind, precision=precision, rescore=rescore, oversample=oversample,  # type: ignore[arg-type]
                              processes=processes, ray=ray, documents_per_part=documents_per_part, threads=threads,

@@ -40,7 +40,7 @@ from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, proven
 from slimseek.report import checked
 from slimseek.report import sensitivity as sensitivity_page
-from slimseek.scale import bulk
+from slimseek.scale import bulk, joining
 from slimseek.scale.connect import connected
 from slimseek.scale.encoding import encode
 from slimseek.schema import Gates, Model, Precision, Recipe
@@ -273,6 +273,13 @@ def index_on(
         corpus, media = documents.searched(data.load(collection), encoder.spec)
         search.index(encoder, corpus, out, media=media, encode=elsewhere, **how)
         forget()
+    return search.open(out, encoder).stats()
+
+
+def join_on(source: str, indexes: Sequence[str], out: Path, *, threads: int = 0, force: bool = False) -> search.Stats:
+    """Write an index whose parts are others; see :func:`slimseek.scale.joining.join`."""
+    encoder = choose.choose(source, threads or None)
+    joining.join([Path(index) for index in indexes], encoder, out, force=force)
     return search.open(out, encoder).stats()
 
 

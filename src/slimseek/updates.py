@@ -143,6 +143,12 @@ def replaced(path: Path) -> Callable[[], None]:
     return store.forget
 
 
+def check_in_folder(kind: str) -> None:
+    """UsageError where an index of that kind keeps its vectors elsewhere than in its folder, and so has no parts."""
+    if plugins.load("indexes", kind).forget is not Index.forget:
+        raise UsageError(f"{kind} keeps all vectors in one place of its own, and cannot be in parts")
+
+
 def _positions(opened: search.Search, added: set[str], deleted: set[str]) -> Array:
     """Where the documents to delete stand, int64 [m]."""
     found: dict[str, int] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -76,6 +76,38 @@ class Piece:
         return Shard.listed(self.folder / LIST)
 
 
+class Seen:
+    """Names that were met, on disk: they are compared bucket by bucket, one of which is in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin with none; the folder is made anew, and is gone when the block ends."""
+        self._folder = folder
+
+    def __enter__(self) -> Seen:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        self._files: list[BinaryIO] = []
+        with ExitStack() as stack:
+            for number in range(BUCKETS):
+                self._files.append(stack.enter_context((self._folder / f"{number:03}").open("ab", 4096)))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def note(self, name: str, number: int) -> None:
+        """Note a name, and the number, from 1, of what has it."""
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        self._files[digest[0]].write(digest + number.to_bytes(8))
+
+    def second(self) -> int:
+        """The least number whose name a lesser one has, too; 0 where all names differ."""
+        self._stack.close()
+        return min((found for path in self._folder.iterdir() if (found := _second(np.fromfile(path, SEEN)))), default=0)
+
+
 def write_documents(file: Path, work: Path, key: str, each: int = 0) -> list[Piece]:
     """Check every line, and write the documents, where each begins, and lists of shards into the working folder.
 
@@ -95,14 +127,14 @@ def write_documents(file: Path, work: Path, key: str, each: int = 0) -> list[Pie
     """
     try:
         work.mkdir(parents=True, exist_ok=True)
-        seen = work / "seen"
-        shutil.rmtree(seen, ignore_errors=True)
-        seen.mkdir()
-        pieces = _pass(file, work, seen, key, each)
-        _check_once(file, seen)
-        shutil.rmtree(seen)
+        with Seen(work / "seen") as seen:
+            pieces = _pass(file, work, seen, key, each)
+            second = seen.second()
     except OSError as error:
         raise UsageError(f"cannot write {work}: {error.strerror}") from error
+    if second:
+        name = next(name for number, name, _ in _lines.texts(file) if number == second)
+        raise UsageError(f"{file}, line {second}: the _id {name!r} occurs a second time")
     if not pieces:
         raise UsageError(f"{file} is empty")
     wanted = {shard.file for piece in pieces for shard in piece.shards()} if any(work.glob("*.npy")) else set()
@@ -119,24 +151,21 @@ def texts_of(path: Path, shard: Shard, kind: type[Document]) -> list[Document]:
         return [msgspec.json.decode(line, type=kind) for line in file.read(shard.end - shard.start).splitlines()]
 
 
-def _pass(file: Path, work: Path, seen: Path, key: str, each: int) -> list[Piece]:
+def _pass(file: Path, work: Path, seen: Seen, key: str, each: int) -> list[Piece]:
     pieces: list[Piece] = []
-    with ExitStack() as stack:
-        buckets = [stack.enter_context((seen / f"{number:03}").open("ab", 4096)) for number in range(BUCKETS)]
-        lines, shards = _lines.texts(file), 0
-        while (first := next(lines, None)) is not None:
-            folder = work / FOLDER.format(len(pieces))
-            rest = islice(lines, each - 1) if each else lines
-            pieces.append(_piece(folder, _noted(chain([first], rest), buckets, file), key, shards))
-            shards += -(-pieces[-1].count // DOCUMENTS_IN_SHARD)
+    lines, shards = _lines.texts(file), 0
+    while (first := next(lines, None)) is not None:
+        folder = work / FOLDER.format(len(pieces))
+        rest = islice(lines, each - 1) if each else lines
+        pieces.append(_piece(folder, _noted(chain([first], rest), seen, file), key, shards))
+        shards += -(-pieces[-1].count // DOCUMENTS_IN_SHARD)
     return pieces
 
 
-def _noted(lines: Iterable[tuple[int, str, str]], buckets: Sequence[BinaryIO], file: Path) -> Iterator[Document]:
-    """The documents of lines; their ids are written into the buckets."""
+def _noted(lines: Iterable[tuple[int, str, str]], seen: Seen, file: Path) -> Iterator[Document]:
+    """The documents of lines, whose ids are noted."""
     for number, name, text in lines:
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        buckets[digest[0]].write(digest + number.to_bytes(8))
+        seen.note(name, number)
         if number % TOLD_EACH == 0:
             say(f"{file}: {number:,} lines checked")
         yield Document(id=name, text=text)
@@ -184,14 +213,6 @@ def _as_array(raw: Path, path: Path, count: int) -> None:
         target.write(header.getvalue())
         shutil.copyfileobj(source, target)
     raw.unlink()
-
-
-def _check_once(file: Path, seen: Path) -> None:
-    """Refuse an id that occurs twice; of several the one that comes first in the file is named."""
-    second = min((line for path in seen.iterdir() if (line := _second(np.fromfile(path, SEEN)))), default=0)
-    if second:
-        name = next(name for number, name, _ in _lines.texts(file) if number == second)
-        raise UsageError(f"{file}, line {second}: the _id {name!r} occurs a second time")
 
 
 def _second(rows: Array) -> int:

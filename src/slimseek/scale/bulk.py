@@ -108,8 +108,8 @@ def index(
         raise UsageError(f"--processes is {processes}; it must be 1 or more")
     if documents_per_part < 0:
         raise UsageError(f"--documents-per-part is {documents_per_part}; it must be 1 or more")
-    if documents_per_part and plugins.load("indexes", kind).forget is not Index.forget:
-        raise UsageError(f"{kind} keeps all vectors in one place of its own; leave --documents-per-part out")
+    if documents_per_part:
+        updates.check_in_folder(kind)
     threads = threads or max(1, (os.cpu_count() or 1) // processes)
     opened_by = opened_by or choose.choose
     encoder = opened_by(source, threads)
