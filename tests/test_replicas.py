@@ -18,7 +18,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from slimseek import choose, deploy, search
-from slimseek.serving import metrics
 from small import CORPUS, tiny_bert
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'slimseek[ray]'")
@@ -161,29 +160,8 @@ def test_what_cannot_be_served_is_one_line(packages: Path) -> None:
         return line
 
     model, index = str(packages / "a/model"), str(packages / "b/index")
-    assert "replicas 2 are of a cluster; add --ray" in refused(model, "--index", index, "--replicas", "2")
     said = refused(model, "--index", index, "--ray", "local", "--replicas", "500")
     assert "500 replicas of 1 threads are asked; the cluster's machines have room for" in said
     said = refused(model, "--index", index, "--ray", "local", "--replicas", "1", "--port", "0")
     assert "a replica cannot serve: " in said
     assert "was made by" in said or "holds other vectors" in said
-
-
-def test_metrics_of_several_are_one_text() -> None:
-    """By hand: a counter of two services, and a histogram that keeps its buckets apart."""
-    texts = {}
-    for name, times in (("x", 2), ("y", 3)):
-        one = metrics.Metrics()
-        one.requests.labels("/search", 200).inc(times)
-        one.rows.observe(times)
-        texts[name] = one.text()
-    found = {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(metrics.together(texts).decode())
-        for sample in family.samples
-    }
-    for name, times in (("x", 2), ("y", 3)):
-        key = (("replica", name), ("route", "/search"), ("status", "200"))
-        assert found["slimseek_requests_total", *key] == times
-        assert found["slimseek_batch_rows_bucket", ("le", "2.0"), ("replica", name)] == (times <= 2)
-        assert found["slimseek_batch_rows_sum", ("replica", name)] == times

@@ -7,6 +7,7 @@ listen on every machine that has one, spread requests over all of them, and leav
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from slimseek.serving.swap import Served, warming
 NAME = "slimseek"
 TRIES = 3
 SECONDS_TO_ANSWER = 30.0
+NICENESS = ("RAY_worker_niceness", "0")
+"""Of processes of a cluster that is started here; Ray's own, 15, lets every other process go first."""
 HEALTH_SECONDS = 2.0
 
 
@@ -86,6 +89,7 @@ def serve_on(
         MissingExtra: Ray Serve is not installed.
     """
     ray_serve: Any = plugins.require("ray.serve")
+    os.environ.setdefault(*NICENESS)
     with serve.listen(host, port) as free:  # what is taken is known before a cluster is asked
         port = free.getsockname()[1]
     with connected(address) as ray, _signals() as (stop, swap):
