@@ -60,9 +60,12 @@ def serve_on(
     if replicas and not ray:
         raise UsageError(f"--replicas {replicas} are of a cluster; add --ray")
     threads = threads or (1 if ray else 0)
-    sources = [os.path.abspath(name) if ray and Path(name).exists() else name
-               for name in (source, collection, original, index, original_index, recogniser)]  # fmt: skip
-    load = partial(_opened, *sources[:3], (sources[3], sources[4]), sources[5], threads)
+
+    def placed(name: str) -> str:
+        return os.path.abspath(name) if ray and name and Path(name).exists() else name
+
+    load = partial(_opened, placed(source), placed(collection), placed(original),
+                   (placed(index), placed(original_index)), placed(recogniser), threads)  # fmt: skip
 
     def ready(url: str) -> None:
         say(f"search page: {url}  (Ctrl-C stops)")
