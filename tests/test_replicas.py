@@ -25,6 +25,7 @@ pytest.importorskip("ray.serve", exc_type=ImportError, reason="Ray Serve is not 
 
 SECRET = "a-key-of-some-length"
 SECONDS = 180
+ADDRESS = "local"
 SERVE = "from slimseek.cli import main; main()"
 
 
@@ -42,10 +43,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Cluster:
-    """``slimseek serve --ray local`` as a user starts it."""
+    """``slimseek serve --ray`` as a user starts it."""
 
     def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-c", SERVE, "serve", *arguments, "--ray", "local", "--port", "0"]
+        command = [sys.executable, "-c", SERVE, "serve", *arguments, "--ray", ADDRESS, "--port", "0"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
