@@ -157,8 +157,8 @@ def test_what_cannot_be_served_is_one_line(packages: Path) -> None:
         done = subprocess.run([sys.executable, "-c", SERVE, "serve", *arguments, "--quiet"], stderr=subprocess.PIPE,
                               text=True, timeout=SECONDS, check=False)  # fmt: skip
         assert done.returncode == 2, done.stderr
-        [line] = done.stderr.splitlines()
-        return line
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        return done.stderr
 
     model, index = str(packages / "a/model"), str(packages / "b/index")
     said = refused(model, "--index", index, "--ray", "local", "--replicas", "500")

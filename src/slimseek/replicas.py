@@ -7,6 +7,7 @@ listen on every machine that has one, spread requests over all of them, and leav
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -95,6 +96,7 @@ def serve_on(
     with connected(address) as ray, _signals() as (stop, swap):
         replicas = replicas or len(machines(ray))
         _check_room(ray, replicas, threads)
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # what goes wrong is told below, in one line
         ray_serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port},
                         logging_config={"log_level": "ERROR", "enable_access_log": False})  # fmt: skip
         _check_unused(ray_serve)
@@ -122,9 +124,14 @@ def _deployed(ray_serve: Any, load: Callable[[], Served], rules: Rules, replicas
     try:
         return ray_serve.run(deployment.bind(__version__, load, rules), name=NAME, route_prefix="/")
     except RuntimeError as error:
-        said = [line.strip() for line in str(error).splitlines()]
-        reason = next((line for line in reversed(said) if "Error: " in line), first_line(error))
-        raise UsageError(f"a replica cannot serve: {reason.rpartition('Error: ')[2]}") from error
+        raise UsageError(f"a replica cannot serve: {_reason(ray_serve) or first_line(error)}") from error
+
+
+def _reason(ray_serve: Any) -> str:
+    """What a replica that cannot be made says last, of the stacks that Ray tells; empty where it tells none."""
+    found = ray_serve.status().applications.get(NAME)
+    told = "" if found is None else "\n".join(one.message for one in found.deployments.values())
+    return next((line.partition("Error: ")[2] for line in reversed(told.splitlines()) if "Error: " in line), "")
 
 
 def _check_room(ray: Any, replicas: int, threads: int) -> None:
