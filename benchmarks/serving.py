@@ -43,7 +43,7 @@ import psutil
 import text_search
 from rich.console import Console
 
-from slimseek import choose, compress, data, deploy, recipe, search, timing
+from slimseek import choose, compress, data, deploy, index_folder, recipe, search, timing
 from slimseek.folder import write_atomically
 from slimseek.plugins import require
 from slimseek.progress import say, shown_on, track
@@ -122,7 +122,7 @@ def prepare(given: argparse.Namespace) -> None:
         package.mkdir(exist_ok=True)
         small = compress.run(choose.model("minilm"), recipe.load("int8"), text_search.unseen(collections[0])).model
         deploy.write(small, given.target, package, texts=list(texts.values())[:48], threads=timing.default_threads())
-    if not (index / search.MANIFEST).is_file():
+    if not (index / index_folder.MANIFEST).is_file():
         encoder = choose.choose(package)
         place = work / f"ours-{given.target}"
         search.index(encoder, texts, index, kind=given.kind, precision="int8",

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from browser import CHROMIUM, Browser, browsing, serving
-from slimseek import cli, documents, pictures, plugins, search, serve, service, uploads
+from slimseek import cli, documents, pictures, plugins, search, serve, service
 from slimseek.collection import Collection
 from slimseek.data import load
 from slimseek.encoder import Encoder
@@ -28,6 +28,7 @@ from slimseek.inputs.pictures import PictureInput
 from slimseek.preprocess import PicturePreprocess
 from slimseek.schema import Array, Batch, ModelSpec, TensorSpec
 from slimseek.search import Search
+from slimseek.serving import door
 from small import CORPUS, tiny_encoder
 
 image: Any = plugins.require("PIL.Image")
@@ -225,7 +226,7 @@ def test_refusals_are_one_line(searches: tuple[Search, Search], texts: Search, c
 
 
 def test_a_body_is_not_read_beyond_the_limit(searches: tuple[Search, Search], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(door, "MOST_BYTES", 2_000_000)
     taken = [0]
 
     async def pieces() -> Any:
@@ -235,7 +236,7 @@ def test_a_body_is_not_read_beyond_the_limit(searches: tuple[Search, Search], mo
 
     response = Client(*searches)("POST", "/search/picture", content=pieces(), headers=PNG)
     assert response.status_code == 413
-    assert response.json() == {"error": "the picture is larger than 2 MB, which is the most"}
+    assert response.json() == {"error": "the body is larger than 2 MB, which is the most"}
     whole = Client(*searches)("POST", "/search/picture", content=bytes(2_000_000), headers=PNG)
     assert whole.status_code == 400, "two million bytes of zeros are read, and are no picture"
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slimseek.command import Command, Json, MaybeData, Model, Quiet, Threads
+from slimseek.command import Command, Json, MaybeData, Model, Quiet, Ray, Threads
 
 Recogniser = Annotated[
     str, typer.Option("--recogniser", metavar="MODEL", help="What makes texts of spoken queries, for a text search.")
@@ -27,6 +27,8 @@ def serve(
     rate: Annotated[str, typer.Option("--rate", metavar="N/s", help="Of each client; N/m and N/h, too.")] = "",
     rows: Annotated[int, typer.Option("--batch", min=1, help="The most texts that are encoded together.")] = 32,
     waiting: Annotated[int, typer.Option("--waiting", min=1, help="The most requests that may wait.")] = 128,
+    ray: Ray = "",
+    replicas: Annotated[int, typer.Option("--replicas", min=0, help="On the cluster; 0 for one a machine.")] = 0,
     threads: Threads = 0, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Serve the search over HTTP, with a page at /; SIGHUP opens what is served anew, without a request lost."""
@@ -35,7 +37,7 @@ def serve(
     with Command(json=False, quiet=quiet):
         serve_on(model, data, original=original, index=index, original_index=original_index, recogniser=recogniser,
                  host=host, port=port, everyone=everyone, api_key_file=api_key_file, rate=rate, rows=rows,
-                 waiting=waiting, threads=threads)  # fmt: skip
+                 waiting=waiting, threads=threads, ray=ray, replicas=replicas)  # fmt: skip
 
 
 def demo(

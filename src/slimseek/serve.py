@@ -54,7 +54,8 @@ def app(
     rules: Rules | None = None,
     load: Callable[[], Served] | None = None,
 ) -> FastAPI:
-    """The service as an ASGI application; ``app.state`` has its ``current``, its ``batcher``, and ``warm``.
+    """The service as an ASGI application; ``app.state`` has its ``current``, its ``batcher``, ``warm``, and
+    ``counted``, which gives the text of ``/metrics``.
 
     Args:
         search: what answers by default, ``compressed`` in requests.
@@ -72,16 +73,17 @@ def app(
     current = Current(Served(search, original, recogniser), measured, load)
     desk = Desk(current, batcher, measured)
     service.state.current, service.state.batcher, service.state.warm = current, batcher, True
+    service.state.counted = measured.text_now
     page = (resources.files("slimseek") / "page" / "search.html").read_text("utf-8")
     _complain(service)
     service.add_middleware(Door, rules=rules, metrics=measured, headers=_headers(page))
-    _add_probes(service, current, measured, page)
+    _add_probes(service, current, page)
     _add_texts(service, desk)
     files.add(service, desk)
     return service
 
 
-def _add_probes(service: FastAPI, current: Current, measured: metrics.Metrics, page: str) -> None:
+def _add_probes(service: FastAPI, current: Current, page: str) -> None:
     """The page, and what supervisors ask."""
 
     @service.get("/", response_class=HTMLResponse)
@@ -105,7 +107,7 @@ def _add_probes(service: FastAPI, current: Current, measured: metrics.Metrics, p
     @service.get("/metrics", response_class=Response, responses=Desk.refuses() | {200: {"content": {"text/plain": {}}}})
     async def counted() -> Response:
         """Counters and histograms in the text format of Prometheus."""
-        return Response(measured.text(), headers={"content-type": metrics.CONTENT_TYPE})
+        return Response(await service.state.counted(), headers={"content-type": metrics.CONTENT_TYPE})
 
 
 def _add_texts(service: FastAPI, desk: Desk) -> None:
@@ -187,7 +189,7 @@ def serve(
 
 def configuration(service: FastAPI) -> uvicorn.Config:
     """How uvicorn runs it: bounded headers (httptools would take any length), connections, and time to stop."""
-    return uvicorn.Config(service, log_level="warning", http="h11", ws="none", lifespan="off",
+    return uvicorn.Config(service, log_level="warning", http="h11", ws="none", lifespan="off", loop="asyncio",
                           h11_max_incomplete_event_size=MOST_HEADER_BYTES, server_header=False, access_log=False,
                           limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=SECONDS_TO_STOP)  # fmt: skip
 

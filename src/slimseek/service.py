@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 def serve_on(
     source: str, collection: str = "", *, original: str = "", index: str = "", original_index: str = "",
     recogniser: str = "", host: str = "127.0.0.1", port: int = 8000, everyone: bool = False, api_key_file: str = "",
-    rate: str = "", rows: int = 0, waiting: int = 0, threads: int = 0,
+    rate: str = "", rows: int = 0, waiting: int = 0, threads: int = 0, ray: str = "", replicas: int = 0,
 ) -> None:  # fmt: skip
     """Open or make the indexes and serve; the original, if given, has an index of its own.
 
@@ -37,7 +39,10 @@ def serve_on(
         rate: of each client, such as ``20/s``; ``""`` for any.
         rows: the most texts that are encoded together; 0 for the default.
         waiting: the most requests that may wait; 0 for the default.
-        threads: of each runtime; 0 for all cores.
+        threads: of each runtime; 0 for all cores, or on a cluster for one.
+        ray: the Ray cluster that serves (see :mod:`slimseek.replicas`), ``""`` for this process alone. What is opened
+            must lie at the same paths on its machines.
+        replicas: on the cluster; 0 for one a machine.
 
     Raises:
         UsageError: anything wrong with the arguments, an index for no original, or a recogniser for a model that takes
@@ -52,13 +57,24 @@ def serve_on(
     if original_index and not original:
         raise UsageError(f"--original-index {original_index} is of no model; add --original")
 
-    def load() -> Served:
-        return _opened(source, collection, original, (index, original_index), recogniser, threads)
+    if replicas and not ray:
+        raise UsageError(f"--replicas {replicas} are of a cluster; add --ray")
+    threads = threads or (1 if ray else 0)
 
-    service.serve(
-        *load(), host=host, port=port, everyone=everyone, rules=rules, load=load,
-        ready=lambda url: say(f"search page: {url}  (Ctrl-C stops)"),
-    )  # fmt: skip
+    def placed(name: str) -> str:
+        return os.path.abspath(name) if ray and name and Path(name).exists() else name
+
+    load = partial(_opened, placed(source), placed(collection), placed(original),
+                   (placed(index), placed(original_index)), placed(recogniser), threads)  # fmt: skip
+
+    def ready(url: str) -> None:
+        say(f"search page: {url}  (Ctrl-C stops)")
+
+    if ray:
+        where = {"host": host, "port": port, "replicas": replicas, "threads": threads}
+        plugins.require("slimseek.replicas").serve_on(load, ray, rules, ready=ready, **where)
+    else:
+        service.serve(*load(), host=host, port=port, everyone=everyone, rules=rules, load=load, ready=ready)
 
 
 def _opened(

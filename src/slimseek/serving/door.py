@@ -15,7 +15,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slimseek import uploads
 from slimseek.serving.batching import Limits
 from slimseek.serving.limits import Buckets, Key, Rate
 from slimseek.serving.metrics import REASONS, Metrics
@@ -25,8 +24,9 @@ OPEN = frozenset({"/", "/health", "/ready"})
 COSTLY = frozenset({"/search", "/search/picture", "/search/voice", "/embed", "/compare"})
 """What asks a model, and counts for the rate."""
 LOG = logging.getLogger("slimseek.serve")
-MOST_BYTES = uploads.MOST_BYTES
+MOST_BYTES = 20_000_000
 SECONDS_OF_BODY = 30.0
+"""Of the body of any request: what it may hold, and how long it may take to come."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from slimseek.search import Search
 
@@ -58,5 +60,30 @@ class Metrics:
         """All of them."""
         return generate_latest(self.registry)
 
+    async def text_now(self) -> bytes:
+        """The same, for whoever may have to ask others for it."""
+        return self.text()
+
     def _gauge(self, name: str, says: str, *labels: str) -> Gauge:
         return Gauge(f"slimseek_{name}", says, labels, registry=self.registry)
+
+
+class _Together(Collector):
+    def __init__(self, texts: Mapping[str, bytes]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        found: dict[str, Metric] = {}
+        for replica, text in self._texts.items():
+            for family in text_string_to_metric_families(text.decode()):
+                kept = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                kept.samples += [sample._replace(labels=sample.labels | {"replica": replica})
+                                 for sample in family.samples]  # fmt: skip
+        yield from found.values()
+
+
+def together(texts: Mapping[str, bytes]) -> bytes:
+    """The metrics of several services as one text: each of their samples has the label ``replica`` besides."""
+    registry = CollectorRegistry()
+    registry.register(_Together(texts))
+    return generate_latest(registry)
