@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 
@@ -248,9 +248,14 @@ class Backend(ABC):
     def versions(self) -> dict[str, str]:
         """Libraries and versions that this package was written and tested with."""
 
-    def preflight(self, model: Model) -> None:
-        """Refuse, before any long work, a model whose operators, shapes or integers this runtime does not take, with a
-        UsageError that names them, and the target that takes them.
+    def preflight(self, model: Model) -> Any:
+        """Refuse, before any long work, a model whose operators, shapes or integers this runtime does not take.
+
+        Returns:
+            What was built on the way, for :meth:`export` of the same model to go on from; ``None`` if nothing was.
+
+        Raises:
+            UsageError: names what is not taken, and the target that takes it.
         """
         return None
 
@@ -263,8 +268,14 @@ class Backend(ABC):
         raise UsageError(f"{type(self).__name__} takes no graphs in ONNX")
 
     @abstractmethod
-    def export(self, model: Model, folder: Path) -> None:
-        """Write the runtime's files into an existing folder."""
+    def export(self, model: Model, folder: Path, ready: Any = None) -> None:
+        """Write the runtime's files into an existing folder.
+
+        Args:
+            model: whose integers are written.
+            folder: an existing, empty one.
+            ready: what :meth:`preflight` of this model gave, and is used up; ``None`` builds it here.
+        """
 
     def beside(self) -> int:
         """Bytes of the files of every package that do not hang on the model, such as a runtime that goes with it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from slimseek.errors import UsageError
 from slimseek.folder import read_json, write_json
 from slimseek.plugins import load, require
 from slimseek.schema import Array, Batch, Encode, Model
+
+if TYPE_CHECKING:
+    import onnx
 
 NAME = "paddlelite"
 FILE = "model.nb"
@@ -36,16 +40,17 @@ class PaddleLite(Backend):
         """The library, and the interpreter that has it."""
         return setup.versions(NAME)
 
-    def preflight(self, model: Model) -> None:
+    def preflight(self, model: Model) -> onnx.ModelProto:
         """Refuse operators that have no form here."""
-        graph = load("models", model.spec.family)().to_onnx(model)
+        graph: onnx.ModelProto = load("models", model.spec.family)().to_onnx(model)
         unknown = require("slimseek.backends._paddle_convert").unknown(graph)
         if unknown:
             raise UsageError(f"paddlelite: no form for {', '.join(unknown)} here; deploy for onnxruntime instead")
+        return graph
 
-    def export(self, model: Model, folder: Path) -> None:
+    def export(self, model: Model, folder: Path, ready: onnx.ModelProto | None = None) -> None:
         """Convert the float graph with the model's integers, let the library optimize it, write what goes with it."""
-        graph = load("models", model.spec.family)().to_onnx(model)
+        graph = load("models", model.spec.family)().to_onnx(model) if ready is None else ready
         converted = require("slimseek.backends._paddle_convert").convert(graph, model)
         with tempfile.TemporaryDirectory() as temporary:
             files = {"model": Path(temporary) / "model", "parameters": Path(temporary) / "parameters"}
