@@ -9,7 +9,8 @@ MiniLM on xquad_en, EfficientNet-Lite0 on photographs of grocery128 and a keywor
 fp32, with integer weights, and with rounded inputs too. Parity is what ``slimseek deploy`` measures against the
 artifact; quality is nDCG@10 of the test queries through the package, or hit@1 (called recall@1 in image search), paired
 against fp32 in ONNX Runtime; times are medians of interleaved calls, as multiples of that. A cell without a figure has
-the reason. Everything finished is kept in --work; models that are not named keep their rows in --out.
+the reason. Everything finished is kept in --work; models that are not named keep their rows in --out. The tables that
+are printed are those of docs/deploying.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import array_networks
@@ -59,12 +60,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/deployment.json"))
     parser.add_argument("--models", nargs="+", default=["minilm", "efficientnet_lite0", "dscnn_kws12"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quality", action="store_true", help="only packages, parity and quality")
+    parser.add_argument("--quality", action="store_true", help="packages, parity and quality, no time")
     parser.add_argument("--time", action="store_true", help="only time, of packages made before")
     arguments = parser.parse_args()
     with shown_on(Console(stderr=True)):
         results = json.loads(arguments.out.read_bytes()) if arguments.out.is_file() else {"models": {}}
-        results["environment"] = msgspec.to_builtins(timing.environment(arguments.threads))
+        if not arguments.quality:  # times are what hangs on it
+            results["environment"] = msgspec.to_builtins(timing.environment(arguments.threads))
         for name in arguments.models:
             place = arguments.work / name
             place.mkdir(parents=True, exist_ok=True)
@@ -72,11 +74,10 @@ def main() -> None:
             if not arguments.time:
                 packages(model, collection, place, arguments.threads)
                 quality(collection, place, METRICS[name], arguments.threads)
-            if not arguments.quality:
-                results["models"][name] = table(collection, place, arguments.threads)
-                write_atomically(arguments.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
-        if not arguments.quality:
-            print_markdown(results)
+            times = {} if arguments.quality else clock(opened(place, arguments.threads), collection)
+            results["models"][name] = table(place, times)
+            write_atomically(arguments.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
+        print_markdown(results)
 
 
 def source(name: str, path: Path, place: Path) -> tuple[Model, Collection]:
@@ -141,20 +142,22 @@ def quality(collection: Collection, place: Path, metric: str, threads: int) -> N
         file = place / f"quality-{name.replace(' ', '-')}.json"
         if not file.is_file():
             say(f"{collection.name}: {name}")
-            opened = (choose.choose if package.not_run is msgspec.UNSET else choose.stand_in)(
-                folder_of(place, name), threads
-            )
-            write_atomically(file, msgspec.json.encode(evaluate.quality(opened, test, [metric]).get(metric)))
+            run = choose.choose if package.not_run is msgspec.UNSET else choose.stand_in
+            found = evaluate.quality(run(folder_of(place, name), threads), test, [metric]).get(metric)
+            write_atomically(file, msgspec.json.encode(found))
 
 
-def table(collection: Collection, place: Path, threads: int) -> dict[str, dict[str, object]]:
-    """One row a form and target; a row without a package has the reason."""
-    found = written(place)
-    encoders = {
+def opened(place: Path, threads: int) -> dict[str, Encoder]:
+    """The packages that run here."""
+    return {
         name: choose.choose(folder_of(place, name), threads)
-        for name, package in found.items() if package.not_run is msgspec.UNSET
+        for name, package in written(place).items() if package.not_run is msgspec.UNSET
     }  # fmt: skip
-    times, base = clock(encoders, collection), score(place, BASELINE)
+
+
+def table(place: Path, times: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, object]]:
+    """One row a form and target; a row without a package has the reason."""
+    found, base = written(place), score(place, BASELINE)
     rows: dict[str, dict[str, object]] = {}
     for form in FORMS:
         for target in plugins.names("backends"):
@@ -163,7 +166,7 @@ def table(collection: Collection, place: Path, threads: int) -> dict[str, dict[s
                 rows[name] = {"reason": json.loads(reason.read_text()) if reason.is_file() else "not made"}
                 continue
             package, change = found[name], evaluate.compare(base, score(place, name))
-            size = sum(entry.bytes for entry in package.files)
+            size = sum(choose.sizes(package).values())
             failed = next((gate.detail for gate in package.gates if gate.status == "failed"), "")
             rows[name] = {
                 "size_bytes": size, "cosine": package.parity["cosine_mean"],
@@ -225,9 +228,8 @@ def print_markdown(results: dict[str, object]) -> None:
                 print(f"| {label} | {row['reason']} | | | | | |")
                 continue
             low, high = row["kept_interval"]
-            speeds = [
-                f"{base[what] / row[what]:.2f}" if what in row else "not run" for what in ("query_ms", "batch_ms")
-            ]
+            none = "not run" if row["not_run"] else "not timed"
+            speeds = [f"{base[what] / row[what]:.2f}" if what in row else none for what in ("query_ms", "batch_ms")]
             print(f"| {label} | {row['size_bytes'] / 1e6:.2f} | {row['cosine']:.5f} | {row['overlap@10']:.3f} "
                   f"| {row['kept']:.1%} ({low:.1%} to {high:.1%}) | {' | '.join(speeds)} |")  # fmt: skip
         for label, row in rows.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimseek import choose, integers, plugins, setup
+from slimseek import choose, deploy, integers, plugins, setup
 from slimseek.backends import _paddle_format as formats
 from slimseek.backends import _paddle_package as package
 from slimseek.backends import _paddle_weights as weights
@@ -277,6 +277,31 @@ def test_a_static_convolution_runs_on_integers(tmp_path: Path) -> None:
         tensor = model.tensors[name]
         assert isinstance(tensor, QuantizedTensor)
         assert np.array_equal(stored[name], tensor.integers)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("kind", ["texts", "convolutions"])
+def test_a_file_for_arm_has_the_same_integers_and_counts_for_nothing_here(kind: str, tmp_path: Path) -> None:
+    """It is never run; its kernels are those of the target 4, arm, in lite_api's list, where 2 is x86."""
+    model = tiny_model(tmp_path / "m") if kind == "texts" else choose.model(conv_network(tmp_path / "m")[0])
+    items = list(examples(model.spec))
+    for step in ("quantize.weights_int", "quantize.activations_int"):
+        model = method(step, model, items)
+    place = tmp_path / "p"
+    place.mkdir()
+    written = deploy.export(model, "paddlelite", place)
+    read = require("slimseek.backends._paddle_nb").read
+    here, there = read(place / "model.nb")[0], read(place / "model.arm.nb")[0]
+    names = [layer.weight for layer in model.layers if layer.weight in here]
+    assert len(names) >= 3
+    assert all(here[name].dtype == np.int8 and np.array_equal(here[name], there[name]) for name in names)
+    programs = [(place / name).read_bytes() for name in ("model.nb", "model.arm.nb")]
+    assert programs[0] != programs[1]
+    sizes = {entry.path: entry.bytes for entry in written.files}
+    rest = sum(size for name, size in sizes.items() if name != "model.arm.nb") + (place / "package.json").stat().st_size
+    assert sum(choose.choose(place, 1).shipped.values()) == rest
+    assert sizes["model.arm.nb"] < 1.1 * sizes["model.nb"]
+    assert require("msgspec").json.decode((place / "paddlelite.json").read_bytes())["not_executed"] == ["model.arm.nb"]
 
 
 @needs_interpreter

@@ -230,11 +230,13 @@ class Backend(ABC):
         transcribes: whether it takes recognisers, as :meth:`function` opens them.
         most_documents: how many documents a package can :meth:`hold` and search by itself; 0 for one that encodes
             alone.
+        elsewhere: files of a package for other machines than this one; they count as nothing that is shipped here.
     """
 
     local: ClassVar[bool] = True
     transcribes: ClassVar[bool] = False
     most_documents: ClassVar[int] = 0
+    elsewhere: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def available(self) -> str | None:

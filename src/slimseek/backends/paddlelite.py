@@ -1,11 +1,13 @@
-"""Paddle Lite: one .nb file for every batch and length, written and run by a second interpreter."""
+"""Paddle Lite: a .nb file for every batch and length, written by a second interpreter, for x86, which it runs, and for
+arm.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -24,13 +26,17 @@ if TYPE_CHECKING:
     import onnx
 
 NAME = "paddlelite"
-FILE = "model.nb"
+FILE, FOR_ARM = "model.nb", "model.arm.nb"
 FED = "model.fed.npz"
 SETTINGS = "paddlelite.json"
 
 
 class PaddleLite(Backend):
-    """``model.nb`` for x86, what grows with a text in ``model.fed.npz``, and names in ``paddlelite.json``."""
+    """``model.nb`` for x86, ``model.arm.nb`` for phones and boards, which nothing here runs, what grows with a text in
+    ``model.fed.npz``, and names in ``paddlelite.json``.
+    """
+
+    elsewhere: ClassVar[frozenset[str]] = frozenset((FOR_ARM,))
 
     def available(self) -> str | None:
         """Whether there is a second interpreter with the library."""
@@ -56,17 +62,19 @@ class PaddleLite(Backend):
             files = {"model": Path(temporary) / "model", "parameters": Path(temporary) / "parameters"}
             files["model"].write_bytes(converted.program)
             files["parameters"].write_bytes(converted.parameters)
-            order = {"do": "build", "integers": converted.integers, "out": str((folder / FILE).resolve())}
-            worker = Worker(setup.python(NAME))
-            try:
-                worker.ask(order | {name: str(file) for name, file in files.items()}, seconds=SECONDS_TO_BUILD)
-            finally:
-                worker.close()
+            order = {"do": "build", "integers": converted.integers} | {name: str(file) for name, file in files.items()}
+            for target, name in (("x86", FILE), ("arm", FOR_ARM)):
+                worker = Worker(setup.python(NAME))  # another: the library keeps the kernels of the first
+                try:
+                    worker.ask(order | {"for": target, "out": str((folder / name).resolve())}, seconds=SECONDS_TO_BUILD)
+                finally:
+                    worker.close()
         if converted.fed:
             np.savez_compressed(folder / FED, **{name: fed.whole for name, fed in converted.fed.items()})
         longest = model.spec.preprocess.max_length if model.spec.preprocess else 0
         fed_axes = {name: fed.axes for name, fed in converted.fed.items()}
-        settings = Settings(dim=model.spec.dim, longest=longest, fed=fed_axes, tensors=dict(converted.kept))
+        settings = Settings(dim=model.spec.dim, longest=longest, fed=fed_axes, tensors=dict(converted.kept),
+                            not_executed=(FOR_ARM,))  # fmt: skip
         write_json(folder / SETTINGS, settings)
 
     def open(self, folder: Path, threads: int) -> Encode:
