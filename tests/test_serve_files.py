@@ -20,11 +20,13 @@ from typer.testing import CliRunner
 
 from browser import CHROMIUM, Browser, browsing, serving
 from slimseek import cli, documents, pictures, plugins, search, serve, service, uploads
+from slimseek.collection import Collection
 from slimseek.data import load
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.inputs.pictures import PictureInput
-from slimseek.schema import Array, Batch, Collection, ModelSpec, PicturePreprocess, TensorSpec
+from slimseek.preprocess import PicturePreprocess
+from slimseek.schema import Array, Batch, ModelSpec, TensorSpec
 from slimseek.search import Search
 from small import CORPUS, tiny_encoder
 
