@@ -312,10 +312,13 @@ def test_what_has_no_kernel_for_arm_has_the_reason_and_a_file_for_x86(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library ends its process over a file that is not there, as over a kernel that it does not have."""
-    kind = plugins.load("backends", "paddlelite")
-    built = require(kind.__module__)._built
-    monkeypatch.setattr(require(kind.__module__), "_built",
-                        lambda order: built(order | ({"parameters": "none"} if order["for"] == "ARM" else {})))  # fmt: skip
+    backend = require(plugins.load("backends", "paddlelite").__module__)
+    built = backend._built
+
+    def without_arm(order: dict[str, object]) -> None:
+        built(order | {"parameters": "none"} if order["for"] == "ARM" else order)
+
+    monkeypatch.setattr(backend, "_built", without_arm)
     found = packaged(choose.model(ONNX_IN / "sklearn_mlp.onnx"), "paddlelite", tmp_path)
     assert np.isfinite(found.documents(list(examples(found.spec))[:2])).all()
     assert not (tmp_path / "model.arm.nb").exists()
