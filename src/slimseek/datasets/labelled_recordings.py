@@ -59,7 +59,7 @@ def _rows(file: Path) -> dict[str, Recording]:
             raise UsageError(f"{place}: there is no label")
         part = row[split] if split else ""
         found[row[audio]] = Recording(
-            path=recordings.found(file.parent, row[audio], place), said=row[label], speaker=row[speaker] if speaker else "",
-            split="dev" if part == "val" else part,
+            path=recordings.found(file.parent, row[audio], place), said=row[label],
+            speaker=row[speaker] if speaker else "", split="dev" if part == "val" else part,
         )  # fmt: skip
     return found
