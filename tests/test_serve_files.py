@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from browser import CHROMIUM, Browser, browsing, serving
-from slimseek import cli, documents, plugins, search, serve, service, uploads
+from slimseek import cli, documents, plugins, search, serve, service
 from slimseek.collection import Collection
 from slimseek.data import load
 from slimseek.demo import pictures
@@ -29,6 +29,7 @@ from slimseek.inputs.pictures import PictureInput
 from slimseek.preprocess import PicturePreprocess
 from slimseek.schema import Array, Batch, ModelSpec, TensorSpec
 from slimseek.search import Search
+from slimseek.serving import uploads
 from small import CORPUS, tiny_encoder
 
 image: Any = plugins.require("PIL.Image")

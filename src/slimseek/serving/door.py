@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slimseek import uploads
+from slimseek.serving import uploads
 from slimseek.serving.batching import Limits
 from slimseek.serving.limits import Buckets, Key, Rate
 from slimseek.serving.metrics import REASONS, Metrics
