@@ -79,7 +79,7 @@ def update(out: str) -> None:
 
 def pictures(out: str) -> None:
     """What the demonstration writes first."""
-    from slimseek import pictures as made
+    from slimseek.demo import pictures as made
 
     made.collect(Path(out))
 

@@ -21,8 +21,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek import api, bench, catalogue, choose, cli, compress, deploy, evaluate, pipeline, plugins, service, verify
+from slimseek import api, bench, choose, cli, compress, deploy, evaluate, pipeline, plugins, service, verify
 from slimseek.backends import _fusion
+from slimseek.cli import catalogue
 from slimseek.errors import ArtifactError, GateFailed, UsageError
 from slimseek.evaluate import cosines
 from slimseek.measurement import Measurement

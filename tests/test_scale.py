@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from slimseek import choose, cli, data, deploy, search, teacher
+from slimseek import choose, cli, data, deploy, search
 from slimseek.budget import loop
 from slimseek.budget.bench import Bench, bench
 from slimseek.budget.loop import Alone, Effort
@@ -30,6 +30,7 @@ from slimseek.scale.connect import connected
 from slimseek.scale.encoding import encode, teach
 from slimseek.scale.trials import TRIES, cluster
 from slimseek.schema import Model, Recipe, RecipeStep
+from slimseek.training import teacher
 from slimseek.trial import Budget, Figures, Plan, Trial
 from small import many_texts, tiny_collection, tiny_model
 

@@ -19,9 +19,10 @@ import pytest
 from typer.testing import CliRunner
 
 from browser import CHROMIUM, Browser, browsing, serving
-from slimseek import cli, documents, pictures, plugins, search, serve, service
+from slimseek import cli, documents, plugins, search, serve, service
 from slimseek.collection import Collection
 from slimseek.data import load
+from slimseek.demo import pictures
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.inputs.pictures import PictureInput

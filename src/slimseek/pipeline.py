@@ -47,8 +47,8 @@ from slimseek.schema import Gates, Model, Precision, Recipe
 from slimseek.value import Value
 
 if TYPE_CHECKING:
-    from slimseek.finetune import Tuned
-    from slimseek.tasks import Settings
+    from slimseek.training.finetune import Tuned
+    from slimseek.training.settings import Settings
 
 DEV_QUERIES = 300
 DEV_DOCUMENTS = 300
@@ -186,7 +186,7 @@ def train(
         UsageError: the model cannot be trained, there is nothing to train on, or the folder is taken.
         NoEffect: no state was better on the development queries; nothing is written.
     """
-    finetuning = plugins.require("slimseek.finetune")
+    finetuning = plugins.require("slimseek.training.finetune")
     tuned: Tuned = finetuning.finetune(
         source, collection, out, settings or finetuning.Settings(), threads=threads, force=force
     )

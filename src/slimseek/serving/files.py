@@ -9,11 +9,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 
-from slimseek import uploads
 from slimseek.errors import UsageError
 from slimseek.recognise import Recogniser
 from slimseek.search import Answer, Search
-from slimseek.serving import shapes
+from slimseek.serving import shapes, uploads
 from slimseek.serving.desk import Desk
 from slimseek.serving.shapes import Found, K, Reply, Which
 

@@ -8,9 +8,9 @@ import msgspec
 from fastapi import Query, Response
 from pydantic import BaseModel, Field
 
-from slimseek import uploads
 from slimseek.schema import Array
 from slimseek.search import MOST_HITS, Answer, Result, Stats
+from slimseek.serving import uploads
 from slimseek.serving.work import Role
 
 MOST_TEXTS = 64

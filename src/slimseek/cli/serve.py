@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slimseek.command import Command, Json, MaybeData, Model, Quiet, Ray, Threads
+from slimseek.cli.command import Command, Json, MaybeData, Model, Quiet, Ray, Threads
 
 Recogniser = Annotated[
     str, typer.Option("--recogniser", metavar="MODEL", help="What makes texts of spoken queries, for a text search.")
@@ -46,7 +46,7 @@ def demo(
     json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Run the whole flow on a built-in model and what packages carry, in minutes: news, pictures, or speech."""
-    from slimseek import show
+    from slimseek.cli import show
     from slimseek.demo import demo as run_demo
 
     with Command(json, quiet) as run:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from slimseek.command import Command, Force, Json, Model, Out, Quiet, Ray, Threads
+from slimseek.cli.command import Command, Force, Json, Model, Out, Quiet, Ray, Threads
 from slimseek.errors import UsageError
 
 Database = Annotated[
@@ -33,7 +33,7 @@ def index(
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Encode documents and write an index, or change one; of a .jsonl file of any size, and a killed run goes on."""
-    from slimseek import show
+    from slimseek.cli import show
     from slimseek.pipeline import index_on, join_on, update_on
 
     _reach(database)
@@ -61,9 +61,10 @@ def query(
     k: Annotated[int, typer.Option("--k")] = 10, database: Database = "", threads: Threads = 0, json: Json = False,
 ) -> None:  # fmt: skip
     """Search an index by a text, or by what is said in a recording."""
-    from slimseek import search, show
+    from slimseek import search
     from slimseek.choose import choose
     from slimseek.choose import recogniser as open_recogniser
+    from slimseek.cli import show
 
     _reach(database)
     with Command(json, quiet=True) as run:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-from slimseek import pictures, recordings
+from slimseek.demo import pictures, recordings
 from slimseek.errors import UsageError
 from slimseek.measurement import Comparison
 from slimseek.pipeline import compress, deploy_on
