@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from browser import CHROMIUM, Browser, browsing, serving
-from slimseek import cli, documents, pictures, plugins, search, serve, service, uploads
+from slimseek import cli, demo, documents, pictures, plugins, search, serve, service, uploads
 from slimseek.data import load
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
@@ -375,6 +375,27 @@ def test_an_unknown_demonstration_is_named(tmp_path: Path) -> None:
     assert isinstance(done.exception, UsageError)
     assert str(done.exception) == "there is no demonstration 'smell'; there are text, image, speech"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("arguments", "lang"), [([], "en"), (["--lang", "zh"], "zh")])
+def test_the_report_of_a_demonstration_speaks_the_language_that_is_asked_for(
+    arguments: list[str], lang: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And names the command that was given."""
+    seen: list[Any] = []
+
+    def compress(source: str, collection: str, recipe: str, out: Path, options: Any) -> Any:
+        seen.append(options)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(demo, "compress", compress)
+    done = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "out"), *arguments])
+    assert str(done.exception) == "far enough"
+    assert seen[0].lang == lang
+    assert seen[0].alternatives
+    assert seen[0].command == " ".join(["slimseek demo --out", str(tmp_path / "out"), *arguments])
+    done = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "out"), "--lang", "fr"])
+    assert str(done.exception) == "--lang is fr; allowed are en and zh"
 
 
 def test_a_recogniser_is_for_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ class _Heard(NamedTuple):
 
 def add(service: FastAPI, desk: Desk) -> None:
     """Add the routes."""
-    refuses = desk.refuses(400, 408, 413, 415, 503)
+    refuses = desk.refuses(400, 403, 408, 413, 415, 503)
 
     @service.post("/search/picture", response_model=Found, responses=refuses, openapi_extra=TAKES["picture"])
     async def by_picture(request: Request, k: K = 10, model: Which = "compressed") -> Response:
