@@ -29,10 +29,11 @@ import onnx
 from rich.console import Console
 
 from slimseek import choose, compress, data, deploy, evaluate, recipe, timing
+from slimseek.collection import Collection
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
 from slimseek.progress import say, shown_on
-from slimseek.schema import Collection, Model
+from slimseek.schema import Model
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,9 +20,10 @@ import msgspec
 from rich.console import Console
 
 from slimseek import choose, compress, data, evaluate, recipe, timing
+from slimseek.collection import SearchSet
 from slimseek.folder import write_atomically
 from slimseek.progress import say, shown_on
-from slimseek.schema import Model, RecipeStep, Samples, SearchSet
+from slimseek.schema import Model, RecipeStep, Samples
 
 CALIBRATION = 256
 GROUPS = {"granularity": "group", "group_size": 32, "symmetric": False}

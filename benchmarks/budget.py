@@ -27,12 +27,13 @@ from rich.console import Console
 from slimseek import choose, compress, data, evaluate, timing, within
 from slimseek.budget import bench, front, limits
 from slimseek.budget.loop import Effort
+from slimseek.collection import Collection
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
 from slimseek.plugins import require
 from slimseek.progress import shown_on
 from slimseek.prove import Options
-from slimseek.schema import Collection, Model
+from slimseek.schema import Model
 from slimseek.trial import Found, numbered
 
 LIMITS = limits.Limits(loss="20%")

@@ -25,10 +25,11 @@ from rich.console import Console
 from scipy import stats
 
 from slimseek import artifact, choose, compress, data, deploy, evaluate, pipeline, recipe, timing
+from slimseek.collection import Collection
 from slimseek.folder import write_atomically, writing
 from slimseek.plugins import require
 from slimseek.progress import say, shown_on
-from slimseek.schema import Collection, Model
+from slimseek.schema import Model
 from slimseek.tasks import Settings
 from slimseek.train import Training
 

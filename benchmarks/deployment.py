@@ -26,11 +26,13 @@ from rich.console import Console
 
 from slimseek import choose, compress, data, deploy, evaluate, plugins, timing
 from slimseek.choose import Package
+from slimseek.collection import Collection
 from slimseek.encoder import Encoder
 from slimseek.errors import SlimseekError
 from slimseek.folder import write_atomically
+from slimseek.measurement import Measurement
 from slimseek.progress import say, shown_on
-from slimseek.schema import Collection, Measurement, Model, Recipe, RecipeStep
+from slimseek.schema import Model, Recipe, RecipeStep
 
 BASELINE = "fp32 onnxruntime"
 WEIGHTS = RecipeStep(method="quantize.weights_int", parameters={"bits": 8})

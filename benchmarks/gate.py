@@ -21,7 +21,8 @@ import numpy as np
 from scipy import stats
 
 from slimseek import bootstrap, choose, data, evaluate
-from slimseek.schema import Array, Measurement
+from slimseek.measurement import Measurement
+from slimseek.schema import Array
 
 RUNS = 1000
 COUNTS = (50, 100, 300, 1000)

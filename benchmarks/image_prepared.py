@@ -29,10 +29,11 @@ from image_search import IMAGE, METRICS, changed
 from rich.console import Console
 
 from slimseek import choose, data, deploy, evaluate, plugins, similar
+from slimseek.collection import SearchSet
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
 from slimseek.progress import say, shown_on
-from slimseek.schema import Model, Samples, SearchSet
+from slimseek.schema import Model, Samples
 
 SIDE = 128
 BITS = (6, 5)

@@ -32,8 +32,9 @@ from slimseek import artifact, choose, data, deploy, evaluate, finetune, plugins
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically, writing
 from slimseek.inputs.augmentation import view
+from slimseek.preprocess import PicturePreprocess
 from slimseek.progress import say, shown_on
-from slimseek.schema import Model, PicturePreprocess, Samples
+from slimseek.schema import Model, Samples
 from slimseek.tasks import Settings
 from slimseek.train import Training
 

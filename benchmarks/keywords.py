@@ -24,9 +24,11 @@ import torch
 from rich.console import Console
 
 from slimseek import choose, compress, data, deploy, evaluate, finetune, recipe, spoken, timing
+from slimseek.collection import Collection
 from slimseek.folder import write_atomically
+from slimseek.measurement import Measurement
 from slimseek.progress import say, shown_on
-from slimseek.schema import Collection, Measurement, Model, Samples
+from slimseek.schema import Model, Samples
 from slimseek.tasks import Settings
 from slimseek.train import Training
 

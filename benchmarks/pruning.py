@@ -43,11 +43,12 @@ from rich.console import Console
 from torch import nn
 
 from slimseek import artifact, choose, data, deploy, evaluate, plugins, timing
+from slimseek.collection import Collection
 from slimseek.errors import NoEffect
 from slimseek.folder import write_atomically, writing
 from slimseek.inputs.batches import batches
 from slimseek.progress import say, shown_on
-from slimseek.schema import Collection, Model, Samples
+from slimseek.schema import Model, Samples
 
 AMOUNT = 0.5
 OURS = {

@@ -31,11 +31,12 @@ import text_search
 from rich.console import Console
 
 from slimseek import artifact, choose, compress, data, evaluate, recipe, timing
+from slimseek.collection import Collection
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically, writing
 from slimseek.plugins import require
 from slimseek.progress import shown_on
-from slimseek.schema import Collection, Model, Recipe, RecipeStep
+from slimseek.schema import Model, Recipe, RecipeStep
 
 TRAINED_ON = "scifact"
 COLLECTIONS = ("scifact", "xquad_en")

@@ -27,11 +27,12 @@ from rich.console import Console
 
 from slimseek import alternatives, choose, compress, data, deploy, evaluate, recipe, timing
 from slimseek.backends.openvino import FILE as OPENVINO_FILE
+from slimseek.collection import Collection, SearchSet
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
 from slimseek.plugins import require
 from slimseek.progress import say, shown_on
-from slimseek.schema import Batch, Collection, Model, Samples, SearchSet
+from slimseek.schema import Batch, Model, Samples
 
 COLLECTIONS = ("xquad_en", "scifact")
 RECIPES = {

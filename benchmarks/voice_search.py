@@ -27,11 +27,13 @@ import msgspec
 from rich.console import Console
 
 from slimseek import artifact, choose, compress, data, deploy, evaluate, plugins, recipe, spoken, timing
+from slimseek.collection import Collection, SearchSet
 from slimseek.folder import write_atomically, writing
 from slimseek.inputs.sound import SoundInput
+from slimseek.measurement import Change
 from slimseek.progress import say, shown_on
 from slimseek.recognise import Recogniser, transcriber
-from slimseek.schema import Change, Collection, Model, Samples, SearchSet
+from slimseek.schema import Model, Samples
 
 PAIRS = {"whisper-tiny.en": ("en",), "whisper-base": ("es", "fr")}
 RECIPES = {

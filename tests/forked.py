@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -114,6 +115,8 @@ def pictures(out: str) -> None:
 
 
 def _serve() -> None:
+    if "faketime" in os.environ.get("LD_PRELOAD", ""):
+        time.sleep = lambda seconds: select.select([], [], [], seconds)  # libfaketime takes no sleep of CPython's
     from slimseek import cli, pipeline, prove, serve, updates  # noqa: F401
     from slimseek.backends import onnxruntime  # noqa: F401
     from slimseek.models import static, transformer, whisper  # noqa: F401

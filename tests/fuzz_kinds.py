@@ -30,8 +30,9 @@ from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TextInput
 from slimseek.models import _ctranslate2, _text_files
 from slimseek.models.static import Static
+from slimseek.preprocess import PicturePreprocess, SoundPreprocess
 from slimseek.scale import bulk
-from slimseek.schema import ModelSpec, PicturePreprocess, SoundPreprocess, TensorSpec
+from slimseek.schema import ModelSpec, TensorSpec
 from small import tiny_bert, tiny_collection, tiny_encoder, tiny_tokenizer, tiny_whisper
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -20,7 +20,8 @@ from tokenizers.processors import TemplateProcessing
 from slimseek import choose, plugins
 from slimseek.encoder import Encoder
 from slimseek.inputs.text import TextInput
-from slimseek.schema import Array, Batch, Model, ModelSpec, TensorSpec, TextPreprocess
+from slimseek.preprocess import TextPreprocess
+from slimseek.schema import Array, Batch, Model, ModelSpec, TensorSpec
 
 BACKENDS = [name for name in ("onnxruntime", "openvino") if plugins.load("backends", name)().available() is None]
 """Runtimes that take graphs in ONNX: what a method makes of a model runs in these; test_backends tries all others."""

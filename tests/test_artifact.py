@@ -22,9 +22,9 @@ from safetensors.numpy import load_file, save_file
 from golden import make
 from slimseek import artifact
 from slimseek.errors import ArtifactError, UsageError
-from slimseek.folder import entries
+from slimseek.folder import FileEntry, entries
 from slimseek.integers import dequantize, quantize, stored_bytes
-from slimseek.schema import Array, FileEntry, Model, QuantizedTensor, QuantSpec, Tensor
+from slimseek.schema import Array, Model, QuantizedTensor, QuantSpec, Tensor
 
 QUANTIZED = {"table.weight": (35, 4), "linear.weight": (28, 8), "three.weight": (10, 3), "one_scale": (9, 2)}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from slimseek.measurement import Environment, Measurement, Report
 from slimseek.prove import smaller_gate
-from slimseek.schema import Environment, Measurement, Report
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "cases.md").read_text("utf-8")

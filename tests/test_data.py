@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimseek import cli, data, plugins
+from slimseek.collection import Collection, Finding, Qrels
 from slimseek.datasets import news
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TextInput
-from slimseek.schema import Collection, Finding, ModelSpec, Qrels, TextPreprocess
+from slimseek.preprocess import TextPreprocess
+from slimseek.schema import ModelSpec
 from small import tiny_tokenizer
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"

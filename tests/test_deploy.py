@@ -25,7 +25,8 @@ from slimseek import api, bench, catalogue, choose, cli, compress, deploy, evalu
 from slimseek.backends import _fusion
 from slimseek.errors import ArtifactError, GateFailed, UsageError
 from slimseek.evaluate import cosines
-from slimseek.schema import Array, Batch, Measurement
+from slimseek.measurement import Measurement
+from slimseek.schema import Array, Batch
 from small import CORPUS, packaged, tiny_bert, tiny_collection, tiny_encoder
 
 TEXTS = [*CORPUS.values()]

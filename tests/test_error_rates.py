@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from slimseek import bootstrap, evaluate, plugins
 from slimseek.errors import UsageError
+from slimseek.measurement import Change, Measurement
 from slimseek.metrics._said import normalised
 from slimseek.report import _format
-from slimseek.schema import Change, Measurement
 
 WORDS = st.lists(st.sampled_from(["a", "bee", "sea", "dee"]), max_size=6).map(" ".join)
 

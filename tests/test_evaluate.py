@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, gamma
 
 from slimseek import bootstrap, search, timing
+from slimseek.collection import SearchSet
 from slimseek.costs import index_cost
 from slimseek.encoder import Encoder, check_finite
 from slimseek.errors import SlimseekError, UsageError
@@ -36,7 +37,9 @@ from slimseek.evaluate import (
     report,
 )
 from slimseek.inputs.text import ROWS_IN_BATCH, TOKENS_IN_BATCH, TextInput, bucket
-from slimseek.schema import Array, Batch, Change, Measurement, Precision, SearchSet, TextPreprocess
+from slimseek.measurement import Change, Measurement
+from slimseek.preprocess import TextPreprocess
+from slimseek.schema import Array, Batch, Precision
 from small import CORPUS, many_texts, tiny_encoder, tiny_tokenizer
 
 TEXTS = [*CORPUS.values(), *(" ".join(list(CORPUS.values())[: count + 2]) for count in range(5)), "", "a", "stone"]

@@ -14,21 +14,13 @@ import pytest
 
 from slimseek import artifact, choose, cli, compress, data, evaluate, finetune, pipeline, plugins, tasks, train
 from slimseek import recipe as recipes
+from slimseek.collection import Collection
 from slimseek.errors import NoEffect, UsageError
+from slimseek.measurement import Comparison
 from slimseek.methods import _blocks as blocks
 from slimseek.prove import Options
 from slimseek.rebuild import rebuild
-from slimseek.schema import (
-    Collection,
-    Comparison,
-    Gates,
-    Model,
-    ModelSpec,
-    QuantizedTensor,
-    Recipe,
-    RecipeStep,
-    Samples,
-)
+from slimseek.schema import Gates, Model, ModelSpec, QuantizedTensor, Recipe, RecipeStep, Samples
 from slimseek.tasks import Settings
 from slimseek.train import Training
 from small import CORPUS, WORDS, packaged, tiny_bert, tiny_encoder, tiny_model

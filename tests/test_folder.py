@@ -14,8 +14,18 @@ import msgspec
 import pytest
 
 from slimseek.errors import ArtifactError, UsageError
-from slimseek.folder import check, entries, read_json, read_manifest, restore, write_atomically, write_json, writing
-from slimseek.schema import FileEntry, Value
+from slimseek.folder import (
+    FileEntry,
+    check,
+    entries,
+    read_json,
+    read_manifest,
+    restore,
+    write_atomically,
+    write_json,
+    writing,
+)
+from slimseek.value import Value
 
 
 class Manifest(Value, frozen=True):

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from slimseek import recipe as recipes
 from slimseek.budget import attribution as parts
 from slimseek.budget import front as fronts
-from slimseek.schema import Change, Recipe, RecipeStep, StepRecord
+from slimseek.measurement import Change, StepRecord
+from slimseek.schema import Recipe, RecipeStep
 from slimseek.trial import Budget, Figures, Plan, Trial
 
 INT4, INT8 = RecipeStep(method="quantize.weights_int", parameters={"bits": 4}), RecipeStep(

@@ -14,9 +14,10 @@ import pytest
 
 from slimseek import plugins
 from slimseek.bases import Index
+from slimseek.collection import Blocks, Hits
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.indexes import _vectors, bytes_of, exact, rescore_bytes_of
-from slimseek.schema import Array, Blocks, Hits, Precision
+from slimseek.schema import Array, Precision
 
 KINDS = plugins.names("indexes")
 PRECISIONS = get_args(Precision)

@@ -19,7 +19,8 @@ from slimseek.budget.joint import (
     worth_measuring,
 )
 from slimseek.errors import UsageError
-from slimseek.schema import Change, Precision, Recipe
+from slimseek.measurement import Change
+from slimseek.schema import Precision, Recipe
 from slimseek.trial import Figures, Plan, Trial
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

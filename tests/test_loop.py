@@ -13,7 +13,8 @@ import pytest
 from slimseek.budget import loop
 from slimseek.budget.loop import Alone, Effort, Round, hopeless
 from slimseek.budget.store import Store
-from slimseek.schema import Change, Recipe
+from slimseek.measurement import Change
+from slimseek.schema import Recipe
 from slimseek.trial import Budget, Figures, Plan, Trial, numbered
 
 BUDGET = Budget(max_loss=0.05)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from slimseek import plugins
 from slimseek.bases import Metric
+from slimseek.collection import Qrels, SearchSet
 from slimseek.datasets.beir import Beir
 from slimseek.errors import UsageError
 from slimseek.evaluate import measure, metric, rank
-from slimseek.schema import Qrels, SearchSet
 
 RANKINGS = [name for name in plugins.names("metrics") if issubclass(plugins.load("metrics", name), Metric)]
 TREC = {"ndcg": "ndcg_cut", "recall": "recall", "precision": "P", "map": "map_cut"}

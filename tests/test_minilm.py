@@ -11,7 +11,8 @@ import pytest
 
 from slimseek import choose, compress, data, deploy, evaluate, recipe
 from slimseek.budget import sizes
-from slimseek.schema import Model, Recipe, Samples, SearchSet
+from slimseek.collection import SearchSet
+from slimseek.schema import Model, Recipe, Samples
 from small import BACKENDS
 
 NEAREST = {"rounding": "nearest", "correct_bias": False}

@@ -16,14 +16,16 @@ import onnx
 import pytest
 
 from slimseek import choose, cli, data, evaluate, pipeline, plugins, rebuild, search, similar
+from slimseek.collection import Collection, SearchSet
 from slimseek.errors import MissingExtra, SlimseekError, UsageError
 from slimseek.examples import rows as rows_of
 from slimseek.inputs import pictures
 from slimseek.inputs.pictures import PictureInput
 from slimseek.models import _network_export, _networks
 from slimseek.models import _picture_settings as settings_of
+from slimseek.preprocess import PicturePreprocess
 from slimseek.prove import Options
-from slimseek.schema import Collection, ModelSpec, PicturePreprocess, SearchSet
+from slimseek.schema import ModelSpec
 from small import conv_network
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed; run: pip install 'slimseek[image]'")

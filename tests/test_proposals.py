@@ -19,8 +19,9 @@ from slimseek.budget.plans import completed, index_size, key, plan, rescore_size
 from slimseek.budget.proposals import Sampler, first_guesses
 from slimseek.budget.space import BITS, Space, space, spread
 from slimseek.errors import UsageError
+from slimseek.measurement import Change
 from slimseek.methods import _blocks as blocks
-from slimseek.schema import Change, Model, QuantizedTensor, Samples
+from slimseek.schema import Model, QuantizedTensor, Samples
 from slimseek.trial import Budget, Figures, Plan, Trial
 from small import conv_network, many_texts, tiny_model
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from slimseek import data
+from slimseek.collection import Collection
 from slimseek.errors import UsageError
-from slimseek.schema import Collection
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "fsdd"
 

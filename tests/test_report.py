@@ -13,8 +13,7 @@ import pytest
 
 from slimseek import report
 from slimseek.errors import MissingExtra
-from slimseek.report import _format
-from slimseek.schema import (
+from slimseek.measurement import (
     Change,
     Comparison,
     Environment,
@@ -24,6 +23,7 @@ from slimseek.schema import (
     Report,
     StepRecord,
 )
+from slimseek.report import _format
 from small import Page
 
 MACHINE = Environment(

@@ -24,11 +24,12 @@ from slimseek.budget import loop
 from slimseek.budget.bench import Bench, bench
 from slimseek.budget.loop import Alone, Effort
 from slimseek.budget.store import Store
+from slimseek.collection import Collection
 from slimseek.errors import UsageError
 from slimseek.scale.connect import connected
 from slimseek.scale.encoding import encode, teach
 from slimseek.scale.trials import TRIES, cluster
-from slimseek.schema import Collection, Model, Recipe, RecipeStep
+from slimseek.schema import Model, Recipe, RecipeStep
 from slimseek.trial import Budget, Figures, Plan, Trial
 from small import many_texts, tiny_collection, tiny_model
 

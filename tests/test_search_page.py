@@ -21,9 +21,10 @@ from slimseek import recipe as recipes
 from slimseek.budget import front as fronts
 from slimseek.errors import ArtifactError, MissingExtra
 from slimseek.folder import write_json
+from slimseek.measurement import Change, Comparison, Environment, Measurement, Report, StepRecord
 from slimseek.report import _trials
 from slimseek.report import search as pages
-from slimseek.schema import Change, Comparison, Environment, Measurement, Recipe, RecipeStep, Report, StepRecord
+from slimseek.schema import Recipe, RecipeStep
 from slimseek.trial import Budget, Figures, Found, Plan, Trial
 from small import Page
 

@@ -22,10 +22,10 @@ from safetensors.numpy import load_file, save_file
 from slimseek import api, choose, data, evaluate, plugins, recipe, sensitivity, show
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.inputs.text import TextInput
+from slimseek.measurement import Change, Measurement
 from slimseek.methods.prune._alone import SingleLayer
 from slimseek.methods.prune._forward import Pruned
 from slimseek.report import sensitivity as page
-from slimseek.schema import Change, Measurement
 from slimseek.sensitivity import LayerSensitivity, Point, Sensitivity, Settings
 from small import CORPUS, Page, tiny_bert, tiny_collection
 

@@ -23,12 +23,14 @@ from typer.testing import CliRunner
 
 from browser import CHROMIUM, Browser, browsing, serving
 from slimseek import cli, demo, documents, pictures, plugins, search, serve, service, uploads
+from slimseek.collection import Collection
 from slimseek.data import load
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.inputs import pictures as images
 from slimseek.inputs.pictures import PictureInput
-from slimseek.schema import Array, Batch, Collection, ModelSpec, PicturePreprocess, TensorSpec
+from slimseek.preprocess import PicturePreprocess
+from slimseek.schema import Array, Batch, ModelSpec, TensorSpec
 from slimseek.search import Search
 from slimseek.serving.thumbnails import Thumbnails
 from small import CORPUS, tiny_encoder
@@ -261,6 +263,12 @@ def test_pictures_of_the_index_are_given_out(searches: tuple[Search, Search], fo
     assert {result["id"]: result["text"] for result in found["results"]}["p1"] == ""
 
 
+def cut_off(place: Path) -> None:
+    """The last of the photographs, half of it."""
+    content = (place / "b.png").read_bytes()
+    (place / "e.png").write_bytes(content[: len(content) // 2])
+
+
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Client, Path]:
     """Large pictures of several kinds, by position: upright only by its EXIF data, half transparent, one pixel high,
@@ -279,7 +287,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Client, Path]
     corpus = {name: str(place / f"{name}.{kind}") for name, kind in zip("abcde", ["jpg", *["png"] * 4], strict=True)}
     media = documents.Media(folder=place, files=corpus, said={})
     search.index(picture_encoder("small"), corpus, place / "index", media=media)
-    (place / "e.png").write_bytes((place / "b.png").read_bytes()[:30_000])
+    cut_off(place)
     return Client(search.open(place / "index", picture_encoder("small"))), place
 
 
@@ -331,7 +339,7 @@ def test_a_copy_is_made_once_and_again_where_the_picture_changed(
     other = client("GET", "/item/4?side=100", headers={"if-none-match": again.headers["etag"]})
     assert other.status_code == 200
     assert made == ["b.png", "b.png", "e.png"]
-    (place / "e.png").write_bytes(content[:30_000])
+    cut_off(place)
 
 
 def test_copies_take_bounded_memory(photographs: tuple[Client, Path]) -> None:

@@ -17,7 +17,8 @@ from slimseek.errors import UsageError
 from slimseek.inputs import _spectrum, sound
 from slimseek.inputs.reader import reader
 from slimseek.inputs.sound import SoundInput, blocks, cut, made
-from slimseek.schema import Array, ModelSpec, SoundPreprocess, TensorSpec
+from slimseek.preprocess import SoundPreprocess
+from slimseek.schema import Array, ModelSpec, TensorSpec
 
 RATE = 16000
 SECONDS = 3

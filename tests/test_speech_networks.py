@@ -24,7 +24,8 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs import _cepstrum
 from slimseek.inputs.vocabulary import Vocabulary
 from slimseek.models import _sound_settings
-from slimseek.schema import Array, SoundPreprocess, TensorSpec
+from slimseek.preprocess import SoundPreprocess
+from slimseek.schema import Array, TensorSpec
 from slimseek.tasks import Settings
 from slimseek.train import Training
 

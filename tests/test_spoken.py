@@ -12,9 +12,11 @@ import pytest
 import soundfile
 
 from slimseek import choose, compress, data, evaluate, hearing, spoken
+from slimseek.collection import Collection, SearchSet
 from slimseek.errors import UsageError
+from slimseek.preprocess import SoundPreprocess
 from slimseek.recognise import Recogniser
-from slimseek.schema import Collection, Layer, Model, ModelSpec, SearchSet, SoundPreprocess, TensorSpec
+from slimseek.schema import Layer, Model, ModelSpec, TensorSpec
 from small import CORPUS, tiny_encoder
 
 SPEC = ModelSpec(

@@ -24,8 +24,9 @@ from slimseek.examples import Lazy, ahead
 from slimseek.inputs.samples import TEXTS
 from slimseek.losses.cosine import Cosine
 from slimseek.losses.mse import MeanSquaredError
+from slimseek.measurement import Environment
 from slimseek.prove import Options
-from slimseek.schema import Array, Environment, Gates, Model, ModelSpec, Recipe, RecipeStep, Samples, TensorSpec
+from slimseek.schema import Array, Gates, Model, ModelSpec, Recipe, RecipeStep, Samples, TensorSpec
 from slimseek.train import Examples, Training
 from small import CORPUS, tiny_bert, tiny_collection
 

@@ -15,7 +15,7 @@ import pytest
 from slimseek import artifact, choose, data, finetune, plugins, similar, tasks, train
 from slimseek.errors import UsageError
 from slimseek.inputs import augmentation
-from slimseek.schema import PicturePreprocess
+from slimseek.preprocess import PicturePreprocess
 from slimseek.tasks import Settings
 from slimseek.train import Training
 from small import tiny_bert

@@ -15,7 +15,8 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.text import TOKENIZER
 from slimseek.methods.simplify._tokenizer import Vocabulary, rewrite
-from slimseek.schema import Decoding, Layer, Model, ModelSpec, Samples
+from slimseek.preprocess import Decoding
+from slimseek.schema import Layer, Model, ModelSpec, Samples
 from small import tiny_bert
 
 TEXTS = ["the cat sleeps near the river", "a dog runs through the winter forest"]

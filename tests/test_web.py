@@ -26,12 +26,14 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from typer.testing import CliRunner
 
 from slimseek import choose, cli, deploy, integers, plugins, search
+from slimseek.artifact import KeptIndex
 from slimseek.backends import _web, _web_node
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import examples
 from slimseek.inputs.text import TOKENIZER, TextInput, bucket
-from slimseek.schema import Array, KeptIndex, Model, QuantizedTensor, Samples, TextPreprocess
+from slimseek.preprocess import TextPreprocess
+from slimseek.schema import Array, Model, QuantizedTensor, Samples
 from small import CORPUS, Page, bare, conv_network, packaged, tiny_bert, tiny_collection, tiny_model
 
 WEB = plugins.load("backends", "web")()

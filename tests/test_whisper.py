@@ -28,8 +28,9 @@ from slimseek.models._ctranslate2 import DTYPES
 from slimseek.models._whisper_conversion import converted
 from slimseek.models._whisper_graph import TABLE
 from slimseek.models.whisper import Whisper
+from slimseek.preprocess import Decoding
 from slimseek.recognise import CROSS, FEATURES, IDS, LOGITS, PAST, PRESENT, decoded, looped
-from slimseek.schema import Array, Batch, Decoding, Function, Model, QuantizedTensor, Samples
+from slimseek.schema import Array, Batch, Function, Model, QuantizedTensor, Samples
 from small import BACKENDS, tiny_whisper
 
 ITEMS = [f"random:{seed}" for seed in range(6)]

@@ -16,22 +16,10 @@ from safetensors.numpy import load_file, save_file
 from slimseek import folder as folders
 from slimseek import integers, sparse
 from slimseek.errors import ArtifactError, UsageError
-from slimseek.schema import (
-    ActivationQuant,
-    Array,
-    Comparison,
-    FileEntry,
-    KeptIndex,
-    Layer,
-    Model,
-    ModelSpec,
-    QuantizedTensor,
-    QuantSpec,
-    Recipe,
-    StepRecord,
-    Tensor,
-    Value,
-)
+from slimseek.folder import FileEntry
+from slimseek.measurement import Comparison, StepRecord
+from slimseek.schema import ActivationQuant, Array, Layer, Model, ModelSpec, QuantizedTensor, QuantSpec, Recipe, Tensor
+from slimseek.value import Value
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -60,6 +48,20 @@ class SparseTensor(Value, frozen=True):
 
     shape: tuple[int, ...]
     values: int
+
+
+class KeptIndex(Value, frozen=True):
+    """The original whose index a compressed query encoder searches: it gives no vectors of documents itself.
+
+    Attributes:
+        model: the original's name.
+        fingerprint: the sha256 of all that it computes with, in hexadecimal.
+        probe: its vector of the text by which indexes are told apart.
+    """
+
+    model: str
+    fingerprint: str
+    probe: tuple[float, ...]
 
 
 class Artifact(Value, frozen=True):

@@ -9,24 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, get_args
 
 import numpy as np
 
+from slimseek.collection import Blocks, Collection, Hits, Qrels
 from slimseek.errors import UsageError
-from slimseek.schema import (
-    Array,
-    Batch,
-    Blocks,
-    Collection,
-    Encode,
-    Function,
-    Hits,
-    Layer,
-    Model,
-    Precision,
-    Qrels,
-    Samples,
-    Tensor,
-    Value,
-    Widths,
-)
+from slimseek.schema import Array, Batch, Encode, Function, Layer, Model, Precision, Samples, Tensor, Widths
+from slimseek.value import Value
 
 if TYPE_CHECKING:
     import onnx

@@ -10,8 +10,10 @@ from slimseek import choose, data, evaluate, timing
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.inputs.samples import examples
-from slimseek.schema import ModelSpec, Report, Value
+from slimseek.measurement import Report
+from slimseek.schema import ModelSpec
 from slimseek.timing import NO_FASTER, default_threads
+from slimseek.value import Value
 
 TIMED = 64
 TRIED_CALLS, TRIED_DOCUMENTS = 3, 8

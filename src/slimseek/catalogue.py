@@ -7,10 +7,11 @@ import importlib.util
 from slimseek import plugins, recipe, timing
 from slimseek.bases import Backend
 from slimseek.choose import built_in_names
+from slimseek.measurement import Environment
 from slimseek.models import _encoders_built_in as encoders
 from slimseek.models import _networks as networks
 from slimseek.models import _whisper_built_in as whispers
-from slimseek.schema import Environment, Value
+from slimseek.value import Value
 
 
 class Catalogue(Value, frozen=True):

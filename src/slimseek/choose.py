@@ -12,20 +12,24 @@ import msgspec
 
 from slimseek import artifact, integers, plugins, setup
 from slimseek import folder as folders
+from slimseek.artifact import KeptIndex
 from slimseek.bases import Backend, Family
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, SlimseekError, UsageError, first_line, of_the_system
+from slimseek.folder import FileEntry
 from slimseek.inputs.reader import reader
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
 from slimseek.inputs.vocabulary import FILE as TOKENS
+from slimseek.measurement import Comparison, GateResult
 from slimseek.models import _encoders_built_in as encoders
 from slimseek.models import _networks as networks
 from slimseek.models import _whisper_built_in as whispers
 from slimseek.recognise import Recogniser, scorer, transcriber
-from slimseek.schema import Comparison, Encode, FileEntry, Function, GateResult, KeptIndex, Model, ModelSpec, Value
+from slimseek.schema import Encode, Function, Model, ModelSpec
 from slimseek.timing import default_threads
 from slimseek.trial import Found
+from slimseek.value import Value
 
 PADDLE = ".pdmodel"
 PACKAGE = "package.json"

@@ -15,13 +15,15 @@ import numpy as np
 from slimseek import integers, kept, spoken
 from slimseek.bases import Step
 from slimseek.choose import REFERENCE_LENGTH, encoder, family, recognising
+from slimseek.collection import SearchSet
 from slimseek.encoder import Encoder
 from slimseek.errors import NoEffect, SlimseekError, UsageError
 from slimseek.evaluate import Quality, compare, invariance, quality, quality_gate
+from slimseek.measurement import Change, GateResult, StepRecord
 from slimseek.progress import say
 from slimseek.recipe import build
 from slimseek.recognise import Recogniser
-from slimseek.schema import Change, GateResult, Model, Recipe, RecipeStep, Samples, SearchSet, StepRecord
+from slimseek.schema import Model, Recipe, RecipeStep, Samples
 
 INVARIANCE_TEXTS = 32
 INVARIANCE_RECORDINGS = 8

@@ -6,8 +6,9 @@ import numpy as np
 
 from slimseek import indexes, timing
 from slimseek.encoder import Encoder
+from slimseek.measurement import Measurement
 from slimseek.recognise import Recogniser
-from slimseek.schema import Array, Measurement, Precision
+from slimseek.schema import Array, Precision
 
 
 def shipped(encoder: Encoder | Recogniser) -> tuple[Measurement, ...]:

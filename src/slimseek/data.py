@@ -11,12 +11,14 @@ from pathlib import Path
 import msgspec
 
 from slimseek import plugins
+from slimseek.collection import Collection, Finding, Qrels, SearchSet
 from slimseek.errors import UsageError
 from slimseek.fingerprint import hashed
 from slimseek.inputs.reader import Input
 from slimseek.inputs.text import TextInput
-from slimseek.schema import Collection, Finding, ModelSpec, Qrels, Samples, SearchSet, Value
+from slimseek.schema import ModelSpec, Samples
 from slimseek.similar import MOST_DEV_QUERIES, suited
+from slimseek.value import Value
 
 TEXTS_COUNTED = 2000
 UNKNOWN = -1

@@ -8,11 +8,12 @@ from typing import Literal, get_args
 
 from slimseek import pictures, recordings
 from slimseek.errors import UsageError
+from slimseek.measurement import Comparison
 from slimseek.pipeline import compress, deploy_on
 from slimseek.progress import say
 from slimseek.prove import Options
 from slimseek.rebuild import rebuild
-from slimseek.schema import Comparison, Gates, Recipe, RecipeStep
+from slimseek.schema import Gates, Recipe, RecipeStep
 
 Subject = Literal["text", "image", "speech"]
 RECIPE = "int8"

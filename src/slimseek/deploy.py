@@ -11,12 +11,14 @@ import msgspec
 
 from slimseek import bench, choose, plugins, timing
 from slimseek import folder as folders
+from slimseek.artifact import KeptIndex
 from slimseek.bases import Backend
 from slimseek.choose import PACKAGE, PACKAGE_VERSION, Package
 from slimseek.errors import GateFailed, SlimseekError, UsageError, first_line
 from slimseek.inputs.samples import examples
 from slimseek.progress import say, track
-from slimseek.schema import KeptIndex, Model, Value
+from slimseek.schema import Model
+from slimseek.value import Value
 from slimseek.verify import verify, verify_transcripts
 
 AUTO, ALL = "auto", "all"

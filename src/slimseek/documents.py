@@ -11,8 +11,10 @@ import msgspec
 import numpy as np
 
 from slimseek import choose, data, reading
+from slimseek.collection import Collection
 from slimseek.errors import ArtifactError, UsageError
-from slimseek.schema import Array, Collection, ModelSpec, Value
+from slimseek.schema import Array, ModelSpec
+from slimseek.value import Value
 
 FILE = "documents.jsonl"
 OFFSETS = "offsets.npy"

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from slimseek.artifact import KeptIndex
 from slimseek.errors import UsageError
 from slimseek.inputs.reader import Input
-from slimseek.schema import Array, Batch, Encode, KeptIndex, Model, ModelSpec
+from slimseek.schema import Array, Batch, Encode, Model, ModelSpec
 
 WIDEST = 1_000_000
 ITEMS_READ_AT_ONCE = 16384

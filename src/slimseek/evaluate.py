@@ -11,23 +11,13 @@ import numpy as np
 
 from slimseek import bootstrap, costs, plugins, timing
 from slimseek.bases import ErrorRate, Index, Metric
+from slimseek.collection import Collection, SearchSet
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.indexes import _vectors
+from slimseek.measurement import Change, GateResult, GateStatus, Measurement, QueryExample, Report
 from slimseek.progress import track
-from slimseek.schema import (
-    Array,
-    Change,
-    Collection,
-    GateResult,
-    Gates,
-    GateStatus,
-    Measurement,
-    Precision,
-    QueryExample,
-    Report,
-    SearchSet,
-)
+from slimseek.schema import Array, Gates, Precision
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10", "map")
 ACCURACY = "accuracy"

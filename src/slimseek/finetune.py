@@ -13,24 +13,16 @@ import msgspec
 
 from slimseek import __version__, artifact, choose, data, evaluate, integers, plugins, similar, spoken, tasks, timing
 from slimseek import folder as folders
+from slimseek.collection import Collection, SearchSet
 from slimseek.errors import NoEffect, UsageError
 from slimseek.fingerprint import fingerprint
+from slimseek.measurement import Change, Measurement
 from slimseek.methods._training import trained
 from slimseek.progress import say, shown_on
-from slimseek.schema import (
-    Array,
-    Batch,
-    Change,
-    Collection,
-    Encode,
-    Measurement,
-    Model,
-    QuantizedTensor,
-    SearchSet,
-    Value,
-)
+from slimseek.schema import Array, Batch, Encode, Model, QuantizedTensor
 from slimseek.tasks import Settings
 from slimseek.train import Judge, fit, moved
+from slimseek.value import Value
 
 if TYPE_CHECKING:
     from torch import nn

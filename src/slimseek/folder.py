@@ -20,7 +20,7 @@ import msgspec
 from slimseek import reading
 from slimseek.alone import alone
 from slimseek.errors import ArtifactError, SlimseekError, UsageError, full_disk
-from slimseek.schema import FileEntry, Value
+from slimseek.value import Value
 
 M = TypeVar("M", bound=Value)
 MANIFESTS = ("manifest.json", "package.json", "targets.json", "index.json", "slimseek.json", "training.json")
@@ -28,6 +28,14 @@ LEFT = r"\.{}\.(new|old)-[a-z0-9_]{{8}}"
 """Names of the folders that a run makes beside the one it writes."""
 MOVED = "folder"
 """The old folder in the one that holds it while the new one takes its place."""
+
+
+class FileEntry(Value, frozen=True):
+    """A file of a folder: relative path, size, and sha256 in hexadecimal."""
+
+    path: str
+    bytes: int
+    sha256: str
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slimseek import choose, data, evaluate
+from slimseek.collection import Collection, SearchSet
+from slimseek.measurement import Change, Measurement, Report
 from slimseek.metrics._said import normalised
-from slimseek.schema import Change, Collection, Measurement, Report, SearchSet, Value
 from slimseek.spoken import (
     HEARD,
     RATES,
@@ -20,6 +21,7 @@ from slimseek.spoken import (
     search,
     typed,
 )
+from slimseek.value import Value
 
 
 class Transcript(Value, frozen=True):

@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from slimseek import choose, integers
-from slimseek.schema import ModelSpec, QuantizedTensor, Value
+from slimseek.schema import ModelSpec, QuantizedTensor
+from slimseek.value import Value
 
 
 class LayerReport(Value, frozen=True):

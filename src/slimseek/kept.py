@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from slimseek import evaluate
+from slimseek.artifact import KeptIndex
+from slimseek.collection import SearchSet
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.evaluate import Quality
 from slimseek.fingerprint import fingerprint
-from slimseek.schema import Array, Gates, KeptIndex, Model, ModelSpec, Precision, Recipe, SearchSet
+from slimseek.schema import Array, Gates, Model, ModelSpec, Precision, Recipe
 
 METRIC = "recall@10"
 """In this mode: the share of the original's first ten results that are found again; no judgement is needed."""

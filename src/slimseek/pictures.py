@@ -16,7 +16,8 @@ from slimseek import folder as folders
 from slimseek import plugins
 from slimseek.errors import UsageError
 from slimseek.fingerprint import hashed
-from slimseek.schema import Array, Value
+from slimseek.schema import Array
+from slimseek.value import Value
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 STAMPS_PACKAGE = "tuxpaint-stamps-default"

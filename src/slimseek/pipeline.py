@@ -31,8 +31,10 @@ from slimseek import evaluate as measuring
 from slimseek import folder as folders
 from slimseek import recipe as recipes
 from slimseek import sensitivity as alone
+from slimseek.collection import Collection, Qrels
 from slimseek.compress import Judge
 from slimseek.errors import UsageError
+from slimseek.measurement import Change, Comparison, Measurement, Report
 from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, proven
 from slimseek.report import checked
@@ -40,19 +42,8 @@ from slimseek.report import sensitivity as sensitivity_page
 from slimseek.scale import bulk
 from slimseek.scale.connect import connected
 from slimseek.scale.encoding import encode
-from slimseek.schema import (
-    Change,
-    Collection,
-    Comparison,
-    Gates,
-    Measurement,
-    Model,
-    Precision,
-    Qrels,
-    Recipe,
-    Report,
-    Value,
-)
+from slimseek.schema import Gates, Model, Precision, Recipe
+from slimseek.value import Value
 
 if TYPE_CHECKING:
     from slimseek.finetune import Tuned

@@ -10,23 +10,14 @@ from pathlib import Path
 from slimseek import alternatives as others
 from slimseek import artifact, choose, data, deploy, evaluate, kept, report, timing
 from slimseek import compress as machine
+from slimseek.collection import Collection, SearchSet
 from slimseek.compress import Compressed
 from slimseek.costs import index_cost
 from slimseek.encoder import Encoder
 from slimseek.evaluate import Quality
 from slimseek.indexes._vectors import RESCORED_WITH
-from slimseek.schema import (
-    Collection,
-    Comparison,
-    GateResult,
-    Measurement,
-    Model,
-    Precision,
-    QueryExample,
-    Recipe,
-    Report,
-    SearchSet,
-)
+from slimseek.measurement import Comparison, GateResult, Measurement, QueryExample, Report
+from slimseek.schema import Model, Precision, Recipe
 
 TIMED_QUERIES = 200
 TIMED_DOCUMENTS = 32

@@ -10,21 +10,14 @@ import msgspec
 
 from slimseek import artifact, choose, data, deploy, evaluate, report, spoken, timing
 from slimseek import compress as machine
+from slimseek.collection import Collection, SearchSet
 from slimseek.compress import Compressed, Judge
 from slimseek.errors import UsageError
+from slimseek.measurement import Comparison, GateResult, Measurement
 from slimseek.progress import say
 from slimseek.prove import Options, smaller_gate
 from slimseek.recognise import Recogniser
-from slimseek.schema import (
-    Collection,
-    Comparison,
-    GateResult,
-    Gates,
-    Measurement,
-    Model,
-    Recipe,
-    SearchSet,
-)
+from slimseek.schema import Gates, Model, Recipe
 
 DEV_RECORDINGS = 100
 PARITY_RECORDINGS = 8

@@ -10,8 +10,11 @@ from slimseek import choose, timing
 from slimseek import folder as folders
 from slimseek.errors import GateFailed
 from slimseek.evaluate import cosines
+from slimseek.folder import FileEntry
 from slimseek.inputs.samples import examples
-from slimseek.schema import FileEntry, GateResult, Model, Value
+from slimseek.measurement import GateResult
+from slimseek.schema import Model
+from slimseek.value import Value
 
 LEAST_COSINE = 0.9999
 RECORDINGS = 4

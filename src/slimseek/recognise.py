@@ -12,7 +12,8 @@ from slimseek.errors import UsageError
 from slimseek.inputs import vocabulary as vocabularies
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
-from slimseek.schema import Array, Batch, Decoding, Encode, Function, Model, ModelSpec, Transcribe
+from slimseek.preprocess import Decoding
+from slimseek.schema import Array, Batch, Encode, Function, Model, ModelSpec, Transcribe
 
 FEATURES = "input_features"
 IDS, LOGITS = "input_ids", "logits"

@@ -9,7 +9,7 @@ from pathlib import Path
 from slimseek import folder as folders
 from slimseek.errors import UsageError
 from slimseek.fingerprint import hashed
-from slimseek.schema import Value
+from slimseek.value import Value
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 PACKAGE = "tuxpaint-stamps-default"

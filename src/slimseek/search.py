@@ -17,13 +17,16 @@ import numpy as np
 from slimseek import documents, plugins, reading
 from slimseek import folder as folders
 from slimseek.bases import Index
+from slimseek.collection import Hits
 from slimseek.documents import Documents, Media
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
+from slimseek.folder import FileEntry
 from slimseek.indexes import _vectors
 from slimseek.kept import check_probe, probe_of
 from slimseek.progress import track
-from slimseek.schema import Array, FileEntry, Hits, Precision, Value
+from slimseek.schema import Array, Precision
+from slimseek.value import Value
 
 FORMAT_VERSION = 2
 MANIFEST = "index.json"

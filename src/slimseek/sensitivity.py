@@ -15,11 +15,14 @@ import numpy as np
 
 from slimseek import __version__, choose, data, evaluate, plugins, timing
 from slimseek import folder as folders
+from slimseek.collection import SearchSet
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.inputs.batches import spread
+from slimseek.measurement import Change, Measurement
 from slimseek.progress import say, shown_on, track
-from slimseek.schema import Array, Change, Measurement, SearchSet, Value
+from slimseek.schema import Array
+from slimseek.value import Value
 
 FILE = "sensitivity.json"
 FORMAT_VERSION = 1

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from slimseek.errors import UsageError
-from slimseek.schema import Value
+from slimseek.value import Value
 
 LOOK = "import json,sys;from importlib import metadata;print(json.dumps([metadata.version(n) for n in sys.argv[1:]]))"
 SECONDS_TO_LOOK, SECONDS_TO_INSTALL = 60, 1800

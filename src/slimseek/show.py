@@ -15,11 +15,11 @@ from slimseek import report, timing
 from slimseek.bench import Bench, verdict
 from slimseek.choose import Package
 from slimseek.deploy import Deployed, searches
+from slimseek.measurement import Change, Comparison, GateResult
 from slimseek.report import _format as form
 from slimseek.report import _trials as trials
 from slimseek.report import search as page
 from slimseek.report import sensitivity as alone
-from slimseek.schema import Change, Comparison, GateResult
 from slimseek.sensitivity import Point, Sensitivity
 from slimseek.trial import Found
 

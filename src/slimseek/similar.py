@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from slimseek.collection import Collection, Finding, Qrels
 from slimseek.errors import UsageError
 from slimseek.fingerprint import hashed
-from slimseek.schema import Collection, Finding, ModelSpec, Qrels
+from slimseek.schema import ModelSpec
 
 MOST_DEV_QUERIES = 500
 

@@ -12,24 +12,17 @@ import numpy as np
 
 from slimseek import choose, costs, evaluate, plugins, timing
 from slimseek.bases import ErrorRate
+from slimseek.collection import Collection, SearchSet
 from slimseek.data import Splits
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.evaluate import Quality
 from slimseek.inputs.sound import blocks
+from slimseek.measurement import Change, GateResult, Measurement, QueryExample
 from slimseek.metrics._said import normalised
 from slimseek.progress import say, track
 from slimseek.recognise import Recogniser
-from slimseek.schema import (
-    Change,
-    Collection,
-    GateResult,
-    Measurement,
-    Model,
-    QueryExample,
-    Samples,
-    SearchSet,
-)
+from slimseek.schema import Model, Samples
 
 RATES = ("word_error_rate", "character_error_rate")
 SEARCH = ("ndcg@10", "recall@10", "hit@1")

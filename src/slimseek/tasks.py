@@ -12,6 +12,7 @@ import numpy as np
 
 from slimseek import choose, data, evaluate, plugins
 from slimseek import examples as feeding
+from slimseek.collection import Collection, Qrels
 from slimseek.data import Splits
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
@@ -21,8 +22,9 @@ from slimseek.inputs.vocabulary import FILE as VOCABULARY
 from slimseek.inputs.vocabulary import Vocabulary
 from slimseek.metrics._said import normalised
 from slimseek.progress import say
-from slimseek.schema import Array, Collection, Model, Qrels, Value
+from slimseek.schema import Array, Model
 from slimseek.train import Loss, Training, _cut
+from slimseek.value import Value
 
 LOSSES = ("contrastive", "cross_entropy", "ctc", "margin_mse", "normalised_softmax")
 OF_LABELS = ("cross_entropy", "normalised_softmax")
@@ -308,9 +310,7 @@ def _search(model: Model, found: Collection, qrels: Qrels, settings: Settings, n
     read: Any = reader(spec, model.files)
     rows = dict(zip(qrels, feeding.rows(read, [found.queries[query] for query in qrels], read.query_prefix),
                     strict=True))  # fmt: skip
-    needed = list(
-        dict.fromkeys([*(document for _, document in pairs), *(one for some in mined.values() for one in some)])
-    )
+    needed = list(dict.fromkeys([*(own for _, own in pairs), *(one for some in mined.values() for one in some)]))
     documents = dict(zip(needed, feeding.rows(read, [found.corpus[one] for one in needed], read.document_prefix),
                          strict=True))  # fmt: skip
     plan = _plan([documents[document].width for _, document in pairs], training)

@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 
 from slimseek.errors import SlimseekError
-from slimseek.schema import Environment, Value
+from slimseek.measurement import Environment
+from slimseek.value import Value
 
 INSTRUCTION_SETS = (
     "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "neon", "asimd",

@@ -19,7 +19,8 @@ from slimseek.errors import UsageError
 from slimseek.examples import Example, Examples, Lazy, Target, ahead, different, parts, planned, taken
 from slimseek.inputs.reader import reader
 from slimseek.progress import say, track
-from slimseek.schema import Array, Model, ModelSpec, Value
+from slimseek.schema import Array, Model, ModelSpec
+from slimseek.value import Value
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from slimseek.schema import Change, Comparison, Environment, Gates, Precision, Recipe, StepRecord, Value
+from slimseek.measurement import Change, Comparison, Environment, StepRecord
+from slimseek.schema import Gates, Precision, Recipe
+from slimseek.value import Value
 
 ANY_LOSS = 0.99
 Reached = Literal["size", "part", "whole"]

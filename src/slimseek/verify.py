@@ -19,8 +19,9 @@ from slimseek.encoder import Encoder
 from slimseek.errors import SlimseekError
 from slimseek.evaluate import cosines, invariance, neighbours_shared
 from slimseek.inputs.samples import examples
+from slimseek.measurement import GateResult
 from slimseek.recognise import Recogniser
-from slimseek.schema import Array, Batch, GateResult
+from slimseek.schema import Array, Batch
 
 SHAPES = ((1, 3), (3, 17), (8, 128))
 LEAST_PARITY = 0.999

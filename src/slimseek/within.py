@@ -19,15 +19,17 @@ from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
 from slimseek.budget.proposer import Proposer
 from slimseek.budget.space import check_float
+from slimseek.collection import Collection
 from slimseek.compress import Compressed
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
+from slimseek.measurement import Comparison
 from slimseek.progress import say
 from slimseek.prove import Options, proven
 from slimseek.report import search as page
 from slimseek.scale.connect import connected
 from slimseek.scale.trials import cluster
-from slimseek.schema import Collection, Comparison, Gates, Model, Recipe
+from slimseek.schema import Gates, Model, Recipe
 from slimseek.trial import Budget, Found, Trial, numbered
 
 FRONT = "front"

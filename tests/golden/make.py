@@ -14,27 +14,29 @@ import numpy as np
 
 from slimseek import artifact
 from slimseek.folder import writing
-from slimseek.schema import (
-    ActivationQuant,
-    Array,
+from slimseek.measurement import (
     Change,
     Comparison,
     Environment,
     GateResult,
+    Measurement,
+    QueryExample,
+    Report,
+    StepRecord,
+)
+from slimseek.preprocess import TextPreprocess
+from slimseek.schema import (
+    ActivationQuant,
+    Array,
     Gates,
     Layer,
-    Measurement,
     Model,
     ModelSpec,
     QuantizedTensor,
     QuantSpec,
-    QueryExample,
     Recipe,
     RecipeStep,
-    Report,
-    StepRecord,
     TensorSpec,
-    TextPreprocess,
 )
 
 FOLDER = Path(__file__).parent / "artifact"

@@ -12,7 +12,8 @@ from slimseek.backends._executorch_forms import changed
 from slimseek.backends._executorch_layers import IntegerLinear, IntegerTable
 from slimseek.backends._executorch_program import blobs, digest
 from slimseek.errors import ArtifactError
-from slimseek.schema import Array, Model, QuantizedTensor, Value
+from slimseek.schema import Array, Model, QuantizedTensor
+from slimseek.value import Value
 
 Layout = Literal["bytes", "nibbles", "kernel", "depthwise"]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimseek.schema import Array, Value
+from slimseek.schema import Array
+from slimseek.value import Value
 
 BATCH, LENGTH, FIXED = "batch", "length", ""
 MIDDLE = 128

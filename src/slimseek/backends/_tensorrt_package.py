@@ -8,7 +8,8 @@ from typing import Literal
 import onnx
 from onnx import TensorProto
 
-from slimseek.schema import Model, ModelSpec, QuantizedTensor, QuantSpec, TensorSpec, Value
+from slimseek.schema import Model, ModelSpec, QuantizedTensor, QuantSpec, TensorSpec
+from slimseek.value import Value
 
 MOST_ROWS = 32
 """Rows of a batch that an engine takes at once; what runs it cuts larger batches."""

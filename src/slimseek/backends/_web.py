@@ -15,7 +15,9 @@ from slimseek.errors import UsageError
 from slimseek.folder import read_json, write_json
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import stored_bytes
-from slimseek.schema import Model, ModelSpec, OutputKind, TextPreprocess, Value
+from slimseek.preprocess import TextPreprocess
+from slimseek.schema import Model, ModelSpec, OutputKind
+from slimseek.value import Value
 
 MODULES = "SLIMSEEK_WEB_MODULES"
 """Environment variable that names the folder in which npm installed the modules."""

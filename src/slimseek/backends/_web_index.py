@@ -11,7 +11,8 @@ from slimseek.backends._web import INDEX, with_documents
 from slimseek.errors import UsageError
 from slimseek.folder import write_json
 from slimseek.indexes._vectors import rows_of
-from slimseek.schema import Array, Precision, Value
+from slimseek.schema import Array, Precision
+from slimseek.value import Value
 
 VECTORS, TEXTS = INDEX
 PRECISIONS = ("int8", "f32")

@@ -21,11 +21,14 @@ from slimseek import folder as folders
 from slimseek.budget import sizes
 from slimseek.budget.prefixes import Prefixes
 from slimseek.budget.store import Store
+from slimseek.collection import Collection, SearchSet
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, SlimseekError
 from slimseek.evaluate import Quality
-from slimseek.schema import Collection, Measurement, Model, Recipe, Samples, SearchSet, StepRecord, Value
+from slimseek.measurement import Measurement, StepRecord
+from slimseek.schema import Model, Recipe, Samples
 from slimseek.trial import Budget, Figures, Plan, Reached, Trial
+from slimseek.value import Value
 
 WHOLE_QUERIES = 500
 ASKED: Mapping[Reached, tuple[int, int]] = {"part": (100, 150), "whole": (WHOLE_QUERIES, 600)}

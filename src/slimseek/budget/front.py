@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from slimseek import bootstrap
-from slimseek.schema import Change
+from slimseek.measurement import Change
 from slimseek.trial import Budget, Trial
 
 SMALLEST_LOSS = 0.001

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 
 from slimseek import indexes
 from slimseek.errors import UsageError
-from slimseek.schema import Precision, Value
+from slimseek.schema import Precision
 from slimseek.trial import Trial
+from slimseek.value import Value
 
 
 class ModelOption(Value, frozen=True):

@@ -6,8 +6,8 @@ import re
 
 from slimseek import recipe
 from slimseek.errors import UsageError
-from slimseek.schema import Value
 from slimseek.trial import Budget, Figures
+from slimseek.value import Value
 
 MILLISECONDS = {"ms": 1.0, "s": 1000.0}
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -20,8 +20,8 @@ from slimseek.budget.front import choose
 from slimseek.budget.store import Store
 from slimseek.errors import UsageError
 from slimseek.progress import countdown, say, shown_on
-from slimseek.schema import Value
 from slimseek.trial import Budget, Plan, Trial, numbered
+from slimseek.value import Value
 
 
 class Effort(Value, frozen=True):

@@ -12,7 +12,9 @@ import msgspec
 from slimseek import artifact, compress, recipe
 from slimseek import folder as folders
 from slimseek.errors import NoEffect
-from slimseek.schema import Model, Recipe, RecipeStep, Samples, StepRecord, Value
+from slimseek.measurement import StepRecord
+from slimseek.schema import Model, Recipe, RecipeStep, Samples
+from slimseek.value import Value
 
 KEPT_BYTES = 600_000_000
 RECORDS = "records.json"

@@ -14,7 +14,8 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.models._graph import GRAPH
 from slimseek.recipe import build
-from slimseek.schema import Model, QuantizedTensor, Recipe, RecipeStep, Samples, Tensor, Value
+from slimseek.schema import Model, QuantizedTensor, Recipe, RecipeStep, Samples, Tensor
+from slimseek.value import Value
 
 GRAPHS = {"onnxruntime": (2250, 347), "openvino": (2580, 462)}
 """Bytes of a transformer's float graph beside its weights: fixed, and for each linear layer (measured on BERTs). Of

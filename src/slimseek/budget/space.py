@@ -14,8 +14,9 @@ from typing import Any, get_args
 
 from slimseek import choose, integers, plugins
 from slimseek.errors import NoEffect, UsageError
-from slimseek.schema import Gates, Model, OutputKind, Precision, QuantizedTensor, Samples, Value
+from slimseek.schema import Gates, Model, OutputKind, Precision, QuantizedTensor, Samples
 from slimseek.trial import Budget
+from slimseek.value import Value
 
 BITS = (32, 16, 8, 6, 5, 4, 3, 2)
 CONVOLUTION_BITS = (32, 16, 8, 6, 4)

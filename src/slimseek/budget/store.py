@@ -18,8 +18,8 @@ import msgspec
 from slimseek import folder as folders
 from slimseek import plugins
 from slimseek.errors import UsageError
-from slimseek.schema import Value
 from slimseek.trial import Trial
+from slimseek.value import Value
 
 RUN, TRIALS, CACHE, LOCK = "run.json", "trials", "cache", "lock"
 FORMAT_VERSION = 1

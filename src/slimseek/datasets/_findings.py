@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from slimseek.schema import Finding
+from slimseek.collection import Finding
 
 SHOWN = 3
 

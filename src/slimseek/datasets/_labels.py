@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from slimseek.collection import Collection, Finding, Qrels
 from slimseek.datasets._findings import tally
 from slimseek.errors import UsageError
-from slimseek.schema import Collection, Finding, Qrels
 
 SPLITS = ("train", "dev", "test")
 SPLIT_NAMES = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from slimseek.collection import Collection, Finding
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import collection
 from slimseek.errors import UsageError
 from slimseek.inputs.pictures import size
-from slimseek.schema import Collection, Finding
 
 
 def broken(files: Mapping[str, str]) -> dict[str, str]:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slimseek import reading
+from slimseek.collection import Collection, Finding, Qrels
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import SPLITS, split_of
 from slimseek.errors import UsageError
 from slimseek.fingerprint import hashed
 from slimseek.inputs.suffixes import RECORDINGS as SUFFIXES
-from slimseek.schema import Collection, Finding, Qrels, Value
+from slimseek.value import Value
 
 FOLDERS = ("", "clips", "wav", "audio")
 """Where in a collection a file may lie that a table names: Common Voice keeps its recordings in ``clips``."""

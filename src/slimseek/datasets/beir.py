@@ -7,11 +7,11 @@ from typing import Any
 
 from slimseek import reading
 from slimseek.bases import Dataset
+from slimseek.collection import Collection, Finding, Qrels
 from slimseek.datasets import _lines as lines
 from slimseek.datasets import _pictures as pictures
 from slimseek.datasets._findings import repeated, tally
 from slimseek.errors import UsageError
-from slimseek.schema import Collection, Finding, Qrels
 
 SPLITS = ("train", "dev", "test")
 FILES = ("array", "image", "audio")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slimseek.bases import Dataset
+from slimseek.collection import Collection, Finding
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import collection, split_of
 from slimseek.datasets._tables import SUFFIXES, header, rows
 from slimseek.errors import UsageError
-from slimseek.schema import Collection, Finding
 
 STEMS = ("data", "train", "dev", "test")
 COLUMNS = ("text", "label")

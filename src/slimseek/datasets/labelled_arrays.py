@@ -7,9 +7,9 @@ from pathlib import Path
 
 from slimseek import reading
 from slimseek.bases import Dataset
+from slimseek.collection import Collection
 from slimseek.datasets._labels import SPLITS, collection
 from slimseek.errors import UsageError
-from slimseek.schema import Collection
 
 FILE = "labels.csv"
 COLUMNS = {"path", "label", "split"}

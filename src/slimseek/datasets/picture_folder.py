@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slimseek.bases import Dataset
+from slimseek.collection import Collection
 from slimseek.datasets import _pictures as pictures
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import SPLIT_NAMES, split_of
 from slimseek.inputs.suffixes import PICTURES
-from slimseek.schema import Collection
 
 
 class PictureFolder(Dataset):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from slimseek import reading
 from slimseek.bases import Dataset
+from slimseek.collection import Collection
 from slimseek.datasets import _pictures as pictures
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import SPLIT_NAMES, split_of
 from slimseek.errors import UsageError
 from slimseek.inputs.suffixes import PICTURES
-from slimseek.schema import Collection
 
 FILE = "labels.csv"
 PATHS, LABELS, CAPTIONS = ("path", "file", "image"), ("label", "class"), ("caption", "text")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimseek.bases import Dataset
+from slimseek.collection import Collection
 from slimseek.datasets import _recordings as recordings
 from slimseek.datasets import _tables as tables
 from slimseek.datasets._labels import SPLIT_NAMES
 from slimseek.datasets._recordings import Recording
 from slimseek.errors import UsageError
 from slimseek.inputs.suffixes import RECORDINGS
-from slimseek.schema import Collection
 
 STEMS = ("train", "dev", "test", "data", "metadata", "transcripts")
 TEXT = ("text", "transcript", "sentence", "transcription")

@@ -10,9 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 from slimseek.bases import Index
+from slimseek.collection import Blocks, Hits
 from slimseek.errors import UsageError
 from slimseek.indexes import _vectors
-from slimseek.schema import Array, Blocks, Hits, Precision
+from slimseek.schema import Array, Precision
 
 
 class Growing(Index):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from slimseek.indexes._vectors import DTYPES
-from slimseek.schema import Array, Precision, Value
+from slimseek.schema import Array, Precision
+from slimseek.value import Value
 
 TYPES = {"f32": "vector", "f16": "halfvec", "binary": "bit"}
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)

@@ -16,8 +16,9 @@ import numpy as np
 
 from slimseek import reading
 from slimseek.bases import Index
+from slimseek.collection import Blocks, Hits
 from slimseek.errors import ArtifactError, UsageError
-from slimseek.schema import Array, Blocks, Hits, Precision
+from slimseek.schema import Array, Precision
 
 TOP_CODE = 127
 ROWS_IN_BLOCK = 8192

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from slimseek.bases import Index
+from slimseek.collection import Blocks, Hits
 from slimseek.indexes import _vectors
-from slimseek.schema import Array, Blocks, Hits, Precision
+from slimseek.schema import Array, Precision
 
 SCORES_IN_BLOCK = 2**24
 

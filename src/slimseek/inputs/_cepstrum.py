@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from slimseek.schema import Array, SoundPreprocess
+from slimseek.preprocess import SoundPreprocess
+from slimseek.schema import Array
 
 FLOOR = 1e-6
 """Added to each band before its logarithm."""

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from slimseek.schema import Array, SoundPreprocess
+from slimseek.preprocess import SoundPreprocess
+from slimseek.schema import Array
 
 LINEAR_BELOW = 1000.0
 """Hz up to which Slaney's mel scale is linear, three bands for 200 Hz; above it, 27 bands for a factor of 6.4."""

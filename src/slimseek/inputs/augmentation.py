@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from slimseek import plugins
-from slimseek.schema import PicturePreprocess
+from slimseek.preprocess import PicturePreprocess
 
 LEAST_AREA = 0.35
 """Of a picture that a crop shows."""

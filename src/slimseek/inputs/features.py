@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from slimseek.schema import Array, FeaturePreprocess
+from slimseek.preprocess import FeaturePreprocess
+from slimseek.schema import Array
 
 STORED = "<f4"
 

@@ -13,7 +13,8 @@ from slimseek import plugins
 from slimseek.errors import UsageError, first_line
 from slimseek.inputs.arrays import BATCH, RANDOM, ROWS_IN_BATCH
 from slimseek.inputs.augmentation import view
-from slimseek.schema import Array, Batch, ModelSpec, PicturePreprocess
+from slimseek.preprocess import PicturePreprocess
+from slimseek.schema import Array, Batch, ModelSpec
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is decoded, all by Pillow itself: others, such as EPS, would start a program."""

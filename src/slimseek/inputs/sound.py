@@ -13,8 +13,9 @@ from slimseek.errors import UsageError, first_line
 from slimseek.inputs import _cepstrum, _spectrum
 from slimseek.inputs.arrays import RANDOM
 from slimseek.plugins import require
+from slimseek.preprocess import SoundPreprocess
 from slimseek.progress import say
-from slimseek.schema import Array, Batch, ModelSpec, SoundPreprocess
+from slimseek.schema import Array, Batch, ModelSpec
 
 SAMPLES_IN_BATCH = 16 * 480_000
 ROWS_IN_BATCH = 32

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from slimseek.schema import Value
+from slimseek.value import Value
 
 
 class Loss(Value, frozen=True):

@@ -7,7 +7,7 @@ from typing import Any
 
 import ir_measures
 
-from slimseek.schema import Qrels
+from slimseek.collection import Qrels
 
 
 def per_query(measure: Any, qrels: Qrels, ranking: Mapping[str, Sequence[str]]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slimseek.bases import Metric
-from slimseek.schema import Qrels
+from slimseek.collection import Qrels
 
 
 class MapR(Metric):

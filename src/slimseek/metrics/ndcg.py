@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import ir_measures
 
 from slimseek.bases import Metric
+from slimseek.collection import Qrels
 from slimseek.metrics._trec import per_query
-from slimseek.schema import Qrels
 
 
 class Ndcg(Metric):

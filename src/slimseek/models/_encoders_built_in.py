@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slimseek import folder as folders
 from slimseek.errors import UsageError
-from slimseek.schema import Value
+from slimseek.value import Value
 
 
 class BuiltIn(Value, frozen=True):

@@ -12,7 +12,8 @@ from onnx import helper, numpy_helper
 
 from slimseek.inputs.features import projection
 from slimseek.models._graph import GRAPH, _graph, _graphs, _linear_axis, _replace_nodes_
-from slimseek.schema import Array, FeaturePreprocess, Layer, Model, Tensor
+from slimseek.preprocess import FeaturePreprocess
+from slimseek.schema import Array, Layer, Model, Tensor
 
 ADDED = ".features"
 

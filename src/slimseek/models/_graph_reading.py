@@ -39,10 +39,8 @@ from slimseek.models._graph_folding import (
     _make_single_precision_,
     _skip_identities_,
 )
-from slimseek.schema import (
-    Array,
-    TextPreprocess,
-)
+from slimseek.preprocess import TextPreprocess
+from slimseek.schema import Array
 
 RESIZING = ("Resize", "Upsample")
 

@@ -14,7 +14,8 @@ from slimseek.errors import UsageError
 from slimseek.inputs.arrays import BATCH
 from slimseek.inputs.vocabulary import FILE, Vocabulary
 from slimseek.models._graph import OUTPUT, _rename_, _Writer
-from slimseek.schema import Decoding, ModelSpec
+from slimseek.preprocess import Decoding
+from slimseek.schema import ModelSpec
 
 
 def beside(file: Path) -> dict[str, bytes]:

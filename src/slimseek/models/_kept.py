@@ -9,7 +9,8 @@ from pathlib import Path
 from slimseek import folder as folders
 from slimseek import setup
 from slimseek.errors import ArtifactError
-from slimseek.schema import FileEntry, Value
+from slimseek.folder import FileEntry
+from slimseek.value import Value
 
 MANIFEST = "slimseek.json"
 FORMAT_VERSION = 1

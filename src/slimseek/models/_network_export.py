@@ -24,7 +24,7 @@ from slimseek.inputs.suffixes import PREPROCESSOR
 from slimseek.models import _picture_settings as picture_settings
 from slimseek.models._export import IR_VERSION, OPSET
 from slimseek.models._graph import FILE
-from slimseek.schema import PicturePreprocess
+from slimseek.preprocess import PicturePreprocess
 
 INPUT, OUTPUT = "pixels", "features"
 ROWS = 3

@@ -19,7 +19,7 @@ from slimseek import folder as folders
 from slimseek import plugins
 from slimseek.errors import UsageError
 from slimseek.models._kept import kept
-from slimseek.schema import Value
+from slimseek.value import Value
 
 TIMM = "timm:"
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")

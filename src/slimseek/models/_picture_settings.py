@@ -11,7 +11,8 @@ import onnx
 
 from slimseek.errors import UsageError
 from slimseek.inputs.arrays import BATCH
-from slimseek.schema import PicturePreprocess, TensorSpec
+from slimseek.preprocess import PicturePreprocess
+from slimseek.schema import TensorSpec
 
 RESAMPLES: dict[int, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""

@@ -10,7 +10,8 @@ import msgspec
 
 from slimseek.errors import UsageError
 from slimseek.inputs.arrays import BATCH
-from slimseek.schema import SoundPreprocess, TensorSpec
+from slimseek.preprocess import SoundPreprocess
+from slimseek.schema import TensorSpec
 
 EXTRACTORS = {"MfccFeatureExtractor": "mfcc", "LogMelFeatureExtractor": "log_mel",
               "Wav2Vec2FeatureExtractor": "waveform", "WhisperFeatureExtractor": "whisper"}  # fmt: skip

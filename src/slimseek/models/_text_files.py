@@ -13,7 +13,8 @@ from tokenizers import normalizers
 from slimseek import reading
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER, tokenizer_of
-from slimseek.schema import TensorSpec, TextPreprocess
+from slimseek.preprocess import TextPreprocess
+from slimseek.schema import TensorSpec
 
 PROMPTS = "config_sentence_transformers.json"
 KEPT_SUFFIXES = (".json", ".txt", ".model")

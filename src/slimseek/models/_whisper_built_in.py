@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from slimseek.errors import UsageError
 from slimseek.models._kept import kept
 from slimseek.models._whisper_conversion import converted
-from slimseek.schema import Value
+from slimseek.value import Value
 
 
 class Carried(Value, frozen=True):

@@ -11,8 +11,9 @@ import msgspec
 
 from slimseek.errors import UsageError
 from slimseek.models._text_files import json_of
+from slimseek.preprocess import Decoding, SoundPreprocess
 from slimseek.recognise import FEATURES
-from slimseek.schema import Decoding, ModelSpec, SoundPreprocess, TensorSpec
+from slimseek.schema import ModelSpec, TensorSpec
 
 CONFIG, GENERATION, PREPROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
 LANGUAGE = re.compile(r"<\|([a-z]+)\|>")

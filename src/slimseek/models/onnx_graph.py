@@ -23,10 +23,7 @@ from slimseek.models._graph_reading import (
     _take_tidied_weights_,
 )
 from slimseek.models._onnx_family import OnnxFamily
-from slimseek.schema import (
-    Model,
-    ModelSpec,
-)
+from slimseek.schema import Model, ModelSpec
 
 
 class OnnxGraph(OnnxFamily):

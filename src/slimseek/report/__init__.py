@@ -12,11 +12,11 @@ from typing import Any
 
 from slimseek import plugins
 from slimseek.folder import write_atomically
+from slimseek.measurement import Change, Comparison, GateResult, QueryExample, Report
 from slimseek.report import _format
 from slimseek.report._labels import LABELS
 from slimseek.report._page import template
 from slimseek.report._words import checked, recorded, say, speaking
-from slimseek.schema import Change, Comparison, GateResult, QueryExample, Report
 
 __all__ = ["checked", "render", "verdict", "write"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from slimseek.measurement import Change, Comparison, StepRecord
 from slimseek.report import _format
 from slimseek.report._drawing import (
     _BOLD_LETTER,
@@ -28,7 +29,6 @@ from slimseek.report._drawing import (
 )
 from slimseek.report._scatter import _scatter, _ticks
 from slimseek.report._words import recorded, say
-from slimseek.schema import Change, Comparison, StepRecord
 
 
 def figures(comparison: Comparison) -> dict[str, Figure]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from slimseek import plugins
 from slimseek.errors import SlimseekError
+from slimseek.measurement import Change, Comparison, GateResult, Measurement
 from slimseek.report._labels import LABELS, WORDS
 from slimseek.report._words import phrase, recorded, say
-from slimseek.schema import Change, Comparison, GateResult, Measurement
 from slimseek.timing import NO_FASTER
 
 DASH = "–"

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from slimseek.measurement import Measurement
 from slimseek.report import _format, _trials
 from slimseek.report._drawing import _BOLD_LETTER, _LETTER, COMPRESSED, LINE, LOSS, SOFT, Mark, _Drawing, _letters
 from slimseek.report._labels import LABELS
 from slimseek.report._scatter import Box, Place, _across, _free, _Spot, _tick, _ticks
 from slimseek.report._words import later, phrase, say
-from slimseek.schema import Measurement
 from slimseek.trial import Found
 
 HEIGHT, LEFT, TOP = 230.0, 46.0, 30.0

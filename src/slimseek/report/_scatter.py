@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from slimseek.measurement import Comparison, Measurement
 from slimseek.report import _format
 from slimseek.report._drawing import (
     _BOLD_LETTER,
@@ -22,7 +23,6 @@ from slimseek.report._drawing import (
     _letters,
 )
 from slimseek.report._words import later, phrase, say
-from slimseek.schema import Comparison, Measurement
 
 
 @dataclass(frozen=True, kw_only=True)

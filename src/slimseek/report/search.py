@@ -14,10 +14,10 @@ from typing import Any
 from slimseek import plugins
 from slimseek.budget import attribution, front
 from slimseek.folder import write_atomically
+from slimseek.measurement import Comparison
 from slimseek.report import _format, _trials
 from slimseek.report._page import source, template
 from slimseek.report._words import later, phrase, recorded, say, speaking, spoken
-from slimseek.schema import Comparison
 from slimseek.trial import Budget, Found, Trial, numbered
 
 PAGE = "search.html"

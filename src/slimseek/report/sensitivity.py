@@ -10,10 +10,10 @@ from pathlib import Path
 from msgspec import json
 
 from slimseek.folder import write_atomically
+from slimseek.measurement import Change
 from slimseek.report import _format
 from slimseek.report._page import template
 from slimseek.report._words import later, phrase, say, speaking
-from slimseek.schema import Change
 from slimseek.sensitivity import LayerSensitivity, Point, Sensitivity
 
 PAGE = "sensitivity.html"

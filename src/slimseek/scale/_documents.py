@@ -18,7 +18,8 @@ from slimseek.datasets import _lines
 from slimseek.documents import Document
 from slimseek.errors import UsageError
 from slimseek.progress import say
-from slimseek.schema import Array, Value
+from slimseek.schema import Array
+from slimseek.value import Value
 
 DOCUMENTS_IN_SHARD = 1024
 BUCKETS = 256

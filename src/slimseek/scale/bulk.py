@@ -24,6 +24,7 @@ import numpy as np
 from slimseek import choose, documents, sealed, search, updates
 from slimseek import folder as folders
 from slimseek.bases import Index
+from slimseek.collection import Blocks
 from slimseek.datasets import _lines
 from slimseek.documents import Document
 from slimseek.encoder import Encoder
@@ -32,7 +33,7 @@ from slimseek.indexes import _vectors
 from slimseek.kept import PROBE_TEXT
 from slimseek.progress import say, track
 from slimseek.scale._documents import Shard, texts_of, write_documents
-from slimseek.schema import Array, Blocks
+from slimseek.schema import Array
 
 Opener = Callable[[str, int], Encoder]
 SUFFIX = ".jsonl"

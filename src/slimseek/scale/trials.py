@@ -23,11 +23,13 @@ from slimseek import folder as folders
 from slimseek.budget.bench import BASELINE, Baseline, Bench, bench
 from slimseek.budget.loop import Round
 from slimseek.budget.store import Store
+from slimseek.collection import Collection
 from slimseek.errors import SlimseekError, UsageError, first_line
 from slimseek.progress import say
 from slimseek.scale.connect import Machine, check_version, machines
-from slimseek.schema import Collection, Model, ModelSpec, Value
+from slimseek.schema import Model, ModelSpec
 from slimseek.trial import Figures, Plan, Trial
+from slimseek.value import Value
 
 TRIES = 3
 """How often a trial is tried whose worker is lost, and a worker is started that is lost before its bench is there."""

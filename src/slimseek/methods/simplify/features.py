@@ -15,7 +15,8 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.arrays import ArrayInput
 from slimseek.inputs.batches import spread
 from slimseek.inputs.features import STORED
-from slimseek.schema import Array, FeaturePreprocess, Layer, Model, QuantizedTensor, Samples
+from slimseek.preprocess import FeaturePreprocess
+from slimseek.schema import Array, Layer, Model, QuantizedTensor, Samples
 
 
 class Features(Step, frozen=True, kw_only=True):

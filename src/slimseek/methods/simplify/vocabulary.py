@@ -18,7 +18,8 @@ from slimseek.inputs import unlabelled
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import take_rows
 from slimseek.methods.simplify._tokenizer import Vocabulary, rewrite
-from slimseek.schema import Decoding, Model, ModelSpec, Samples
+from slimseek.preprocess import Decoding
+from slimseek.schema import Model, ModelSpec, Samples
 
 
 class VocabularyCut(Step, frozen=True, kw_only=True):
