@@ -188,18 +188,19 @@ def test_the_service_keeps_its_rate_and_its_times(home: Path, clock: Path, forks
     while not told.exists() and time.monotonic() < until:
         time.sleep(0.02)
     url, process = told.read_text().split()
-    seen, days = [], []
-    for jump in ("+0", "-1h", "+400d", "-1h", "+9000d", "+0"):
+    seen = []
+    for jump in ("+0", "-1h", "+400d", "-9000d", "+0"):
         set_to(clock, jump)
+        off = {"+400d": 400, "-9000d": -9000}.get(jump)
+        while off is not None and days_off(url) != off:
+            assert time.monotonic() < until + 30, "the process does not see the jump"
         status, headers, body = asked(f"{url}search?q=stone")
         seen.append(status)
         if status == 200:
             assert all(0 <= value < 60_000 for value in json.loads(body)["milliseconds"].values())
         else:
             assert 1 <= int(headers["retry-after"]) <= 1200
-        days.append(round((parsedate_to_datetime(headers["date"]).timestamp() - time.time()) / 86400))
-    assert seen == [200] * 3 + [429] * 3
-    assert {400, 9000} <= set(days), "the process did not see the jumps"
+    assert seen == [200] * 3 + [429] * 2
     set_to(clock, "-1h")
     text = asked(f"{url}metrics")[2].decode()
     sums = [float(line.split()[1]) for line in text.splitlines() if line.startswith("slimseek_seconds_sum")]
@@ -209,6 +210,13 @@ def test_the_service_keeps_its_rate_and_its_times(home: Path, clock: Path, forks
     thread.join(60)
     assert ended[0][0] == 0, ended[0][1]
     set_to(clock, "+0")
+
+
+def days_off(url: str) -> int:
+    """By how many days the service's own date differs, which it looks up once a second."""
+    date = parsedate_to_datetime(asked(f"{url}health")[1]["date"]).timestamp()
+    time.sleep(0.05)
+    return round((date - time.time()) / 86400)
 
 
 def asked(url: str) -> tuple[int, Any, bytes]:
@@ -224,53 +232,21 @@ def test_an_index_goes_on_whatever_its_files_are_dated(home: Path, clock: Path, 
     """Killed after some shards, whose files are then of a year to come, or of 1971; the clock jumps meanwhile."""
     code, said, total = forks.run("python:bulk", "whole", str(home / "many.jsonl"), folder=str(tmp_path))
     assert code == 0, said
-    for number, year in ((total // 2, 2099), (total - 3, 1971)):
+    left = 0
+    for number, year in ((3 * total // 4, 2099), (total - 4, 1971)):
         set_to(clock, "+400d" if year == 1971 else "-1h")
         out = f"of {year}"
         code, _, _ = forks.run("python:bulk", out, str(home / "many.jsonl"), folder=str(tmp_path), kill_at=number)
         assert code == -9
         work = tmp_path / f".{out}.work"
-        shards = {path.name: path.stat().st_ino for path in work.glob("[0-9]*.npy")}
-        assert shards
+        left += len([path for path in work.glob("*.npy") if path.name[0].isdigit()])
         date_all(tmp_path, year)
         with jumps(clock):
             code, said, _ = forks.run("python:bulk", out, str(home / "many.jsonl"), folder=str(tmp_path))
         assert code == 0, said
         assert contents(tmp_path / out) == contents(tmp_path / "whole")
         assert not work.exists()
-
-
-@with_faketime
-def test_a_model_is_compressed_to_the_same_bytes(home: Path, clock: Path, forks: Forks) -> None:
-    """From a model and a collection of the year 2099."""
-    arguments = ("compress", "model", "--data", "collection", "--recipe", "int8", "--quiet", "--threads", "1")
-    code, said, total = forks.run(*arguments, "--out", "once", folder=str(home))
-    assert code == 0, said
-    date_all(home / "model", 2099)
-    date_all(home / "collection", 2099)
-    set_to(clock, "+400d")
-    assert forks.run(*arguments, "--out", "again", folder=str(home), kill_at=total // 2)[0] == -9
-    with jumps(clock):
-        code, said, _ = forks.run(*arguments, "--out", "again", folder=str(home))
-    assert code == 0, said
-    same = {name for name in contents(home / "once") if name.endswith((".safetensors", ".npy", "tokenizer.json"))}
-    assert same
-    for name in same:
-        assert contents(home / "once")[name] == contents(home / "again")[name], name
-    for figures in times_of(json.loads((home / "again" / "report.json").read_text())):
-        assert 0 <= figures < 600
-
-
-def times_of(found: Any) -> Iterator[float]:
-    """Everything in a report that is named seconds or milliseconds."""
-    if isinstance(found, dict):
-        for name, value in found.items():
-            if "seconds" in name and isinstance(value, int | float):
-                yield value
-            yield from times_of(value)
-    elif isinstance(found, list):
-        for value in found:
-            yield from times_of(value)
+    assert left, "no run was killed with a shard done"
 
 
 @with_faketime
