@@ -1,7 +1,8 @@
 """A clock that jumps changes nothing: the rate of a client, what is measured, what a killed run goes on with.
 
 libfaketime (Debian's package faketime) moves the clock on the wall of a process while it runs; the monotonic clock,
-which nobody can set, stays the machine's.
+which nobody can set, stays the machine's. ``SLIMSEEK_KILLS=1`` does so to a search under a budget, too, which takes a
+minute.
 """
 
 from __future__ import annotations
@@ -165,15 +166,11 @@ def date_all(folder: Path, year: int) -> None:
 def test_a_start_is_timed_while_the_clock_jumps(home: Path, clock: Path, forks: Forks) -> None:
     """And the clock of that process was really off."""
     with jumps(clock):
-        code, said, _ = forks.run("python:started", str(home / "model"), str(home / "first"))
-    set_to(clock, "+400d")
+        code, said, _ = forks.run("python:started", str(home / "model"), str(home / "told"))
     assert code == 0, said
-    assert 0 < json.loads((home / "first").read_text())[0] < 120
-    forks.run("python:started", str(home / "model"), str(home / "second"))
-    seconds, wall = json.loads((home / "second").read_text())
-    set_to(clock, "+0")
+    seconds, walls = json.loads((home / "told").read_text())
     assert 0 < seconds < 120
-    assert wall - time.time() > 390 * 86400
+    assert max(walls) - min(walls) > 390 * 86400
 
 
 @with_faketime
@@ -250,6 +247,7 @@ def test_an_index_goes_on_whatever_its_files_are_dated(home: Path, clock: Path, 
 
 
 @with_faketime
+@pytest.mark.skipif("SLIMSEEK_KILLS" not in os.environ, reason="takes a minute; SLIMSEEK_KILLS=1 runs it")
 def test_a_search_keeps_its_time_and_goes_on_with_its_trials(home: Path, clock: Path, forks: Forks) -> None:
     """A jump of 400 days ends no search of ten minutes; its trials, dated 2099, are taken over."""
     arguments = ("compress", "model", "--data", "collection", "--max-loss", "90%", "--time", "10m", "--quiet",
