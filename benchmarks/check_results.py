@@ -98,8 +98,8 @@ CLAIMS = (
     ),
     Claim(
         document="docs/serving.md", file="serving.json",
-        text="{:,.0f} requests to a package that is a table of token vectors (`--package static`), a tenth of them of 1 "
-             "to 500 words: {:.0f} failed, and resident memory went from {:.1f} MB after the first tenth to {:.1f} MB",
+        text="{:,.0f} requests to a package that is a table of token vectors (`--package static`), a tenth of them of 1"
+             " to 500 words: {:.0f} failed, and resident memory went from {:.1f} MB after the first tenth to {:.1f} MB",
         figures=((("soak", "ours, static", "requests"), 1), (("soak", "ours, static", "failed"), 1),
                  (("soak", "ours, static", "resident", "1"), 1e-6),
                  (("soak", "ours, static", "resident", "19"), 1e-6)),
