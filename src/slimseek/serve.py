@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
 from itertools import chain
 from typing import Annotated, Any
@@ -33,6 +34,7 @@ from slimseek.serving import files, metrics, shapes
 from slimseek.serving.batching import Batcher, Busy
 from slimseek.serving.desk import Desk
 from slimseek.serving.door import Door, Rules
+from slimseek.serving.hosts import hosts
 from slimseek.serving.limits import check_host
 from slimseek.serving.shapes import Asks, Compared, EmbedRequest, Found, Health, K, Ready, Reply, Texts, Vectors, Which
 from slimseek.serving.swap import Current, Served, Version, warming
@@ -85,20 +87,21 @@ def app(
 
 def _add_probes(service: FastAPI, current: Current, page: str) -> None:
     """The page, and what supervisors ask."""
+    named: dict[int | str, dict[str, Any]] = {421: {"model": shapes.Failure}}
 
-    @service.get("/", response_class=HTMLResponse)
+    @service.get("/", response_class=HTMLResponse, responses=named)
     async def show() -> str:
         """The search page."""
         return page
 
-    @service.get("/health", response_model=Health)
+    @service.get("/health", response_model=Health, responses=named)
     async def health() -> Response:
         """What runs, how large it is, and what it can be asked by; answers while a model is busy."""
         version = current.version
         models = {name: msgspec.to_builtins(one.stats()) for name, one in version.searches.items()}
         return Reply({"status": "ok", "version": version.number, "queries": version.queries, "models": models})
 
-    @service.get("/ready", response_model=Ready, responses={503: {"model": Ready}})
+    @service.get("/ready", response_model=Ready, responses=named | {503: {"model": Ready}})
     async def ready() -> Response:
         """Whether the models have been run once, so that requests are answered at full speed."""
         done = service.state.warm
@@ -138,7 +141,7 @@ def _add_texts(service: FastAPI, desk: Desk) -> None:
         _, search = desk.chosen(model, "text")
         return Reply(shapes.vectors(await desk.embed(search, texts, role), model))
 
-    @service.post("/embed", response_model=Vectors, responses=desk.refuses(400, 408, 413, 503))
+    @service.post("/embed", response_model=Vectors, responses=desk.refuses(400, 403, 408, 413, 503))
     async def embed_body(body: EmbedRequest) -> Response:
         """Vectors of the texts in the body."""
         return await embed(body.texts, body.model, body.role)
@@ -165,7 +168,7 @@ def serve(
         host: address to listen on; ``0.0.0.0`` for all of the machine.
         port: port to listen on; 0 for any that is free.
         everyone: listen to other machines without a key.
-        rules: who may ask, and how much.
+        rules: who may ask, and how much; where they name no hosts, requests call it by ``host`` or the loopback's names.
         load: opens what is served after SIGHUP; ``None`` for no swaps.
         ready: told the address of the page as soon as it is listened on.
 
@@ -174,6 +177,7 @@ def serve(
             key and not ``everyone`` is meant.
     """
     rules = rules or Rules()
+    rules = replace(rules, hosts=rules.hosts or hosts(host))
     check_host(host, rules.key, everyone)
     with listen(host, port) as listener:
         service = app(search, original, recogniser, rules=rules, load=load)
@@ -254,6 +258,7 @@ def _headers(page: str) -> dict[str, str]:
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
         "Cache-Control": "no-store",
     }
 

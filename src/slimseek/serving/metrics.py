@@ -16,7 +16,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 PHASES = ("wait", "encode", "search", "total")
-REASONS = {401: "key", 408: "slow", 413: "size", 429: "rate", 503: "queue"}
+REASONS = {401: "key", 403: "origin", 408: "slow", 413: "size", 421: "host", 429: "rate", 503: "queue"}
 """Why a request was refused, by the status of the answer."""
 OUTCOMES = ("done", "refused")
 
