@@ -168,7 +168,7 @@ def serve(
         host: address to listen on; ``0.0.0.0`` for all of the machine.
         port: port to listen on; 0 for any that is free.
         everyone: listen to other machines without a key.
-        rules: who may ask, and how much; where they name no hosts, requests call it by ``host`` or the loopback's names.
+        rules: who may ask, and how much; where they name no hosts, it is called by ``host`` or the loopback's names.
         load: opens what is served after SIGHUP; ``None`` for no swaps.
         ready: told the address of the page as soon as it is listened on.
 
