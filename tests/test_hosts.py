@@ -132,9 +132,11 @@ def test_posts_of_other_sites_need_a_key(searches: tuple[Search, Search]) -> Non
 def test_what_serve_is_told_reaches_the_door(searches: tuple[Search, Search], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(serve, "app", lambda *_, rules, load: seen.append(rules.hosts) or sys.exit("seen"))
-    with pytest.raises(SystemExit, match="seen"):
-        serve.serve(searches[0], port=0, allowed_hosts=["search.example.org"])
-    assert seen == [hosts("127.0.0.1", ["search.example.org"])]
+    named = hosts("127.0.0.1", ["search.example.org"])
+    for rules in (Rules(hosts=named), None):
+        with pytest.raises(SystemExit, match="seen"):
+            serve.serve(searches[0], port=0, rules=rules)
+    assert seen == [named, hosts("127.0.0.1")], "without names those of the address that it listens on"
 
 
 def test_over_a_socket(searches: tuple[Search, Search]) -> None:

@@ -64,11 +64,8 @@ def serve_on(
         raise UsageError(f"--replicas {replicas} are of a cluster; add --ray")
     threads = threads or (1 if ray else 0)
 
-    def placed(name: str) -> str:
-        return os.path.abspath(name) if ray and name and Path(name).exists() else name
-
-    load = partial(_opened, placed(source), placed(collection), placed(original),
-                   (placed(index), placed(original_index)), placed(recogniser), threads)  # fmt: skip
+    load = partial(_opened, *(_placed(name, ray) for name in (source, collection, original)),
+                   (_placed(index, ray), _placed(original_index, ray)), _placed(recogniser, ray), threads)  # fmt: skip
 
     def ready(url: str) -> None:
         say(f"search page: {url}  (Ctrl-C stops)")
@@ -78,6 +75,11 @@ def serve_on(
         plugins.require("slimseek.replicas").serve_on(load, ray, rules, ready=ready, **where)
     else:
         service.serve(*load(), host=host, port=port, everyone=everyone, rules=rules, load=load, ready=ready)
+
+
+def _placed(name: str, ray: str) -> str:
+    """A path as it is found from any folder, where a cluster's workers open it in theirs."""
+    return os.path.abspath(name) if ray and name and Path(name).exists() else name
 
 
 def _opened(
