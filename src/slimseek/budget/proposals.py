@@ -65,21 +65,21 @@ def first_guesses(space: Space, budget: Budget, size_of: SizeOf) -> list[Plan]:
     if not fits:
         return [plans[name] for name in sorted(plans, key=lambda name: sizes[name] or math.inf)[:1]]
     trains = {name for name in fits if "teach" in plans[name].choices}
-    largest_first = sorted(fits, key=lambda name: -(sizes[name] or 0))
-    again = _like_before([name for name in largest_first if name not in trains], sizes)
-    order = sorted(largest_first, key=lambda name: (name in again, name in trains))
+    again = _like_another([name for name in fits if name not in trains], sizes)
+    order = sorted(fits, key=lambda name: (name in again, name in trains, -(sizes[name] or 0)))
     return [plans[name] for name in order]
 
 
-def _like_before(names: Sequence[bytes], sizes: Mapping[bytes, int | None]) -> set[bytes]:
-    """Of plans by falling size, those about as large as one before them; none of those of unknown size."""
-    found, head = set(), math.inf
+def _like_another(names: Sequence[bytes], sizes: Mapping[bytes, int | None]) -> set[bytes]:
+    """Of plans in the order of their worth, those about as large as one before them; none of unknown size."""
+    heads: list[int] = []
+    found = set()
     for name in names:
-        size = sizes[name] or 0
-        if head < math.inf and size * LIKE_SIZES > head:
+        size = sizes[name]
+        if size and any(max(size, head) < LIKE_SIZES * min(size, head) for head in heads):
             found.add(name)
-        else:
-            head = size or math.inf
+        elif size:
+            heads.append(size)
     return found
 
 
