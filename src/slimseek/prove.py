@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from slimseek.encoder import Encoder
 from slimseek.evaluate import Quality
 from slimseek.indexes._vectors import RESCORED_WITH
 from slimseek.measurement import Change, Comparison, GateResult, Measurement, QueryExample, Report
+from slimseek.memory import give_back
 from slimseek.schema import Model, Precision, Recipe
 
 TIMED_QUERIES = 200
@@ -102,11 +103,15 @@ def prove(
         models = {name: original, f"{name} {recipe.name}": compressed.model}
         texts = list(test.items.values())[:PARITY_TEXTS]
         places, gates = packaged(models, Path(temporary), texts, options.target, threads)
-        subjects = {label: (dataclasses.replace(choose.choose(place, threads), name=label), place)
-                    for label, place in places.items()}  # fmt: skip
+        openers: dict[str, Callable[[], Encoder]] = {
+            label: lambda label=label, place=place: dataclasses.replace(choose.choose(place, threads), name=label)  # type: ignore[misc]
+            for label, place in places.items()
+        }
         if options.alternatives:
-            subjects["onnxruntime dynamic int8"] = (others.dynamic_int8(original, threads), "")
-        found = _found(subjects, test, metrics, options)
+            alternative = others.dynamic_int8(original, threads)
+            openers["onnxruntime dynamic int8"] = lambda: alternative
+        found = _found(openers, test, metrics, options)
+        subjects = {label: (open_one(), places.get(label, "")) for label, open_one in openers.items()}
         queries = list(test.queries.values())[:TIMED_QUERIES]
         costs = evaluate.cost(subjects, queries, list(test.items.values())[:TIMED_DOCUMENTS])
     reports = [
@@ -181,18 +186,23 @@ def judged(
 
 
 def _found(
-    subjects: dict[str, tuple[Encoder, str]], test: SearchSet, metrics: tuple[str, ...], options: Options
+    openers: Mapping[str, Callable[[], Encoder]], test: SearchSet, metrics: tuple[str, ...], options: Options
 ) -> dict[str, Quality]:
-    """What each subject finds; the second is the compressed one, for whom vectors are kept at the precision."""
+    """What each subject finds; the second is the compressed one, for whom vectors are kept at the precision.
+
+    One is open at a time: runtimes keep the memory that the longest batch of a collection took.
+    """
     found: dict[str, Quality] = {}
-    for number, (label, (encoder, _)) in enumerate(subjects.items()):
-        precision = options.precision if number == 1 else "f32"
+    for number, (label, open_one) in enumerate(openers.items()):
+        precision, encoder = options.precision if number == 1 else "f32", open_one()
         if not options.keep_index:
             found[label] = evaluate.quality(encoder, test, metrics, precision=precision)
         elif number:
             found[label] = kept.quality(encoder, test, next(iter(found.values())), metrics, precision)
         else:
             found[label] = kept.original(encoder, test, metrics)
+        del encoder
+        give_back()
     return found
 
 

@@ -223,6 +223,8 @@ def bench(
         start, measure = time.perf_counter(), kept.original if keep_index else evaluate.quality
         found = {reached: measure(encoder, asked, [metric]) for reached, asked in sets.items()}
         pace = (time.perf_counter() - start) / sum(len(asked.items) + len(asked.queries) for asked in sets.values())
+        encoder = choose.choose(store.cache / ORIGINAL, threads)  # anew: it keeps the memory of its longest batch
+        give_back()
     if baseline is None:
         median, high = latencies({"original": encoder}, sets["whole"])["original"]
         used = timing.fresh_start(str(store.cache / ORIGINAL), threads).peak_memory_bytes if memory else None
