@@ -64,7 +64,7 @@ def serve_on(
         raise UsageError(f"--replicas {replicas} are of a cluster; add --ray")
     threads = threads or (1 if ray else 0)
 
-    load = partial(_opened, *(_placed(name, ray) for name in (source, collection, original)),
+    load = partial(_opened, _placed(source, ray), _placed(collection, ray), _placed(original, ray),
                    (_placed(index, ray), _placed(original_index, ray)), _placed(recogniser, ray), threads)  # fmt: skip
 
     def ready(url: str) -> None:
