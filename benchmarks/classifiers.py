@@ -30,8 +30,8 @@ from slimseek.folder import write_atomically, writing
 from slimseek.plugins import require
 from slimseek.progress import say, shown_on
 from slimseek.schema import Model
-from slimseek.tasks import Settings
-from slimseek.train import Training
+from slimseek.training.settings import Settings
+from slimseek.training.train import Training
 
 TEACHERS = {
     "banking77": Training(steps=600, batch_size=32, learning_rate=1e-4),

@@ -28,15 +28,16 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from slimseek import artifact, choose, data, deploy, evaluate, finetune, plugins, similar, timing
+from slimseek import artifact, choose, data, deploy, evaluate, plugins, similar, timing
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically, writing
 from slimseek.inputs.augmentation import view
 from slimseek.preprocess import PicturePreprocess
 from slimseek.progress import say, shown_on
 from slimseek.schema import Model, Samples
-from slimseek.tasks import Settings
-from slimseek.train import Training
+from slimseek.training import finetune
+from slimseek.training.settings import Settings
+from slimseek.training.train import Training
 
 if TYPE_CHECKING:
     from torch import nn

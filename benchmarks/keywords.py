@@ -23,14 +23,15 @@ import soundfile
 import torch
 from rich.console import Console
 
-from slimseek import choose, compress, data, deploy, evaluate, finetune, recipe, spoken, timing
+from slimseek import choose, compress, data, deploy, evaluate, recipe, spoken, timing
 from slimseek.collection import Collection
 from slimseek.folder import write_atomically
 from slimseek.measurement import Measurement
 from slimseek.progress import say, shown_on
 from slimseek.schema import Model, Samples
-from slimseek.tasks import Settings
-from slimseek.train import Training
+from slimseek.training import finetune
+from slimseek.training.settings import Settings
+from slimseek.training.train import Training
 
 RATE = 8000
 SECONDS = 3.0

@@ -18,12 +18,14 @@ from typing import Any, get_args
 
 from slimseek import choose, data, timing
 from slimseek.indexes import bytes_of, rescore_bytes_of
+from slimseek.scale import bulk
+from slimseek.scale._documents import DOCUMENTS_IN_SHARD
 from slimseek.schema import Precision
 from slimseek.search import DOCUMENTS_IN_CHUNK
 
 NODES = (1, 4, 16, 64)
 SHARD = 5_000_000
-"""Documents of one index: their float32 vectors pass through the memory of the machine that writes it."""
+"""Documents of one part of an index."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _encode(package: str, texts: Sequence[str], rounds: int, barrier: Any, answe
 def tables(measured: Measured, documents: int) -> str:
     """The tables of the page, in Markdown."""
     shards = -(-documents // SHARD)
-    text = documents * measured.characters
+    text, held = documents * measured.characters, bulk.SHARDS_IN_CALL * DOCUMENTS_IN_SHARD
     lines = [
         f"Measured on one machine of {measured.cores} cores: {measured.rate:,.0f} documents a second "
         f"({measured.characters:,.0f} characters each), a package of {measured.model_bytes / 1e6:.1f} MB, "
@@ -103,9 +105,10 @@ def tables(measured: Measured, documents: int) -> str:
           for precision, (each, size, finer) in bytes_by_precision(documents, measured.dim).items()),
         "",
         f"Through the network: {text / 1e9:,.0f} GB of text to the machines, and "
-        f"{4 * documents * measured.dim / 1e9:,.0f} GB of vectors back. In {shards:,} indexes of "
+        f"{4 * documents * measured.dim / 1e9:,.0f} GB of vectors back. In {shards:,} parts of "
         f"{SHARD / 1e6:,.0f} million documents, the machine that writes them holds "
-        f"{4 * SHARD * measured.dim / 1e9:.1f} GB of vectors and {text / shards / 1e9:.1f} GB of text at a time.",
+        f"{4 * held * measured.dim / 1e9:.1f} GB of vectors and {held * measured.characters / 1e9:.1f} GB of text at a "
+        "time.",
     ]  # fmt: skip
     return "\n".join(lines)
 

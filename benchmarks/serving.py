@@ -3,6 +3,7 @@ r"""Our service against today's usual one: queries a second, memory, cold start,
     python benchmarks/serving.py --prepare               # the collection, the vectors and the packages, once
     python benchmarks/serving.py                         # everything; --only rate memory start soak overload
     python benchmarks/serving.py --small --work build/serving-small     # a few minutes, to see that it runs
+    python benchmarks/serving.py --package static        # the soak alone: a million requests to the smallest package
 
 The collection is 100,000 distinct passages: documents of scifact and xquad_en and the utterances of banking77 are cut
 at the ends of sentences, and windows of three sentences in a row, then of two, then of one are taken until there are
@@ -15,6 +16,8 @@ the load generator (benchmarks/_serving_load.py) the other.
   fails, halved between, and confirmed by a run three times as long.
 - memory: resident and proportional set size after 500 queries. start: from the start of the process to the first
   answer, the median of five. soak: --requests, a tenth of 1 to 500 words; resident memory after each twentieth.
+  With --package static the model is a table of token vectors made of minilm over 500 passages: what may grow over so
+  many requests is the service, and this one costs little else.
 - overload: four times the rate, what is refused and how fast, and the latency at half the rate two seconds later.
 """
 
@@ -43,11 +46,11 @@ import psutil
 import text_search
 from rich.console import Console
 
-from slimseek import choose, compress, data, deploy, recipe, search, timing
+from slimseek import choose, compress, data, deploy, index_folder, recipe, search, timing
 from slimseek.folder import write_atomically
 from slimseek.plugins import require
 from slimseek.progress import say, shown_on, track
-from slimseek.schema import Array
+from slimseek.schema import Array, Recipe, RecipeStep
 
 HERE = Path(__file__).parent
 SOURCES = ("scifact", "xquad_en", "banking77")
@@ -68,6 +71,8 @@ SUBJECTS = {
     "theirs hnsw, in the loop": ("--kind", "hnsw", "--loop"),
 }
 PARTS = ("rate", "memory", "start", "soak", "overload", "same")
+TABLE = Recipe(name="static", steps=(RecipeStep(method="distil.static", parameters={"steps": 50}),))
+PASSAGES_OF_TABLE = 500
 
 
 def main() -> None:
@@ -76,6 +81,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/serving"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serving.json"))
     parser.add_argument("--target", default="onnxruntime", help="runtime of our package")
+    parser.add_argument("--package", choices=("int8", "static"), default="int8", help="static: the soak alone")
     parser.add_argument("--kind", default="usearch", help="kind of our index")
     parser.add_argument("--threads", type=int, default=1, help="of each runtime; the service has one core")
     parser.add_argument("--requests", type=int, default=1_000_000, help="of the long run")
@@ -88,11 +94,18 @@ def main() -> None:
     given = parser.parse_args()
     if given.small:
         given.passages, given.seconds, given.requests = 1000, 1.0, 2000
+    if given.package == "static":
+        given.passages = PASSAGES_OF_TABLE
+        given.work = given.work.with_name(given.work.name + "-static")
     with shown_on(Console(stderr=True)):
         prepare(given)
         if given.prepare:
             return
         results = json.loads(given.out.read_text("utf-8")) if given.out.is_file() else {}
+        if given.package == "static":
+            results.setdefault("soak", {})["ours, static"] = soak(given, "ours", results)
+            write_atomically(given.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
+            return
         results["environment"] = msgspec.to_builtins(timing.environment(given.threads))
         results["passages"] = given.passages
         for part in given.only:
@@ -120,14 +133,15 @@ def prepare(given: argparse.Namespace) -> None:
     package, index = work / f"package-{given.target}", work / f"index-{given.target}-{given.kind}"
     if not (package / choose.PACKAGE).is_file():
         package.mkdir(exist_ok=True)
-        small = compress.run(choose.model("minilm"), recipe.load("int8"), text_search.unseen(collections[0])).model
+        steps = TABLE if given.package == "static" else recipe.load("int8")
+        small = compress.run(choose.model("minilm"), steps, text_search.unseen(collections[0])).model
         deploy.write(small, given.target, package, texts=list(texts.values())[:48], threads=timing.default_threads())
-    if not (index / search.MANIFEST).is_file():
+    if not (index / index_folder.MANIFEST).is_file():
         encoder = choose.choose(package)
         place = work / f"ours-{given.target}"
         search.index(encoder, texts, index, kind=given.kind, precision="int8",
                      encode=lambda chosen: vectors(place, chosen, encoder.documents))  # fmt: skip
-    if not (work / "theirs.npy").is_file():
+    if not (work / "theirs.npy").is_file() and given.package == "int8":
         library = require("sentence_transformers")
         model = library.SentenceTransformer(str(plain_folder(work)), device="cpu")
         encode = lambda chosen: model.encode(list(chosen), normalize_embeddings=True)  # noqa: E731
@@ -322,6 +336,7 @@ def soak(given: argparse.Namespace, subject: str, results: dict[str, Any]) -> di
             failed += load(given, url, "--requests", part * 9 // 10, "--seed", number)["failed"]
             failed += load(given, url, "--requests", part // 10, "--seed", number, queries="lengths")["failed"]
             resident.append(process.memory_info().rss)
+            say(f"soak: {number + 1} of 20 parts, {failed} failed, {resident[-1] / 1e6:.1f} MB")
     return {"requests": 20 * (part * 9 // 10 + part // 10), "failed": failed, "resident": resident,
             "growth_after_a_tenth": resident[-1] - resident[1]}  # fmt: skip
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
+import http.server
 import json
 import os
 import select
@@ -152,3 +154,20 @@ def serving(search: Search, original: Search | None = None, recogniser: Any = No
         finally:
             server.should_exit = True
             thread.join(10)
+
+
+@contextlib.contextmanager
+def hosting(folder: Path) -> Iterator[str]:
+    """The address of a static host of that folder."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()

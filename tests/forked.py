@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -22,10 +23,14 @@ NOBODY = 65534
 
 
 class Forks:
-    """The process; ``with Forks() as forks: forks.run(...)``."""
+    """The process, with variables of its own; ``with Forks() as forks: forks.run(...)``."""
+
+    def __init__(self, **variables: str) -> None:
+        self._variables = variables
 
     def __enter__(self) -> Forks:
-        self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         env=os.environ | self._variables)  # fmt: skip
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -77,9 +82,34 @@ def update(out: str) -> None:
     updates.update(Path(out), tiny_encoder(), add={"new": "the winter cat"}, delete=["d1", "d2"])
 
 
+def serve(index: str, told: str) -> None:
+    """The six documents over HTTP, three requests an hour; the file is told the address and the process."""
+    from slimseek import search, serve
+    from slimseek.serving.door import Rules
+    from slimseek.serving.limits import rate
+    from small import tiny_encoder
+
+    def ready(url: str) -> None:
+        Path(told + ".new").write_text(f"{url} {os.getpid()}")
+        os.rename(told + ".new", told)
+
+    serve.serve(search.open(Path(index), tiny_encoder()), port=0, rules=Rules(rate=rate("3/h")), ready=ready)
+
+
+def started(source: str, out: str) -> None:
+    """How long a fresh process takes to start with a model, and what the clock on the wall says for a second."""
+    from slimseek import timing
+
+    seconds, walls = timing.fresh_start(source, 1).seconds, []
+    for _ in range(100):
+        walls.append(time.time())
+        time.sleep(0.01)
+    Path(out).write_text(json.dumps([seconds, walls]))
+
+
 def pictures(out: str) -> None:
     """What the demonstration writes first."""
-    from slimseek import pictures as made
+    from slimseek.demo import pictures as made
 
     made.collect(Path(out))
 
@@ -88,6 +118,8 @@ def pictures(out: str) -> None:
 
 
 def _serve() -> None:
+    if "faketime" in os.environ.get("LD_PRELOAD", ""):
+        time.sleep = lambda seconds: select.select([], [], [], seconds)  # libfaketime takes no sleep of CPython's
     from slimseek import cli, pipeline, prove, serve, updates  # noqa: F401
     from slimseek.backends import onnxruntime  # noqa: F401
     from slimseek.models import static, transformer, whisper  # noqa: F401

@@ -22,7 +22,7 @@ import numpy as np
 
 import fuzz_mutations as mutations
 from fuzz_mutations import Random
-from slimseek import artifact, checkpoint, choose, data, deploy, plugins, recipe, search, serve
+from slimseek import artifact, choose, data, deploy, plugins, recipe, search, serve
 from slimseek import folder as folders
 from slimseek.budget import store
 from slimseek.inputs.pictures import PictureInput
@@ -33,6 +33,7 @@ from slimseek.models.static import Static
 from slimseek.preprocess import PicturePreprocess, SoundPreprocess
 from slimseek.scale import bulk
 from slimseek.schema import ModelSpec, TensorSpec
+from slimseek.training import checkpoint
 from small import tiny_bert, tiny_collection, tiny_encoder, tiny_tokenizer, tiny_whisper
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slimseek import choose, integers, plugins, train
+from slimseek import choose, integers, plugins
 from slimseek.bases import Family
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
@@ -17,6 +17,7 @@ from slimseek.inputs.samples import TEXTS
 from slimseek.losses.cosine import Cosine
 from slimseek.methods.quantize._fake_quantization import Grid
 from slimseek.schema import Model, QuantizedTensor, QuantSpec, Samples
+from slimseek.training import train
 from small import tiny_bert
 
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)

@@ -294,7 +294,7 @@ def test_a_package_that_differs_from_its_artifact_is_not_written(original: Model
     name = original.layers[0].weight
     noise = np.random.default_rng(0).standard_normal(original.tensors[name].shape).astype(np.float32)
 
-    def spoiled(self, model: Model, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    def spoiled(self, model: Model, folder: Path, ready: object = None) -> None:  # type: ignore[no-untyped-def]
         export(self, dataclasses.replace(model, tensors=dict(model.tensors) | {name: noise}), folder)
 
     monkeypatch.setattr(backend, "export", spoiled)

@@ -155,7 +155,7 @@ def test_a_second_process_is_refused_while_the_first_one_searches(tmp_path: Path
     try:
         assert writer.stdout is not None
         writer.stdout.readline()
-        with pytest.raises(UsageError, match="another process searches in"), store.opened(tmp_path, RUN):
+        with pytest.raises(UsageError, match="another process writes to"), store.opened(tmp_path, RUN):
             pass
     finally:
         writer.kill()

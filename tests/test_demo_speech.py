@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slimseek import data, recordings
+from slimseek import data
+from slimseek.demo import recordings
 from slimseek.errors import UsageError
 
 

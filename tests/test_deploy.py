@@ -21,13 +21,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek import api, bench, catalogue, choose, cli, compress, deploy, evaluate, pipeline, plugins, service, verify
+from slimseek import api, bench, choose, cli, compress, deploy, evaluate, pipeline, plugins, service, verify
 from slimseek.backends import _fusion
+from slimseek.cli import catalogue
 from slimseek.errors import ArtifactError, GateFailed, UsageError
 from slimseek.evaluate import cosines
 from slimseek.measurement import Measurement
 from slimseek.schema import Array, Batch
-from small import CORPUS, packaged, tiny_bert, tiny_collection, tiny_encoder
+from small import CORPUS, conv_network, packaged, tiny_bert, tiny_collection, tiny_encoder
 
 TEXTS = [*CORPUS.values()]
 REASON = "there is no accelerator; plug one in"
@@ -174,7 +175,7 @@ def test_a_model_that_a_target_does_not_take_is_refused_before_any_work(
 
     kind = backend("onnxruntime")
     monkeypatch.setattr(kind, "preflight", refuses)
-    monkeypatch.setattr(kind, "export", lambda self, model, folder: pytest.fail("exported"))
+    monkeypatch.setattr(kind, "export", lambda *_: pytest.fail("exported"))
     monkeypatch.setattr(compress, "run", lambda *_: pytest.fail("compressed"))
     tiny_collection(tmp_path / "collection")
     for run in (
@@ -193,13 +194,51 @@ def test_openvino_names_the_operator_that_it_does_not_have_before_anything_is_ex
 ) -> None:
     """CASES S4: determinants of matrices, which ONNX Runtime has."""
     file = graph(tmp_path, [("Det", ["x"], "embedding", {})], {}, ["n", 8, 3, 3])
-    monkeypatch.setattr(backend("openvino"), "export", lambda self, model, folder: pytest.fail("exported"))
+    monkeypatch.setattr(backend("openvino"), "export", lambda *_: pytest.fail("exported"))
     with pytest.raises(
         UsageError, match=r"OpenVINO cannot compile the graph of the model \(.*Det.*\); deploy for onnxruntime"
     ) as e:
         deploy.deploy(file, "openvino", tmp_path / "out")
     assert "\n" not in str(e.value)
     assert deploy.deploy(file, "onnxruntime", tmp_path / "out", threads=1).target == "onnxruntime"
+
+
+@pytest.mark.parametrize("target", [name for name in HERE if name not in ("onnxruntime", "web")])
+def test_what_the_check_of_a_target_built_is_written_and_not_built_again(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other two look at no graph before they write."""
+    found = choose.model(conv_network(tmp_path / "model")[0])
+    folders = tmp_path / "whole", tmp_path / "ready"
+    for folder in folders:
+        folder.mkdir()
+    backend(target)().export(found, folders[0])
+    ready = deploy.check_target(target, found)
+    monkeypatch.setattr(type(choose.family(found)), "to_onnx", lambda *_: pytest.fail("the graph was built again"))
+    backend(target)().export(found, folders[1], ready)
+    written = [{file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_deployment_hands_what_the_check_built_to_the_export(
+    everything: bool, two: tuple[str, ...], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, given = object(), []
+    kind = backend("onnxruntime")
+    export = kind.export
+
+    def exports(self: Any, model: Any, folder: Path, ready: object = None) -> None:
+        given.append(ready)
+        export(self, model, folder)
+
+    monkeypatch.setattr(kind, "preflight", lambda self, model: built)
+    monkeypatch.setattr(kind, "export", exports)
+    if everything:
+        deploy.deploy_all(model, tmp_path / "out", texts=TEXTS, threads=1)
+    else:
+        deploy.deploy(model, "onnxruntime", tmp_path / "out", texts=TEXTS, threads=1)
+    assert given == [built]
 
 
 # ---------------------------------------------------------------- all targets
@@ -209,7 +248,7 @@ def test_openvino_names_the_operator_that_it_does_not_have_before_anything_is_ex
 def test_all_targets_get_a_folder_each_and_one_that_fails_stops_no_other(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaks(self: object, model: object, folder: Path) -> None:
+    def breaks(self: object, model: object, folder: Path, ready: object) -> None:
         (folder / "half").write_bytes(b"1")
         raise RuntimeError("the stars are wrong\nand a stack")
 

@@ -385,7 +385,7 @@ def test_projections_stand_where_widths_differ_and_leave_no_trace(original: Mode
         name: value.shape for name, value in original.tensors.items()
     }
     pair, cut = pair_of(original, teacher)
-    found = plugins.require("slimseek.train").examples(
+    found = plugins.require("slimseek.training.targets").examples(
         cut,
         TEXTS,
         lambda items: np.zeros((len(items), 1), np.float32),

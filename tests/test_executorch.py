@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from slimseek import choose, integers, plugins
 from slimseek.bases import Backend
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.evaluate import cosines
+from slimseek.inputs.samples import examples
 from slimseek.plugins import require
 from slimseek.schema import Array, Model, QuantizedTensor, Samples
 from small import conv_network, packaged, tiny_bert
@@ -150,6 +152,35 @@ def test_convolutions_run_on_the_integers_of_the_artifact(pictures: tuple[Model,
     assert same_integers(model, dict(BACKEND.stored(tmp_path)))
     assert cosines(choose.encoder(model, "artifact", 1).documents(items), found).min() > 0.99
     assert "aten::convolution" not in operators(tmp_path)
+
+
+def test_a_residual_connection_runs_on_the_integers_of_the_artifact(tmp_path: Path) -> None:
+    """A rounded picture that two read: a convolution with two more behind it, and the sum after these."""
+    torch = require("torch")
+    torch.manual_seed(0)
+
+    class Residual(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 16, 1)
+            self.wide, self.each = torch.nn.Conv2d(8, 24, 1), torch.nn.Conv2d(24, 24, 3, padding=1, groups=24)
+            self.narrow = torch.nn.Conv2d(24, 8, 1)
+
+        def forward(self, pixels: Any) -> Any:
+            x = self.first(pixels).relu()
+            y = self.narrow(torch.clamp(self.each(torch.clamp(self.wide(x), 0, 6)), 0, 6))
+            return self.last(x + y).relu().mean((2, 3))
+
+    torch.onnx.export(Residual().eval(), (torch.zeros(2, 3, 12, 12),), tmp_path / "m.onnx", dynamo=False,
+                      input_names=["pixels"], output_names=["embedding"], dynamic_axes={"pixels": {0: "N"}},
+                      opset_version=17)  # fmt: skip
+    original = choose.model(tmp_path / "m.onnx")
+    items = list(examples(original.spec))
+    model = quantized(original, "static", Samples(calibration=items, texts=items))
+    found = packaged(model, "executorch", tmp_path / "p").documents(items)
+    assert same_integers(model, dict(BACKEND.stored(tmp_path / "p")))
+    assert cosines(choose.encoder(model, "artifact", 1).documents(items), found).min() > 0.99
+    assert not {"aten::convolution", "aten::add"} & operators(tmp_path / "p")
 
 
 def test_what_the_runtime_does_not_take_is_refused_with_a_target_that_does(pictures: tuple[Model, list[str]]) -> None:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from slimseek import artifact, choose, cli, compress, data, evaluate, finetune, pipeline, plugins, tasks, train
+from slimseek import artifact, choose, cli, compress, data, evaluate, pipeline, plugins
 from slimseek import recipe as recipes
 from slimseek.collection import Collection
 from slimseek.errors import NoEffect, UsageError
@@ -21,8 +21,9 @@ from slimseek.methods import _blocks as blocks
 from slimseek.prove import Options
 from slimseek.rebuild import rebuild
 from slimseek.schema import Gates, Model, ModelSpec, QuantizedTensor, Recipe, RecipeStep, Samples
-from slimseek.tasks import Settings
-from slimseek.train import Training
+from slimseek.training import finetune, pairs, tasks, train
+from slimseek.training.settings import Settings
+from slimseek.training.train import Training
 from small import CORPUS, WORDS, packaged, tiny_bert, tiny_encoder, tiny_model
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -113,7 +114,7 @@ def test_hard_negatives_are_what_is_found_and_never_relevant() -> None:
     found = collection()
     qrels = tasks.trainable(found, data.split(found))
     encoder = tiny_encoder()
-    negatives = tasks.hard_negatives(encoder, found, qrels, Settings())
+    negatives = pairs.hard_negatives(encoder, found, qrels, Settings())
     assert set(negatives["t1"]) == {"d2", "d3", "d4", "d5"}, "nor the twin of a relevant text, nor an empty one"
     assert set(negatives["t2"]) == {"d3", "d4", "d5", "d6"}
     for query, documents in negatives.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from slimseek import artifact, choose, plugins
 from slimseek.errors import NoEffect, UsageError
+from slimseek.methods.simplify._fusion import Fusion
 from slimseek.models._graph import GRAPH
-from slimseek.schema import Array, Model, Samples
+from slimseek.schema import ActivationQuant, Array, Model, Samples
 from small import BACKENDS, tiny_model
 
 SAMPLES = Samples(calibration=(), texts=())
@@ -224,6 +226,74 @@ def test_a_second_time_there_is_nothing_to_do_and_quantized_models_are_refused(t
         fused(changed)
     with pytest.raises(UsageError, match="fuse before quantizing"):
         fused(plugins.load("methods", "quantize.weights_int")().apply(model, SAMPLES))
+
+
+def test_smoothed_models_and_such_that_round_their_inputs_are_refused(tmp_path: Path) -> None:
+    model = case_e4(tmp_path / "n.onnx")
+    smooth = dataclasses.replace(model, smoothing={"a": np.ones((16, 1), np.float32)})
+    rounded = dataclasses.replace(model, activations={"a": ActivationQuant(mode="dynamic")})
+    for one in (smooth, rounded):
+        with pytest.raises(UsageError, match="quantized or smoothed; fuse before quantizing"):
+            fused(one)
+
+
+def test_a_graph_that_gives_something_else_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fusion that is one per cent wrong."""
+    model = case_e4(tmp_path / "n.onnx")
+    right = Fusion._matrix
+    monkeypatch.setattr(Fusion, "_matrix", lambda fusion, node: right(fusion, node) * np.linspace(1, 1.1, 4).repeat(4)
+                        if node.input[1] == "a" else right(fusion, node))  # fmt: skip
+    with pytest.raises(NoEffect, match=r"the fused network differs by 0\.\d+, so all stays as it was"):
+        fused(model)
+
+
+def test_a_weight_that_two_layers_have_stays(tmp_path: Path) -> None:
+    twice: list[Node] = [("MatMul", ["x", "a"], "h", {}), ("MatMul", ["h", "a"], "logits", {})]
+    model = network(tmp_path / "n.onnx", twice, {"a": normal(8, 8)}, [8], 8)
+    with pytest.raises(NoEffect, match="no layer stands beside"):
+        fused(model)
+    scaled: list[Node] = [
+        ("MatMul", ["x", "w"], "h1", {}), ("Mul", ["h1", "f"], "h2", {}), ("Tanh", ["x"], "t", {}),
+        ("MatMul", ["t", "w"], "h3", {}), ("Add", ["h2", "h3"], "logits", {}),
+    ]  # fmt: skip
+    model = network(tmp_path / "m.onnx", scaled, {"w": normal(8, 5), "f": normal(5)}, [8], 5)
+    with pytest.raises(NoEffect, match="no layer stands beside"):
+        fused(model)
+    before: list[Node] = [
+        ("Mul", ["x", "f"], "h1", {}), ("MatMul", ["h1", "w"], "h2", {}), ("Tanh", ["x"], "t", {}),
+        ("MatMul", ["t", "w"], "h3", {}), ("Add", ["h2", "h3"], "logits", {}),
+    ]  # fmt: skip
+    model = network(tmp_path / "o.onnx", before, {"w": normal(8, 5), "f": normal(8)}, [8], 5)
+    with pytest.raises(NoEffect, match="no layer stands beside"):
+        fused(model)
+
+
+def test_a_dropout_whose_mask_is_read_stays(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Dropout", ["h"], ["d", "mask"]),
+            helper.make_node("Cast", ["mask"], ["m"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["d", "m"], ["logits"]),
+        ],
+        "network",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 6])],
+        [numpy_helper.from_array(normal(8, 6), "w")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "n.onnx")
+    with pytest.raises(NoEffect, match="no layer stands beside"):
+        fused(choose.model(tmp_path / "n.onnx"))
+
+
+def test_summands_stay_before_a_convolution_that_pads_by_itself(tmp_path: Path) -> None:
+    nodes: list[Node] = [
+        ("Add", ["x", "s"], "h1", {}), ("Conv", ["h1", "w"], "h2", {"auto_pad": "SAME_UPPER"}),
+        ("GlobalAveragePool", ["h2"], "h3", {}), ("Flatten", ["h3"], "logits", {}),
+    ]  # fmt: skip
+    constants = {"s": normal(4, 1, 1), "w": normal(8, 4, 3, 3)}
+    model = network(tmp_path / "n.onnx", nodes, constants, [4, 6, 6], 8)
+    with pytest.raises(NoEffect, match="no layer stands beside a constant"):
+        fused(model)
 
 
 def test_a_family_with_nothing_to_fuse_says_so_by_name(tmp_path: Path) -> None:

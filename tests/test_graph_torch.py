@@ -15,13 +15,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from slimseek import choose, plugins, train
+from slimseek import choose, plugins
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
 from slimseek.losses.mse import MeanSquaredError
 from slimseek.models._torch_graph import OPERATORS, GraphNetwork
 from slimseek.schema import Array, Model, QuantizedTensor, Samples
+from slimseek.training import targets, train
 from small import packaged, tiny_bert
 
 TINY = Path(__file__).parents[2] / "shared" / "data" / "tinymodels"
@@ -574,7 +575,7 @@ def test_the_torch_family_and_its_graph_train_to_the_same(tmp_path: Path, text_g
     states, fitted = [], []
     for model in (own, text_graph):
         network = choose.family(model).trainable(model)
-        found = train.examples(model, TEXTS, lambda items: np.eye(len(items), 32, dtype=np.float32), settings)
+        found = targets.examples(model, TEXTS, lambda items: np.eye(len(items), 32, dtype=np.float32), settings)
         fitted.append(
             train.fit(network, dataclasses.replace(found, held_out=found.train), MeanSquaredError(), settings)
         )

@@ -178,6 +178,53 @@ def test_the_error_of_a_layer_is_the_least_that_its_rank_allows(model: Model) ->
     assert optimum(weight, centred, len(first) - 8) > 0.1 * optimum(weight, centred, 0), "no rank that is needless"
 
 
+@pytest.mark.parametrize("samples", [SAMPLES, Samples(calibration=(), texts=TEXTS)])
+def test_unweighted_or_without_texts_98_percent_of_the_squares_of_a_weight_are_kept(
+    model: Model, samples: Samples
+) -> None:
+    """By numpy's own decomposition, of weights whose directions count ever less; the bias stays."""
+    tensors = dict(model.tensors)
+    for layer in choose.family(model).factorable(model):
+        left, sizes, right = np.linalg.svd(np.asarray(tensors[layer.weight]), full_matrices=False)
+        tensors[layer.weight] = (left * 0.6 ** np.arange(len(sizes)) @ right).astype(np.float32)
+    model = dataclasses.replace(model, tensors=tensors)
+    smaller = factored(model, samples, weighted=bool(not samples.calibration), multiple_of=1)
+    seen = 0
+    for layer in model.layers:
+        if layer.weight in smaller.tensors:
+            continue
+        name = layer.weight.removesuffix(".weight")
+        first, second = (np.asarray(smaller.tensors[f"{name}.{part}.weight"], np.float64) for part in "01")
+        weight = np.asarray(model.tensors[layer.weight], np.float64)
+        left, sizes, right = np.linalg.svd(weight, full_matrices=False)
+        kept = np.cumsum(sizes**2) / (sizes**2).sum()
+        assert len(first) == int((kept < 0.98).sum()) + 1
+        assert np.allclose(
+            second @ first, (left[:, : len(first)] * sizes[: len(first)]) @ right[: len(first)], atol=1e-5
+        )
+        assert np.array_equal(smaller.tensors[f"{name}.1.bias"], model.tensors[f"{name}.bias"])
+        seen += 1
+    assert seen > 0
+
+
+def test_the_notes_name_the_ranks_and_count_the_weights(model: Model) -> None:
+    smaller = factored(model, parameters=0.5, skip=("attention",))
+    count, ranks = notes = plugins.load("methods", "simplify.low_rank")(parameters=0.5).notes(model, smaller)
+    assert len(notes) == 2
+    gone = [layer for layer in model.layers if layer.weight not in smaller.tensors]
+    pairs = [[np.asarray(smaller.tensors[layer.weight.replace(".weight", f".{part}.weight")]) for part in "01"]
+             for layer in gone]  # fmt: skip
+    before = sum(np.asarray(model.tensors[layer.weight]).size for layer in gone)
+    after, least, most = (
+        sum(one.size for pair in pairs for one in pair),
+        *(pick(len(first) for first, _ in pairs) for pick in (min, max)),
+    )
+    assert count == f"{len(gone)} layers became two: {before:,} -> {after:,} weights, ranks {least} to {most}"
+    assert ranks == "ranks: " + ", ".join(
+        f"{layer.name} {len(first)}" for layer, (first, _) in zip(gone, pairs, strict=True)
+    )
+
+
 def test_parameters_is_kept_and_what_is_skipped_stays(model: Model) -> None:
     smaller = factored(model, parameters=0.5, skip=("layer.1.output",))
     kept = "transformer.encoder.layer.1.output.dense.weight"
@@ -284,6 +331,9 @@ def test_what_cannot_be_factored_is_refused_in_a_line(model: Model) -> None:
     smoothed = plugins.load("methods", "quantize.smooth")(alpha=0.5).apply(model, SAMPLES)
     with pytest.raises(UsageError, match="is smoothed or rounds its inputs"):
         factored(smoothed)
+    names = [layer.weight for layer in model.layers[:2]]
+    with pytest.raises(UsageError, match=r"^simplify.low_rank: .* is the same tensor as .*; factor before that"):
+        factored(dataclasses.replace(model, tied={names[1]: names[0]}))
 
 
 def test_where_no_product_is_smaller_it_says_so(model: Model) -> None:

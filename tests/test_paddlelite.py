@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimseek import choose, integers, plugins, setup
+from slimseek import choose, deploy, integers, plugins, setup
 from slimseek.backends import _paddle_format as formats
 from slimseek.backends import _paddle_package as package
 from slimseek.backends import _paddle_weights as weights
@@ -277,6 +278,53 @@ def test_a_static_convolution_runs_on_integers(tmp_path: Path) -> None:
         tensor = model.tensors[name]
         assert isinstance(tensor, QuantizedTensor)
         assert np.array_equal(stored[name], tensor.integers)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("kind", ["texts", "convolutions"])
+def test_a_file_for_arm_has_the_same_integers_and_counts_for_nothing_here(kind: str, tmp_path: Path) -> None:
+    """It is never run; its kernels are those of the target 4, arm, in the library's list, where 2 is x86."""
+    model = tiny_model(tmp_path / "m") if kind == "texts" else choose.model(conv_network(tmp_path / "m")[0])
+    items = list(examples(model.spec))
+    for step in ("quantize.weights_int", "quantize.activations_int"):
+        model = method(step, model, items)
+    place = tmp_path / "p"
+    place.mkdir()
+    written = deploy.export(model, "paddlelite", place)
+    read = require("slimseek.backends._paddle_nb").read
+    here, there = read(place / "model.nb")[0], read(place / "model.arm.nb")[0]
+    rounded = [name for name, array in here.items() if array.dtype in (np.int8, np.uint8)]
+    assert len(rounded) >= 3
+    assert all(np.array_equal(here[name], there[name]) for name in rounded)
+    for name, mine, other in (("model.nb", b"2", b"4"), ("model.arm.nb", b"4", b"2")):
+        targets = set(re.findall(rb"/\w+/(\d)/\d/\d", (place / name).read_bytes()))
+        assert mine in targets
+        assert other not in targets
+    sizes = {entry.path: entry.bytes for entry in written.files}
+    rest = sum(size for name, size in sizes.items() if name != "model.arm.nb") + (place / "package.json").stat().st_size
+    assert sum(choose.choose(place, 1).shipped.values()) == rest
+    assert sizes["model.arm.nb"] < 1.1 * sizes["model.nb"]
+    assert require("msgspec").json.decode((place / "paddlelite.json").read_bytes())["not_executed"] == ["model.arm.nb"]
+
+
+@needs_interpreter
+def test_what_has_no_kernel_for_arm_has_the_reason_and_a_file_for_x86(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library ends its process over a file that is not there, as over a kernel that it does not have."""
+    backend = require(plugins.load("backends", "paddlelite").__module__)
+    built = backend._built
+
+    def without_arm(order: dict[str, object]) -> None:
+        built(order | {"parameters": "none"} if order["for"] == "ARM" else order)
+
+    monkeypatch.setattr(backend, "_built", without_arm)
+    found = packaged(choose.model(ONNX_IN / "sklearn_mlp.onnx"), "paddlelite", tmp_path)
+    assert np.isfinite(found.documents(list(examples(found.spec))[:2])).all()
+    assert not (tmp_path / "model.arm.nb").exists()
+    settings = require("msgspec").json.decode((tmp_path / "paddlelite.json").read_bytes())
+    assert settings["not_executed"] == []
+    assert settings["no_arm"].startswith("Paddle Lite")
 
 
 @needs_interpreter

@@ -18,7 +18,6 @@ import pytest
 from slimseek import choose, cli, data, evaluate, pipeline, plugins, rebuild, search, similar
 from slimseek.collection import Collection, SearchSet
 from slimseek.errors import MissingExtra, SlimseekError, UsageError
-from slimseek.examples import rows as rows_of
 from slimseek.inputs import pictures
 from slimseek.inputs.pictures import PictureInput
 from slimseek.models import _network_export, _networks
@@ -26,6 +25,7 @@ from slimseek.models import _picture_settings as settings_of
 from slimseek.preprocess import PicturePreprocess
 from slimseek.prove import Options
 from slimseek.schema import ModelSpec
+from slimseek.training.examples import rows as rows_of
 from small import conv_network
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed; run: pip install 'slimseek[image]'")
@@ -474,7 +474,8 @@ def test_a_table_of_labels_is_read(tmp_path: Path) -> None:
                            "test": {"2.png": {"a": 1}}}  # fmt: skip
     assert found.queries["1.png"] == str(tmp_path / "img" / "1.png")
     for row, said in (("9.png,a,x,test", "line 6: there is no file '9.png'"), ("0.png,a,x,all", "split 'all'"),
-                      ("0.png,,x,test", "class ''"), ("../x.png,a,x,test", "there is no file")):  # fmt: skip
+                      ("0.png,,x,test", "class ''"), ("../x.png,a,x,test", "there is no file"),
+                      ("0.png,a,test", "line 6: 3 columns; file, class, coarse, split are expected")):  # fmt: skip
         (tmp_path / "labels.csv").write_text(
             "file,class,coarse,split\n0.png,a,x,train\n1.png,b,x,val\n2.png,a,x,test\n3.png,b,x,train\n" + row + "\n"
         )

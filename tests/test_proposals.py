@@ -450,10 +450,31 @@ def test_first_guesses_have_every_level_and_the_largest_that_fits_comes_first(mi
     assert "fp16" not in names
     assert len(names) <= 15
     taught = ["taught" in name for name in names]
-    assert taught == sorted(taught), "what trains stands last"
     assert sum(taught) == 3
-    sizes = [completed(only, found.choices)["bits"] for found in guesses if "teach" not in found.choices]
+    first = names[: taught.index(True)]
+    levels = ["8 bits, static", "table 3 bits, rest 6 bits, dynamic, vocabulary", "4 bits, static",
+              "3 bits, dynamic, vocabulary"]  # fmt: skip
+    assert first == levels, "one of each, the largest first; then what trains"
+    assert all(taught[len(first) : len(first) + 3])
+    sizes = [completed(only, found.choices)["bits"] for found in guesses[len(first) + 3 :]]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_short_search_has_seen_every_level() -> None:
+    """Eight plans hold a half of the front's volume; one after the other by size alone, eleven of them did."""
+    loose, tight = Budget(size=30_000_000, max_loss=0.2), TINY
+    for budget, count, share in ((loose, 8, 0.5), (tight, 3, 0.4)):
+        plans = [plan(KNOWN, dict(zip(KNOWN.values, values, strict=True)))
+                 for values in itertools.product(*KNOWN.values.values())]  # fmt: skip
+        whole = volume([point(found) for found in plans if (size_of(found) or 0) <= (budget.size or 0)], budget)
+        guesses = first_guesses(KNOWN, budget, size_of)[:count]
+        assert volume([point(found) for found in guesses], budget) > share * whole
+
+
+def test_where_no_size_is_known_what_trains_stands_last(minilm: Space) -> None:
+    taught = ["taught" in found.name for found in first_guesses(minilm, SIZE, lambda found: None)]
+    assert taught == sorted(taught)
+    assert sum(taught) == 3
 
 
 def test_where_nothing_fits_the_smallest_is_the_one_guess() -> None:

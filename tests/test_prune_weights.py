@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from torch import nn
 from torch.nn.utils import prune
 
-from slimseek import artifact, choose, compress, integers, plugins, recipe, sparse, train
+from slimseek import artifact, choose, compress, integers, plugins, recipe, sparse
 from slimseek.backends import _sparse
 from slimseek.errors import NoEffect, UsageError
 from slimseek.losses.mse import MeanSquaredError
@@ -26,6 +26,7 @@ from slimseek.methods.prune._weights import inputs_last, least
 from slimseek.methods.prune.n_m import kept
 from slimseek.methods.quantize._compensated import compensate
 from slimseek.schema import Array, Layer, LayerKind, Model, QuantizedTensor, QuantSpec, Samples
+from slimseek.training import train
 from small import BACKENDS, CORPUS, kernels, packaged, tiny_model
 
 TEXTS = [*CORPUS.values(), "stone", "the cat sleeps", "engine of stone"]

@@ -152,6 +152,17 @@ def test_splits_of_different_speakers_hold(tmp_path: Path) -> None:
     assert found.findings == ()
 
 
+def test_a_column_without_a_name_is_none_of_those_that_are_optional(tmp_path: Path) -> None:
+    """Tables that pandas writes begin with the number of the row."""
+    for number in range(4):
+        recordings(tmp_path, f"{number}.wav")
+    rows = [f"{number},{number}.wav,{number % 2}" for number in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join([",file,label", *rows]))
+    found = data.load(str(tmp_path))
+    assert set(found.qrels) <= {"train", "dev", "test"}
+    assert sorted(query for judged in found.qrels.values() for query in judged) == [f"{each}.wav" for each in range(4)]
+
+
 def test_two_speakers_are_too_few_to_split_by(tmp_path: Path) -> None:
     rows = []
     for number in range(100):

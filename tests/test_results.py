@@ -35,7 +35,7 @@ def test_a_figure_that_was_not_measured_is_found(
     results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/voice.md"):
+    for name in {"README.md", *(claim.document for claim in results.CLAIMS)}:
         (tmp_path / name).write_text((ROOT / name).read_text("utf-8"), "utf-8")
     readme, voice = tmp_path / "README.md", tmp_path / "docs" / "voice.md"
     readme.write_text(readme.read_text("utf-8").replace("| 99.6% (99.0% to", "| 99.7% (99.0% to"), "utf-8")

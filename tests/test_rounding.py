@@ -243,6 +243,28 @@ class TestMoments:
             np.testing.assert_allclose(moments.second(centred=False), rows.T @ rows / len(rows), atol=1e-4)
             np.testing.assert_allclose(moments.second(centred=True), np.cov(rows.T, bias=True), atol=1e-4)
 
+    @pytest.mark.parametrize("bytes_waiting", [0, 3000, 2**27])
+    def test_rows_that_wait_are_those_that_were_shown(self, bytes_waiting: int, monkeypatch: Any, model: Model) -> None:
+        """A network may write over its arrays as soon as it was heard: one buffer serves all batches here."""
+        layer = next(layer for layer in model.layers if layer.kind == "linear")
+        width = model.tensors[layer.weight].shape[1 - layer.axis]
+        batches_shown = np.random.default_rng(0).standard_normal((5, 7, width)).astype(np.float32)
+
+        class OneBuffer:
+            def observe(self, model: Model, batches: Any, visit: Any) -> None:
+                buffer = np.empty((7, width), np.float32)
+                for rows in batches_shown:
+                    buffer[:] = rows
+                    visit(layer.weight, buffer)
+
+        monkeypatch.setattr(_moments.choose, "family", lambda model: OneBuffer())
+        monkeypatch.setattr(_moments, "BYTES_WAITING", bytes_waiting)
+        moments = _moments.observe(model, SAMPLES, [layer])[layer.weight]
+        every = batches_shown.reshape(-1, width).astype(np.float64)
+        assert moments.count == 35
+        np.testing.assert_allclose(moments.mean, every.mean(0), atol=1e-6)
+        np.testing.assert_allclose(moments.second(centred=False), every.T @ every / 35, atol=1e-5)
+
     def test_layers_are_taken_in_order_in_parts_of_bounded_memory(self, model: Model, monkeypatch: Any) -> None:
         """Of 32 or 64 inputs, 4 or 16 KiB each; two that are each larger than allowed come alone."""
         linear = [layer for layer in model.layers if layer.kind == "linear"]

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from slimseek import choose, cli, data, deploy, search, teacher
+from slimseek import choose, cli, data, deploy, search
 from slimseek.budget import loop
 from slimseek.budget.bench import Bench, bench
 from slimseek.budget.loop import Alone, Effort
@@ -30,6 +30,7 @@ from slimseek.scale.connect import connected
 from slimseek.scale.encoding import encode, teach
 from slimseek.scale.trials import TRIES, cluster
 from slimseek.schema import Model, Recipe, RecipeStep
+from slimseek.training import teacher
 from slimseek.trial import Budget, Figures, Plan, Trial
 from small import many_texts, tiny_collection, tiny_model
 
@@ -302,17 +303,23 @@ def _refused(arguments: list[str | Path], monkeypatch: pytest.MonkeyPatch, capsy
     return said[0]
 
 
+@pytest.mark.parametrize("parts", [0, 2])
 def test_an_index_from_a_cluster_is_the_one_made_here(
-    nodes: Nodes, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: int, nodes: Nodes, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """Of a folder, and of its file in parts of two documents."""
     tiny_model(tmp_path / "model")
+    given = [collection.path]
+    if parts:
+        given = [f"{collection.path}/corpus.jsonl", "--documents-per-part", parts]
     for name, more in {"here": [], "there": ["--ray", nodes.address]}.items():
-        arguments = ["index", tmp_path / "model", "--data", collection.path, "--out", tmp_path / name, "--threads", "1"]
+        arguments = ["index", tmp_path / "model", "--data", *given, "--out", tmp_path / name, "--threads", "1"]
         monkeypatch.setattr("sys.argv", ["slimseek", *map(str, arguments), *more, "--quiet"])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 0
-    for file in (tmp_path / "here").rglob("*.*"):
+    assert (tmp_path / "here" / "part-0002").is_dir() == bool(parts)
+    for file in (path for path in (tmp_path / "here").rglob("*.*") if path.is_file()):
         assert file.read_bytes() == (tmp_path / "there" / file.relative_to(tmp_path / "here")).read_bytes()
     found = search.open(tmp_path / "there", choose.choose(tmp_path / "model", 1)).query(["a cat and a dog"], 2)
     assert len(found[0]) == 2
@@ -404,6 +411,4 @@ def test_hours_and_bytes_of_a_plan_are_those_worked_by_hand(monkeypatch: pytest.
     assert "| 4 | 34.7 | 139 |" in text
     assert "| f16 | 768 | 76.8 | 0.0 |" in text
     assert "100 GB of text to the machines, and 154 GB of vectors back" in text
-    assert (
-        "In 20 indexes of 5 million documents, the machine that writes them holds 7.7 GB of vectors and 5.0 GB" in text
-    )
+    assert "In 20 parts of 5 million documents, the machine that writes them holds 0.4 GB of vectors and 0.3 GB" in text

@@ -16,9 +16,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from slimseek import cli, show
+from slimseek import cli
 from slimseek import recipe as recipes
 from slimseek.budget import front as fronts
+from slimseek.cli import show
 from slimseek.errors import ArtifactError, MissingExtra
 from slimseek.folder import write_json
 from slimseek.measurement import Change, Comparison, Environment, Measurement, Report, StepRecord

@@ -19,7 +19,8 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from slimseek import api, choose, data, evaluate, plugins, recipe, sensitivity, show
+from slimseek import api, choose, data, evaluate, plugins, recipe, sensitivity
+from slimseek.cli import show
 from slimseek.errors import ArtifactError, UsageError
 from slimseek.inputs.text import TextInput
 from slimseek.measurement import Change, Measurement

@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import io
 import json
+import os
+import shutil
 import tempfile
 import wave
 from collections.abc import Iterator, Sequence
@@ -16,18 +18,23 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from browser import CHROMIUM, Browser, browsing, serving
-from slimseek import cli, documents, pictures, plugins, search, serve, service, uploads
+from slimseek import cli, demo, documents, plugins, search, serve, service
 from slimseek.collection import Collection
 from slimseek.data import load
+from slimseek.demo import pictures
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
+from slimseek.inputs import pictures as images
 from slimseek.inputs.pictures import PictureInput
 from slimseek.preprocess import PicturePreprocess
 from slimseek.schema import Array, Batch, ModelSpec, TensorSpec
 from slimseek.search import Search
+from slimseek.serving import door
+from slimseek.serving.thumbnails import Thumbnails
 from small import CORPUS, tiny_encoder
 
 image: Any = plugins.require("PIL.Image")
@@ -225,7 +232,7 @@ def test_refusals_are_one_line(searches: tuple[Search, Search], texts: Search, c
 
 
 def test_a_body_is_not_read_beyond_the_limit(searches: tuple[Search, Search], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(door, "MOST_BYTES", 2_000_000)
     taken = [0]
 
     async def pieces() -> Any:
@@ -235,7 +242,7 @@ def test_a_body_is_not_read_beyond_the_limit(searches: tuple[Search, Search], mo
 
     response = Client(*searches)("POST", "/search/picture", content=pieces(), headers=PNG)
     assert response.status_code == 413
-    assert response.json() == {"error": "the picture is larger than 2 MB, which is the most"}
+    assert response.json() == {"error": "the body is larger than 2 MB, which is the most"}
     whole = Client(*searches)("POST", "/search/picture", content=bytes(2_000_000), headers=PNG)
     assert whole.status_code == 400, "two million bytes of zeros are read, and are no picture"
 
@@ -256,6 +263,96 @@ def test_pictures_of_the_index_are_given_out(searches: tuple[Search, Search], fo
         again = client("GET", f"/{result['picture']}", headers={"if-none-match": response.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
     assert {result["id"]: result["text"] for result in found["results"]}["p1"] == ""
+
+
+def cut_off(place: Path) -> None:
+    """The last of the photographs, half of it."""
+    content = (place / "b.png").read_bytes()
+    (place / "e.png").write_bytes(content[: len(content) // 2])
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Client, Path]:
+    """Large pictures of several kinds, by position: upright only by its EXIF data, half transparent, one pixel high,
+    small, and cut off."""
+    place = tmp_path_factory.mktemp("photographs")
+    ramp = np.linspace(0, 255, 900 * 600).reshape(600, 900)
+    colours = np.stack([ramp, ramp.T.reshape(600, 900), ramp[::-1]], axis=2).astype(np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(colours).save(place / "a.jpg", exif=turned, quality=95)
+    alpha = np.concatenate([colours, np.where(ramp > 128, 255, 0).astype(np.uint8)[..., None]], axis=2)
+    Image.fromarray(alpha).save(place / "b.png")
+    Image.fromarray(colours[:1]).save(place / "c.png")
+    Image.fromarray(colours[:300, :384]).save(place / "d.png")
+    shutil.copy(place / "b.png", place / "e.png")
+    corpus = {name: str(place / f"{name}.{kind}") for name, kind in zip("abcde", ["jpg", *["png"] * 4], strict=True)}
+    media = documents.Media(folder=place, files=corpus, said={})
+    search.index(picture_encoder("small"), corpus, place / "index", media=media)
+    cut_off(place)
+    return Client(search.open(place / "index", picture_encoder("small"))), place
+
+
+def test_a_small_copy_of_a_picture_is_what_pillow_makes_of_it(photographs: tuple[Client, Path]) -> None:
+    client, place = photographs
+    for position, name, size in ((0, "a.jpg", (256, 384)), (1, "b.png", (384, 256)), (2, "c.png", (384, 1))):
+        response = client("GET", f"/item/{position}?side=384")
+        assert response.headers["content-type"] == "image/jpeg"
+        copy = Image.open(io.BytesIO(response.content))
+        assert (copy.format, copy.size) == ("JPEG", size)
+        upright = ImageOps.exif_transpose(Image.open(place / name)).convert("RGBA")
+        wanted = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB").resize(size)
+        assert np.abs(np.asarray(copy, float) - np.asarray(wanted, float)).mean() < 6, name
+        assert len(response.content) < (place / name).stat().st_size or name == "c.png"
+
+
+@pytest.mark.parametrize(("position", "name"), [(3, "d.png"), (4, "e.png")])
+def test_what_is_small_or_broken_goes_out_as_it_is(position: int, name: str, photographs: tuple[Client, Path]) -> None:
+    client, place = photographs
+    response = client("GET", f"/item/{position}?side=384")
+    assert response.content == (place / name).read_bytes()
+    assert response.headers["content-type"] == "image/png"
+
+
+@pytest.mark.parametrize("side", ["15", "1025", "-1", "a", "1e9"])
+def test_no_other_size_is_made(side: str, photographs: tuple[Client, Path]) -> None:
+    assert photographs[0]("GET", f"/item/0?side={side}").status_code == 422
+
+
+def test_a_copy_is_made_once_and_again_where_the_picture_changed(
+    photographs: tuple[Client, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a browser's own copy counts for the very file alone: not for one of the same size and date elsewhere."""
+    (client, place), made, reduced = photographs, [], images.reduced
+    monkeypatch.setattr(images, "reduced", lambda path, side: made.append(path.name) or reduced(path, side))
+    first = client("GET", "/item/1?side=100")
+    assert client("GET", "/item/1?side=100").content == first.content
+    assert client("GET", "/item/1?side=100", headers={"if-none-match": first.headers["etag"]}).status_code == 304
+    assert made == ["b.png"]
+    assert client("GET", "/item/1", headers={"if-none-match": first.headers["etag"]}).status_code == 200
+    content = bytearray((place / "b.png").read_bytes())
+    later = (place / "b.png").stat().st_mtime + 10
+    (place / "b.png").write_bytes(content)
+    os.utime(place / "b.png", (later, later))
+    again = client("GET", "/item/1?side=100", headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, made) == (200, ["b.png", "b.png"])
+    (place / "e.png").write_bytes(content)
+    os.utime(place / "e.png", (later, later))
+    other = client("GET", "/item/4?side=100", headers={"if-none-match": again.headers["etag"]})
+    assert other.status_code == 200
+    assert made == ["b.png", "b.png", "e.png"]
+    cut_off(place)
+
+
+def test_copies_take_bounded_memory(photographs: tuple[Client, Path]) -> None:
+    _, place = photographs
+    sizes = {str(side): len(asyncio.run(Thumbnails().of(place / "b.png", "x", side)) or b"") for side in range(50, 60)}
+    kept = Thumbnails(sum(sizes.values()) // 2)
+    for side in range(50, 60):
+        asyncio.run(kept.of(place / "b.png", str(side), side))
+    assert kept._bytes == sum(map(len, kept._kept.values())) <= sum(sizes.values()) // 2
+    assert list(kept._kept)[-1] == "59"
+    assert 3 <= len(kept._kept) < 10
 
 
 @pytest.mark.parametrize("place", ["12", "-1", "999999999999999999999", "0/../../etc/passwd", "%2e%2e%2fetc", "a", ""])
@@ -379,6 +476,27 @@ def test_an_unknown_demonstration_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("arguments", "lang"), [([], "en"), (["--lang", "zh"], "zh")])
+def test_the_report_of_a_demonstration_speaks_the_language_that_is_asked_for(
+    arguments: list[str], lang: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And names the command that was given."""
+    seen: list[Any] = []
+
+    def compress(source: str, collection: str, recipe: str, out: Path, options: Any) -> Any:
+        seen.append(options)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(demo, "compress", compress)
+    done = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "out"), *arguments])
+    assert str(done.exception) == "far enough"
+    assert seen[0].lang == lang
+    assert seen[0].alternatives
+    assert seen[0].command == " ".join(["slimseek demo --out", str(tmp_path / "out"), *arguments])
+    done = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "out"), "--lang", "fr"])
+    assert str(done.exception) == "--lang is fr; allowed are en and zh"
+
+
 def test_a_recogniser_is_for_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slimseek.choose.choose", lambda source, threads: picture_encoder(source))
     with pytest.raises(UsageError, match="--recogniser makes texts of what is said, and small takes none; leave it"):
@@ -444,6 +562,7 @@ def test_the_page_shows_the_neighbours_of_a_picture(
         for key in ("ArrowDown", "ArrowRight", "Enter"):
             browser.key(key)
         assert browser.run("document.activeElement.getAttribute('aria-expanded')") == "true"
+        browser.until("document.activeElement.querySelector('img').naturalWidth === 60")
         browser.run("document.activeElement.closest('li').querySelector('.small').click()")
         browser.until(f"{IDS}[0] === {json.dumps(second)} && {COMPARED}")
         for key in ("Escape", "Escape"):
@@ -492,3 +611,25 @@ def test_the_page_hears_a_recording_and_the_microphone(browser: Browser, texts: 
         wanted = json.dumps([result.id for result in texts.query(["stone bridge"])[0]])
         browser.until(f"JSON.stringify({IDS}) === JSON.stringify({wanted})")
     assert browser.complaints == []
+
+
+@in_browser
+def test_the_page_loads_small_copies_and_the_whole_picture_when_it_is_opened(
+    browser: Browser, photographs: tuple[Client, Path]
+) -> None:
+    _, place = photographs
+    with serving(search.open(place / "index", picture_encoder("small"))) as url:
+        browser.screen(1000, 900)
+        browser.go(url)
+        browser.until(READY)
+        browser.choose("#picture-file", place / "d.png")
+        browser.until(
+            "document.querySelectorAll('#hits img').length === 5 && [...document.images].every((one) => one.complete)"
+        )
+        sides = (
+            "[...document.querySelectorAll('#hits img')].map((one) => Math.max(one.naturalWidth, one.naturalHeight))"
+        )
+        assert sorted(browser.run(sides)) == [384, 384, 384, 384, 900]  # of the last the browser knows the size
+        browser.run("[...document.querySelectorAll('#hits .hit')].find((one) => one.textContent.includes('b')).click()")
+        browser.until(f"{sides}.filter((side) => side === 900).length === 2")
+    assert not [one for one in browser.complaints if "Content Security Policy" in str(one)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from asking import Client, two_searches
@@ -18,7 +19,7 @@ from browser import CHROMIUM, browsing, serving
 from slimseek import cli, serve
 from slimseek.errors import UsageError
 from slimseek.search import Search
-from slimseek.serving import door, limits
+from slimseek.serving import door, limits, metrics
 from slimseek.serving.batching import Limits
 from slimseek.serving.door import Rules
 from slimseek.serving.limits import Buckets, Key, Rate
@@ -128,6 +129,8 @@ def test_the_command_refuses_before_it_opens_anything() -> None:
     done = CliRunner().invoke(cli.app, ["serve", "no-such-model", "--host", "0.0.0.0"])
     assert isinstance(done.exception, UsageError)
     assert "lets other machines ask" in str(done.exception)
+    done = CliRunner().invoke(cli.app, ["serve", "no-such-model", "--replicas", "2"])
+    assert str(done.exception) == "--replicas 2 are of a cluster; add --ray"
     done = CliRunner().invoke(cli.app, ["serve", "no-such-model", "--rate", "fast"])
     assert (
         str(done.exception) == "the rate is 'fast'; it must be a number above 0 a second, minute or hour, such as 20/s"
@@ -261,6 +264,26 @@ def test_each_app_counts_for_itself(searches: tuple[Search, Search]) -> None:
     first, second = Client(*searches), Client(*searches)
     first("/search?q=cat")
     assert ("slimseek_requests_total", "/search", "200") not in second.metrics()
+
+
+def test_metrics_of_several_are_one_text() -> None:
+    """By hand: a counter of two services, and a histogram that keeps its buckets apart."""
+    texts = {}
+    for name, times in (("x", 2), ("y", 3)):
+        one = metrics.Metrics()
+        one.requests.labels("/search", 200).inc(times)
+        one.rows.observe(times)
+        texts[name] = one.text()
+    found = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.together(texts).decode())
+        for sample in family.samples
+    }
+    for name, times in (("x", 2), ("y", 3)):
+        key = (("replica", name), ("route", "/search"), ("status", "200"))
+        assert found["slimseek_requests_total", *key] == times
+        assert found["slimseek_batch_rows_bucket", ("le", "2.0"), ("replica", name)] == (times <= 2)
+        assert found["slimseek_batch_rows_sum", ("replica", name)] == times
 
 
 # ---------------------------------------------------------------- the description

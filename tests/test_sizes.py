@@ -310,7 +310,7 @@ class Flat(Backend):
     def versions(self) -> dict[str, str]:
         return {}
 
-    def export(self, model: Model, folder: Path) -> None:
+    def export(self, model: Model, folder: Path, ready: None = None) -> None:
         self.models.append(model)
         unused = choose.family(model).unused(model)
         size = sum(integers.stored_bytes(one) for name, one in model.tensors.items() if name not in unused)

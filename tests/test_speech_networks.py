@@ -19,15 +19,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers.audio_utils import mel_filter_bank, spectrogram
 
-from slimseek import choose, compress, data, deploy, finetune, pipeline, plugins, rebuild, recipe, spoken, tasks
+from slimseek import choose, compress, data, deploy, pipeline, plugins, rebuild, recipe, spoken
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs import _cepstrum
 from slimseek.inputs.vocabulary import Vocabulary
 from slimseek.models import _sound_settings
 from slimseek.preprocess import SoundPreprocess
 from slimseek.schema import Array, TensorSpec
-from slimseek.tasks import Settings
-from slimseek.train import Training
+from slimseek.training import finetune, tasks
+from slimseek.training.settings import Settings
+from slimseek.training.train import Training
 
 RATE = 8000
 MFCC = SoundPreprocess(rate=16_000, features="mfcc", seconds=1.0, window=480, hop=320, mels=40, low=20, high=4000,

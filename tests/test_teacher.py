@@ -12,12 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from slimseek import choose, plugins, teacher
+from slimseek import choose, plugins
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.inputs.samples import TEXTS
 from slimseek.progress import shown_on
 from slimseek.schema import Array, Model, ModelSpec, Samples, TensorSpec
+from slimseek.training import teacher
 from small import tiny_model
 
 ITEMS = [f"{text} {number}" for number in range(3) for text in TEXTS]

@@ -15,19 +15,20 @@ import pytest
 import torch
 from torch import nn
 
-from slimseek import choose, compress, data, pipeline, plugins, timing, train
+from slimseek import choose, compress, data, pipeline, plugins, timing
 from slimseek.bases import Step
 from slimseek.compress import Judge
 from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines, quality
-from slimseek.examples import Lazy, ahead
 from slimseek.inputs.samples import TEXTS
 from slimseek.losses.cosine import Cosine
 from slimseek.losses.mse import MeanSquaredError
 from slimseek.measurement import Environment
 from slimseek.prove import Options
 from slimseek.schema import Array, Gates, Model, ModelSpec, Recipe, RecipeStep, Samples, TensorSpec
-from slimseek.train import Examples, Training
+from slimseek.training import targets, train
+from slimseek.training.examples import Lazy, ahead
+from slimseek.training.train import Examples, Training
 from small import CORPUS, tiny_bert, tiny_collection
 
 
@@ -459,7 +460,7 @@ def text_rows(found: tuple[train.Example, ...]) -> list[tuple[tuple[int, ...], f
 def test_texts_come_with_their_targets_and_none_held_out_is_trained_on(original: Model) -> None:
     texts = [f"{one} {two} {'stone ' * count}" for one, two, count in
              itertools.product(("apple", "cat", "dog"), ("river", "the", "forest"), (0, 1, 5))]  # fmt: skip
-    found = train.examples(original, [*texts, "", *texts], marks, Training(steps=50, batch_size=4))
+    found = targets.examples(original, [*texts, "", *texts], marks, Training(steps=50, batch_size=4))
     assert len(found.train) == 50
     assert all(len(targets) <= 4 for _, targets in found.train)
     tokenizer = choose.encoder(original, "x", 1).input
@@ -477,7 +478,7 @@ def test_texts_that_the_model_reads_alike_are_not_both_held_out_and_trained_on(o
     texts = [
         f"{word} stone river {end}" for word in ("apple", "cat", "dog", "engine") for end in ("the cat", "the dog")
     ]
-    found = train.examples(original, texts, marks, Training(steps=9, batch_size=2, max_tokens=6))
+    found = targets.examples(original, texts, marks, Training(steps=9, batch_size=2, max_tokens=6))
     trained, held = ({row for row, _ in text_rows(part)} for part in (found.train, found.held_out))
     assert (len(trained), len(held)) == (3, 1)
     assert trained & held == set()
@@ -487,12 +488,12 @@ def test_texts_that_the_model_reads_alike_are_not_both_held_out_and_trained_on(o
 
 def test_the_seed_chooses_and_few_items_are_refused(original: Model) -> None:
     def rows(seed: int) -> list[tuple[tuple[int, ...], float]]:
-        return text_rows(train.examples(original, TEXTS, marks, Training(steps=6, seed=seed)).train)
+        return text_rows(targets.examples(original, TEXTS, marks, Training(steps=6, seed=seed)).train)
 
     assert rows(0) == rows(0)
     assert rows(0) != rows(1)
     with pytest.raises(UsageError, match="3 items are too few"):
-        train.examples(original, ["a", "b", "c", "", "a"], marks, Training())
+        targets.examples(original, ["a", "b", "c", "", "a"], marks, Training())
 
 
 def test_no_more_is_read_than_is_needed(original: Model) -> None:
@@ -503,8 +504,8 @@ def test_no_more_is_read_than_is_needed(original: Model) -> None:
         seen.append(len(items))
         return marks(items)
 
-    train.examples(original, texts, counted, Training(steps=2, batch_size=8))
-    assert seen == [train.HELD_OUT + 16]
+    targets.examples(original, texts, counted, Training(steps=2, batch_size=8))
+    assert seen == [targets.HELD_OUT + 16]
 
 
 def test_arrays_of_different_shapes_are_kept_apart_and_a_network_learns_from_them(tmp_path: Path) -> None:
@@ -525,11 +526,11 @@ def test_arrays_of_different_shapes_are_kept_apart_and_a_network_learns_from_the
         return np.stack([np.load(path).mean(0) @ weight for path in paths])
 
     settings = Training(steps=150, batch_size=8, learning_rate=0.1)
-    found = train.examples(model, [*items, str(tmp_path / "twin.npy")], target, settings)
+    found = targets.examples(model, [*items, str(tmp_path / "twin.npy")], target, settings)
     assert len(found.train) == 150
-    assert sum(len(targets) for _, targets in found.held_out) == 10
-    for batch, targets in (*found.train, *found.held_out):
-        assert np.allclose(batch["x"].mean(1) @ weight, targets, atol=1e-6), "each with its own target"
+    assert sum(len(given) for _, given in found.held_out) == 10
+    for batch, given in (*found.train, *found.held_out):
+        assert np.allclose(batch["x"].mean(1) @ weight, given, atol=1e-6), "each with its own target"
     assert {batch["x"].shape[1] for batch, _ in found.train} == {2, 3, 4}
     held = {row.tobytes() for batch, _ in found.held_out for row in batch["x"]}
     assert not held & {row.tobytes() for batch, _ in found.train for row in batch["x"]}
@@ -557,7 +558,7 @@ def test_arrays_are_not_kept_but_read_when_a_batch_needs_them(tmp_path: Path) ->
     items = [str(tmp_path / f"{number}.npy") for number in range(12)]
     for number, item in enumerate(items):
         np.save(item, np.full(5, number, np.float32))
-    found = train.examples(Model(spec=spec, files={}, tensors={}, layers=()), items, marks, Training(steps=3))
+    found = targets.examples(Model(spec=spec, files={}, tensors={}, layers=()), items, marks, Training(steps=3))
     assert len({float(value) for value in found.train[0][0]["x"][:, 0]}) > 3
     for item in items:
         np.save(item, np.full(5, 7, np.float32))
@@ -566,7 +567,7 @@ def test_arrays_are_not_kept_but_read_when_a_batch_needs_them(tmp_path: Path) ->
 
 def test_a_teachers_vectors_are_those_of_the_cut_text(original: Model) -> None:
     long, short = "the cat and " * 10, "stone"
-    found = train.vectors_of(original, 6)([long, short])
+    found = targets.vectors_of(original, 6)([long, short])
     encoder = choose.encoder(original, "x", 1)
     ids = encoder.input.rows([long])[0]
     expected = encoder.encode(encoder.input.batch([[*ids[:5], ids[-1]]]))

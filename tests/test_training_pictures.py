@@ -12,12 +12,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from slimseek import artifact, choose, data, finetune, plugins, similar, tasks, train
+from slimseek import artifact, choose, data, plugins, similar
 from slimseek.errors import UsageError
 from slimseek.inputs import augmentation
 from slimseek.preprocess import PicturePreprocess
-from slimseek.tasks import Settings
-from slimseek.train import Training
+from slimseek.training import finetune, tasks, train
+from slimseek.training.settings import Settings
+from slimseek.training.train import Training
 from small import tiny_bert
 
 Image = pytest.importorskip("PIL.Image")

@@ -181,7 +181,7 @@ class TestCommand:
         ("arguments", "wrong"),
         [([], "give --data to make an index"), (["--data", "c.jsonl", "--add", "d.jsonl"], "give --data to make"),
          (["--data", "news", "--processes", "2"], "--processes is for a .jsonl file"),
-         (["--data", "c.jsonl", "--ray", "auto"], "--ray takes a folder"),
+         (["--data", "c.jsonl", "--ray", "auto", "--processes", "2"], "by --processes here; leave one out"),
          (["--delete", "@no such file"], "--delete @no such file: No such file")],
     )  # fmt: skip
     def test_what_does_not_go_together(self, arguments: list[str], wrong: str, path: Path) -> None:

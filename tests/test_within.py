@@ -141,7 +141,7 @@ def test_a_fault_in_a_trial_is_kept_with_it_and_the_search_goes_on(home: Path, m
         return export(model, *arguments, **more)
 
     monkeypatch.setattr(deploy, "export", failing)
-    found = search(home, "faults", 3)
+    found = search(home, "faults", 6)
     ended = {trial.plan.name: trial.ended for trial in found.trials if trial.ended}
     assert ended == dict.fromkeys(("4 bits, dynamic", "4 bits, static"), "a fault, ValueError: a runtime that fails")
     assert found.met

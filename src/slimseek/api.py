@@ -23,8 +23,8 @@ from slimseek.search import index
 from slimseek.search import open as open_index
 from slimseek.sensitivity import Settings as SensitivitySettings
 from slimseek.service import serve_on as serve
-from slimseek.tasks import Settings as TrainSettings
-from slimseek.train import Training
+from slimseek.training.settings import Settings as TrainSettings
+from slimseek.training.train import Training
 from slimseek.within import compress_within
 
 __all__ = [

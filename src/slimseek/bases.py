@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 
@@ -216,11 +216,13 @@ class Backend(ABC):
         transcribes: whether it takes recognisers, as :meth:`function` opens them.
         most_documents: how many documents a package can :meth:`hold` and search by itself; 0 for one that encodes
             alone.
+        elsewhere: files of a package for other machines than this one; they count as nothing that is shipped here.
     """
 
     local: ClassVar[bool] = True
     transcribes: ClassVar[bool] = False
     most_documents: ClassVar[int] = 0
+    elsewhere: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def available(self) -> str | None:
@@ -234,9 +236,14 @@ class Backend(ABC):
     def versions(self) -> dict[str, str]:
         """Libraries and versions that this package was written and tested with."""
 
-    def preflight(self, model: Model) -> None:
-        """Refuse, before any long work, a model whose operators, shapes or integers this runtime does not take, with a
-        UsageError that names them, and the target that takes them.
+    def preflight(self, model: Model) -> Any:
+        """Refuse, before any long work, a model whose operators, shapes or integers this runtime does not take.
+
+        Returns:
+            What was built on the way, for :meth:`export` of the same model to go on from; ``None`` if nothing was.
+
+        Raises:
+            UsageError: names what is not taken, and the target that takes it.
         """
         return None
 
@@ -249,8 +256,14 @@ class Backend(ABC):
         raise UsageError(f"{type(self).__name__} takes no graphs in ONNX")
 
     @abstractmethod
-    def export(self, model: Model, folder: Path) -> None:
-        """Write the runtime's files into an existing folder."""
+    def export(self, model: Model, folder: Path, ready: Any = None) -> None:
+        """Write the runtime's files into an existing folder.
+
+        Args:
+            model: whose integers are written.
+            folder: an existing, empty one.
+            ready: what :meth:`preflight` of this model gave, and is used up; ``None`` builds it here.
+        """
 
     def beside(self) -> int:
         """Bytes of the files of every package that do not hang on the model, such as a runtime that goes with it."""

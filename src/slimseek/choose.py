@@ -345,12 +345,18 @@ def _assembled(path: Path, package: Package, encode: Encode, threads: int) -> En
                     index_of=package.index_of or None)  # fmt: skip
 
 
+def sizes(package: Package) -> dict[str, int]:
+    """Bytes of the files of a package by name, without those for other machines than this one."""
+    elsewhere = plugins.load("backends", package.target).elsewhere
+    return {entry.path: entry.bytes for entry in package.files if entry.path not in elsewhere}
+
+
 def _shipped(path: Path, package: Package) -> tuple[dict[str, int], dict[str, bytes]]:
     """Bytes of a package by kind, and its small files."""
-    sizes = {entry.path: entry.bytes for entry in package.files}
-    weights = sum(size for name, size in sizes.items() if name.startswith(WEIGHTS))
-    rest = sum(sizes.values()) - weights + (path / PACKAGE).stat().st_size
-    files = {name: (path / name).read_bytes() for name in KEPT & sizes.keys()}
+    found = sizes(package)
+    weights = sum(size for name, size in found.items() if name.startswith(WEIGHTS))
+    rest = sum(found.values()) - weights + (path / PACKAGE).stat().st_size
+    files = {name: (path / name).read_bytes() for name in KEPT & found.keys()}
     return {"weights": weights, "rest": rest}, files
 
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,6 +17,7 @@ from slimseek.bases import Backend
 from slimseek.choose import PACKAGE, PACKAGE_VERSION, Package
 from slimseek.errors import GateFailed, SlimseekError, UsageError, first_line
 from slimseek.inputs.samples import examples
+from slimseek.memory import give_back
 from slimseek.progress import say, track
 from slimseek.schema import Model
 from slimseek.value import Value
@@ -56,13 +58,16 @@ def targets() -> dict[str, str | None]:
     return {name: plugins.load("backends", name)().available() for name in plugins.names("backends")}
 
 
-def check_target(target: str, model: Model | None = None, *, runs: bool = False) -> None:
+def check_target(target: str, model: Model | None = None, *, runs: bool = False) -> Any:
     """Refuse a target before any long work.
 
     Args:
         target: name of a backend.
         model: what the package is to be of, whose operators and shapes are looked at.
         runs: whether packages must run here, too.
+
+    Returns:
+        What the backend has built of the model on the way, for :func:`write` of the same; ``None`` if nothing.
 
     Raises:
         UsageError: it is unknown, does not work here (with the reason and what brings it), or does not take the model.
@@ -83,7 +88,8 @@ def check_target(target: str, model: Model | None = None, *, runs: bool = False)
         if model.spec.output == "transcript" and not backend.transcribes:
             able = [name for name in works if plugins.load("backends", name).transcribes]
             raise UsageError(f"target {target} takes no recognisers; {' and '.join(able)} do")
-        backend.preflight(model)
+        return backend.preflight(model)
+    return None
 
 
 def searches(target: str) -> bool:
@@ -157,14 +163,14 @@ def deploy_all(
 
 def write(
     model: Model, target: str, folder: Path, *, texts: Sequence[str] = (), threads: int, collection: str = "",
-    index_of: KeptIndex | None = None,
+    index_of: KeptIndex | None = None, ready: Any = None,
 ) -> Package:  # fmt: skip
     """Export into an existing empty folder, reopen in a fresh process, compare, write the manifest.
 
     Where packages do not run here, what computes the same is compared in their place; the gates and the manifest say
-    so.
+    so. ``ready`` is what :func:`check_target` gave for this model, where that was asked.
     """
-    package = export(model, target, folder, collection=collection, index_of=index_of)
+    package = export(model, target, folder, collection=collection, index_of=index_of, ready=ready)
     reason = plugins.load("backends", target)().runs()
     items, rounded = texts or examples(model.spec), bool(model.activations)
     if model.spec.output == "transcript":
@@ -174,16 +180,18 @@ def write(
         parity, gates = verify(artifact, folder, items, rounded=rounded, not_run=reason)
     package = msgspec.structs.replace(package, parity=parity, gates=gates, not_run=reason or msgspec.UNSET)
     folders.write_json(folder / PACKAGE, package)
+    give_back()
     return package
 
 
 def export(
-    model: Model, target: str, folder: Path, *, collection: str = "", index_of: KeptIndex | None = None
-) -> Package:
-    """A package in an existing empty folder, which nothing has checked yet."""
+    model: Model, target: str, folder: Path, *, collection: str = "", index_of: KeptIndex | None = None,
+    ready: Any = None,
+) -> Package:  # fmt: skip
+    """A package in an existing empty folder, which nothing has checked yet; ``ready`` as in :func:`write`."""
     backend: Backend = plugins.load("backends", target)()
     say(f"export for {target}")
-    backend.export(model, folder)
+    backend.export(model, folder, ready)
     for name in choose.KEPT & model.files.keys():
         (folder / name).write_bytes(model.files[name])
     package = Package(
@@ -250,8 +258,9 @@ def _writer(source: str | Path, texts: Sequence[str], threads: int | None) -> tu
     collection, index_of = choose.collection_of(source), choose.index_of(source)
 
     def passing(target: str, folder: Path) -> Package:
-        check_target(target, model)
-        package = write(model, target, folder, texts=texts, threads=count, collection=collection, index_of=index_of)
+        ready = check_target(target, model)
+        package = write(model, target, folder, texts=texts, threads=count, collection=collection, index_of=index_of,
+                        ready=ready)  # fmt: skip
         failed = next((gate for gate in package.gates if gate.status == "failed"), None)
         if failed is not None:
             raise GateFailed(

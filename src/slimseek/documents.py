@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -154,6 +156,34 @@ class Documents:
             return None
         path = self.media / document.file
         return Path(os.path.realpath(path)) if reading.is_inside(path, self.media) and reading.is_file(path) else None
+
+
+class Joined:
+    """The documents of several indexes, by their position over all of them."""
+
+    def __init__(self, parts: Sequence[Documents | Joined]) -> None:
+        self._parts = tuple(parts)
+        self._starts = list(accumulate(map(len, parts), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, position: int) -> Document:
+        if not 0 <= position < len(self):
+            raise ArtifactError(f"the index names document {position}, and there are {len(self)}; index again")
+        part, place = self._place(position)
+        return part[place]
+
+    def path(self, position: int) -> Path | None:
+        """Where the picture or recording at that position lies; see :meth:`Documents.path`."""
+        if not 0 <= position < len(self):
+            return None
+        part, place = self._place(position)
+        return part.path(place)
+
+    def _place(self, position: int) -> tuple[Documents | Joined, int]:
+        number = bisect_right(self._starts, position) - 1
+        return self._parts[number], position - self._starts[number]
 
 
 def _documents(corpus: Mapping[str, str], media: Media | None) -> Iterator[Document]:

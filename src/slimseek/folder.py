@@ -23,7 +23,8 @@ from slimseek.errors import ArtifactError, SlimseekError, UsageError, full_disk
 from slimseek.value import Value
 
 M = TypeVar("M", bound=Value)
-MANIFESTS = ("manifest.json", "package.json", "targets.json", "index.json", "slimseek.json", "training.json")
+MANIFESTS = ("manifest.json", "package.json", "targets.json", "index.json", "parts.json", "slimseek.json",
+             "training.json")  # fmt: skip
 LEFT = r"\.{}\.(new|old)-[a-z0-9_]{{8}}"
 """Names of the folders that a run makes beside the one it writes."""
 MOVED = "folder"
@@ -158,6 +159,15 @@ def _replace(temporary: Path, out: Path) -> None:
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """A folder whose files are those of another, without a copy where the disk can name a file twice."""
+    try:
+        shutil.copytree(source, target, copy_function=os.link)
+    except (OSError, shutil.Error):  # another disk, or one that has no such links
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
 
 
 def entries(folder: Path, *, leave_out: str) -> tuple[FileEntry, ...]:

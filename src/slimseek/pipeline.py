@@ -16,6 +16,7 @@ from slimseek import (
     deploy,
     documents,
     hearing,
+    index_folder,
     integers,
     kept,
     plugins,
@@ -39,15 +40,15 @@ from slimseek.progress import say
 from slimseek.prove import TIMED_DOCUMENTS, TIMED_QUERIES, Options, proven
 from slimseek.report import checked
 from slimseek.report import sensitivity as sensitivity_page
-from slimseek.scale import bulk
+from slimseek.scale import bulk, joining
 from slimseek.scale.connect import connected
 from slimseek.scale.encoding import encode
 from slimseek.schema import Gates, Model, Precision, Recipe
 from slimseek.value import Value
 
 if TYPE_CHECKING:
-    from slimseek.finetune import Tuned
-    from slimseek.tasks import Settings
+    from slimseek.training.finetune import Tuned
+    from slimseek.training.settings import Settings
 
 DEV_QUERIES = 300
 DEV_DOCUMENTS = 300
@@ -185,7 +186,7 @@ def train(
         UsageError: the model cannot be trained, there is nothing to train on, or the folder is taken.
         NoEffect: no state was better on the development queries; nothing is written.
     """
-    finetuning = plugins.require("slimseek.finetune")
+    finetuning = plugins.require("slimseek.training.finetune")
     tuned: Tuned = finetuning.finetune(
         source, collection, out, settings or finetuning.Settings(), threads=threads, force=force
     )
@@ -243,31 +244,42 @@ def deploy_all_on(
 
 def index_on(
     source: str, collection: str, out: Path, *, kind: str = "exact", precision: Precision = "f32",
-    rescore: search.Rescore = "auto", oversample: int = search.OVERSAMPLE, processes: int = 1, ray: str = "",
-    threads: int = 0, force: bool = False,
+    rescore: search.Rescore = "auto", oversample: int = index_folder.OVERSAMPLE, processes: int = 1, ray: str = "",
+    documents_per_part: int = 0, threads: int = 0, force: bool = False,
 ) -> search.Stats:  # fmt: skip
     """Encode the documents of a collection, here or on the Ray cluster at the address, and write an index.
 
-    A ``.jsonl`` file is read line by line and never held in memory (see :mod:`slimseek.scale.bulk`).
+    A ``.jsonl`` file is read line by line and never held in memory, and its index may be in parts (see
+    :mod:`slimseek.scale.bulk`).
 
     Raises:
         UsageError: anything wrong with the arguments; no cluster answers at the address, which is tried first.
     """
     how: dict[str, Any] = {"kind": kind, "precision": precision, "rescore": rescore, "oversample": oversample,
                            "force": force}  # fmt: skip
+    elsewhere = (lambda texts: encode(source, texts, ray, threads=threads)) if ray else None
     if collection.endswith(bulk.SUFFIX):
-        if ray:
-            raise UsageError("--ray takes a folder or a built-in name; a .jsonl file is read here, by --processes")
-        bulk.index(source, Path(collection), out, processes=processes, threads=threads, **how)
+        if ray and processes != 1:
+            raise UsageError("documents are encoded by the cluster of --ray or by --processes here; leave one out")
+        with connected(ray) if ray else nullcontext():
+            bulk.index(source, Path(collection), out, processes=processes, threads=threads, encode=elsewhere,
+                       documents_per_part=documents_per_part, **how)  # fmt: skip
         return search.open(out, choose.choose(source, threads or None)).stats()
-    if processes != 1:
-        raise UsageError(f"--processes is for a .jsonl file, such as {Path(collection) / 'corpus.jsonl'}")
+    if processes != 1 or documents_per_part:
+        option = "--processes" if processes != 1 else "--documents-per-part"
+        raise UsageError(f"{option} is for a .jsonl file, such as {Path(collection) / 'corpus.jsonl'}")
     with connected(ray) if ray else nullcontext():
         encoder, forget = choose.choose(source, threads or None), updates.replaced(out)
         corpus, media = documents.searched(data.load(collection), encoder.spec)
-        search.index(encoder, corpus, out, media=media, **how,
-                     encode=(lambda texts: encode(source, texts, ray, threads=threads)) if ray else None)  # fmt: skip
+        search.index(encoder, corpus, out, media=media, encode=elsewhere, **how)
         forget()
+    return search.open(out, encoder).stats()
+
+
+def join_on(source: str, indexes: Sequence[str], out: Path, *, threads: int = 0, force: bool = False) -> search.Stats:
+    """Write an index whose parts are others; see :func:`slimseek.scale.joining.join`."""
+    encoder = choose.choose(source, threads or None)
+    joining.join([Path(index) for index in indexes], encoder, out, force=force)
     return search.open(out, encoder).stats()
 
 

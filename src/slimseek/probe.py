@@ -33,7 +33,8 @@ def encode(source: str, threads: int, out: str, stand_in: bool) -> None:
 
 
 def start(source: str, threads: int) -> None:
-    """Print one JSON line: the time of the first vector, and the peak of resident memory after a batch.
+    """Print one JSON line: the time of the first vector, and the peak of resident memory after a batch. The time is of
+    the system's monotonic clock, which all processes share and nobody sets.
 
     The batch is 64 texts of 128 tokens (or the longest the model takes), or 64 arrays.
     """
@@ -43,7 +44,7 @@ def start(source: str, threads: int) -> None:
     encoder = choose(source, threads)
     item = TEXT if encoder.spec.preprocess is not None else examples(encoder.spec)[0]
     encoder.queries([item])
-    ready = time.time()
+    ready = time.monotonic()
     encoder.documents([" ".join([TEXT] * (TOKENS // 8)) if item == TEXT else item] * BATCH)
     print(msgspec.json.encode({"ready": ready, "peak_memory_bytes": peak_memory()}).decode())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from slimseek.costs import index_cost
 from slimseek.encoder import Encoder
 from slimseek.evaluate import Quality
 from slimseek.indexes._vectors import RESCORED_WITH
-from slimseek.measurement import Comparison, GateResult, Measurement, QueryExample, Report
+from slimseek.measurement import Change, Comparison, GateResult, Measurement, QueryExample, Report
+from slimseek.memory import give_back
 from slimseek.schema import Model, Precision, Recipe
 
 TIMED_QUERIES = 200
@@ -99,10 +101,17 @@ def prove(
     metrics = tuple(dict.fromkeys((recipe.gates.metric, *evaluate.default_metrics(test))))
     with tempfile.TemporaryDirectory() as temporary:
         models = {name: original, f"{name} {recipe.name}": compressed.model}
-        subjects, gates = _deployed(models, Path(temporary), test, options.target, threads)
+        texts = list(test.items.values())[:PARITY_TEXTS]
+        places, gates = packaged(models, Path(temporary), texts, options.target, threads)
+        openers: dict[str, Callable[[], Encoder]] = {
+            label: lambda label=label, place=place: dataclasses.replace(choose.choose(place, threads), name=label)  # type: ignore[misc]
+            for label, place in places.items()
+        }
         if options.alternatives:
-            subjects["onnxruntime dynamic int8"] = (others.dynamic_int8(original, threads), "")
-        found = _found(subjects, test, metrics, options)
+            alternative = others.dynamic_int8(original, threads)
+            openers["onnxruntime dynamic int8"] = lambda: alternative
+        found = _found(openers, test, metrics, options)
+        subjects = {label: (open_one(), places.get(label, "")) for label, open_one in openers.items()}
         queries = list(test.queries.values())[:TIMED_QUERIES]
         costs = evaluate.cost(subjects, queries, list(test.items.values())[:TIMED_DOCUMENTS])
     reports = [
@@ -120,53 +129,80 @@ def prove(
     changes = tuple(
         evaluate.compare(before.get(metric), after.get(metric), recipe.gates.max_loss) for metric in metrics
     )
-    gates = [evaluate.quality_gate(changes[0], recipe.gates.max_loss), *gates, smaller_gate(reports[0], reports[1])]
-    if compressed.failed is not None:
-        gates.insert(0, compressed.failed)
+    examples = _examples(test, before, after, recipe.gates.metric, options.keep_index)
+    notes = (*_index_notes(name, options), *_notes(original, compressed, before, after, options.target, recipe))
+    return judged(test, original, compressed, recipe, reports, changes, gates, examples, notes, options.command)
+
+
+def packaged(
+    models: Mapping[str, Model], folder: Path, items: Sequence[str], target: str, threads: int
+) -> tuple[dict[str, str], list[GateResult]]:
+    """The package of each model under ``folder``, checked by the items: its path, and the gates of the last."""
+    places: dict[str, str] = {}
+    gates: tuple[GateResult, ...] = ()
+    for label, model in models.items():
+        place = folder / str(len(places))
+        place.mkdir()
+        gates = deploy.write(model, target, place, texts=items, threads=threads).gates
+        places[label] = str(place)
+    return places, list(gates)
+
+
+def judged(
+    test: SearchSet, original: Model, compressed: Compressed, recipe: Recipe, reports: Sequence[Report],
+    changes: Sequence[Change], gates: Sequence[GateResult], examples: tuple[QueryExample, ...], notes: tuple[str, ...],
+    command: str,
+) -> Comparison:  # fmt: skip
+    """What was measured, with the gates of the whole run: a step's that failed, quality, the package's, and size.
+
+    Args:
+        test: what it was measured on.
+        original: the model as it was given.
+        compressed: what the recipe made of it.
+        recipe: for its gate.
+        reports: of the original, of the result, and of what a user could do instead.
+        changes: the gate's metric first.
+        gates: of the package.
+        examples: queries that changed most.
+        notes: what a reader must know.
+        command: that made it.
+    """
+    failed = [compressed.failed] if compressed.failed is not None else []
+    quality = evaluate.quality_gate(changes[0], recipe.gates.max_loss)
     return Comparison(
         collection=test.name,
         original=reports[0],
         compressed=reports[1],
         alternatives=tuple(reports[2:]),
-        changes=changes,
-        gates=tuple(gates),
+        changes=tuple(changes),
+        gates=(*failed, quality, *gates, smaller_gate(reports[0], reports[1])),
         records=compressed.records,
         bytes_before=machine.bytes_by_part(original),
         bytes_after=machine.bytes_by_part(compressed.model),
-        examples=_examples(test, before, after, recipe.gates.metric, options.keep_index),
-        command=options.command,
-        notes=(*_index_notes(name, options), *_notes(original, compressed, before, after, options.target, recipe)),
+        examples=examples,
+        command=command,
+        notes=notes,
     )
 
 
-def _deployed(
-    models: dict[str, Model], folder: Path, test: SearchSet, target: str, threads: int
-) -> tuple[dict[str, tuple[Encoder, str]], list[GateResult]]:
-    """Each model opened from its package under ``folder``, with the package's path; and the gates of the last."""
-    texts = list(test.items.values())[:PARITY_TEXTS]
-    subjects: dict[str, tuple[Encoder, str]] = {}
-    gates: tuple[GateResult, ...] = ()
-    for label, model in models.items():
-        place = folder / str(len(subjects))
-        place.mkdir()
-        gates = deploy.write(model, target, place, texts=texts, threads=threads).gates
-        subjects[label] = (dataclasses.replace(choose.choose(place, threads), name=label), str(place))
-    return subjects, list(gates)
-
-
 def _found(
-    subjects: dict[str, tuple[Encoder, str]], test: SearchSet, metrics: tuple[str, ...], options: Options
+    openers: Mapping[str, Callable[[], Encoder]], test: SearchSet, metrics: tuple[str, ...], options: Options
 ) -> dict[str, Quality]:
-    """What each subject finds; the second is the compressed one, for whom vectors are kept at the precision."""
+    """What each subject finds; the second is the compressed one, for whom vectors are kept at the precision.
+
+    One is open at a time: runtimes keep the memory that the longest batch of a collection took.
+    """
     found: dict[str, Quality] = {}
-    for number, (label, (encoder, _)) in enumerate(subjects.items()):
-        precision = options.precision if number == 1 else "f32"
+    for number, (label, open_one) in enumerate(openers.items()):
+        precision, encoder = options.precision if number == 1 else "f32", open_one()
         if not options.keep_index:
             found[label] = evaluate.quality(encoder, test, metrics, precision=precision)
         elif number:
             found[label] = kept.quality(encoder, test, next(iter(found.values())), metrics, precision)
         else:
             found[label] = kept.original(encoder, test, metrics)
+        del encoder
+        give_back()
     return found
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from slimseek import artifact, choose, data, deploy, evaluate, report, spoken, timing
+from slimseek import artifact, choose, data, evaluate, report, spoken, timing
 from slimseek import compress as machine
 from slimseek.collection import Collection, SearchSet
 from slimseek.compress import Compressed, Judge
 from slimseek.errors import UsageError
-from slimseek.measurement import Comparison, GateResult, Measurement
+from slimseek.measurement import Comparison, Measurement
 from slimseek.progress import say
-from slimseek.prove import Options, smaller_gate
-from slimseek.recognise import Recogniser
+from slimseek.prove import Options, judged, packaged
 from slimseek.schema import Gates, Model, Recipe
 
 DEV_RECORDINGS = 100
@@ -89,7 +87,8 @@ def _proved(
     models = {name: original, f"{name} {recipe.name}": made.model}
     items = list(test.queries.values())
     with tempfile.TemporaryDirectory() as temporary:
-        opened, gates = _deployed(models, Path(temporary), items, options.target, threads)
+        places, gates = packaged(models, Path(temporary), items[:PARITY_RECORDINGS], options.target, threads)
+        opened = {label: choose.recogniser(place, threads) for label, place in places.items()}
         heard = {label: spoken.quality(one, test, metrics, found) for label, one in opened.items()}
         costs = spoken.cost(opened, items)
     before, after = heard.values()
@@ -98,34 +97,9 @@ def _proved(
         for label, model in models.items()
     ]
     changes = tuple(evaluate.compare(before.get(one), after.get(one), recipe.gates.max_loss) for one in metrics)
-    gates = [evaluate.quality_gate(changes[0], recipe.gates.max_loss), *gates, smaller_gate(reports[0], reports[1])]
-    return Comparison(
-        collection=test.name,
-        original=reports[0],
-        compressed=reports[1],
-        changes=changes,
-        gates=tuple([made.failed, *gates] if made.failed is not None else gates),
-        records=made.records,
-        bytes_before=machine.bytes_by_part(original),
-        bytes_after=machine.bytes_by_part(made.model),
-        examples=spoken.examples(test, before, after, spoken.RATES[0] if spoken.RATES[0] in metrics else metrics[0]),
-        command=options.command,
-        notes=_notes(test, before, after, metrics, found, options.target),
-    )
-
-
-def _deployed(
-    models: Mapping[str, Model], folder: Path, items: list[str], target: str, threads: int
-) -> tuple[dict[str, Recogniser], list[GateResult]]:
-    """Each model opened from its package under ``folder``, and the gates of the last."""
-    opened: dict[str, Recogniser] = {}
-    gates: tuple[GateResult, ...] = ()
-    for label, model in models.items():
-        place = folder / str(len(opened))
-        place.mkdir()
-        gates = deploy.write(model, target, place, texts=items[:PARITY_RECORDINGS], threads=threads).gates
-        opened[label] = choose.recogniser(place, threads)
-    return opened, list(gates)
+    examples = spoken.examples(test, before, after, spoken.RATES[0] if spoken.RATES[0] in metrics else metrics[0])
+    notes = _notes(test, before, after, metrics, found, options.target)
+    return judged(test, original, made, recipe, reports, changes, gates, examples, notes, options.command)
 
 
 def _static(model: Model) -> tuple[Measurement, ...]:

@@ -14,62 +14,24 @@ from typing import Literal, get_args
 import msgspec
 import numpy as np
 
-from slimseek import documents, plugins, reading
+from slimseek import documents, index_folder, parts, plugins, reading
 from slimseek import folder as folders
 from slimseek.bases import Index
 from slimseek.collection import Hits
-from slimseek.documents import Documents, Media
+from slimseek.documents import Documents, Joined, Media
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, UsageError
-from slimseek.folder import FileEntry
+from slimseek.index_folder import FINER_FILES, FORMAT_VERSION, INDEX_FILES, OVERSAMPLE, PROBE, Manifest, seal
 from slimseek.indexes import _vectors
 from slimseek.kept import check_probe, probe_of
+from slimseek.parts import Merged
 from slimseek.progress import track
 from slimseek.schema import Array, Precision
 from slimseek.value import Value
 
-FORMAT_VERSION = 2
-MANIFEST = "index.json"
-PROBE = "probe.npy"
-INDEX_FILES = "index"
-FINER_FILES = "rescore"
 MOST_HITS = 1000
 DOCUMENTS_IN_CHUNK = 256
-OVERSAMPLE = _vectors.OVERSAMPLE
 Rescore = Literal["auto", "none", "f32", "f16", "int8"]
-
-
-class Manifest(Value, frozen=True, kw_only=True):
-    """What ``index.json`` holds.
-
-    Attributes:
-        kind: the plug-in of ``indexes/`` that reads the files under ``index/``.
-        precision: how it keeps vectors.
-        dim: width of the vectors.
-        count: number of documents.
-        model: name of the encoder that made the vectors.
-        fingerprint: sha256 of that encoder's name and spec.
-        bytes: bytes of the files under ``index/``, which are in memory while it is searched.
-        rescore: precision of the finer vectors that rank what the index finds; ``None`` where there are none.
-        rescore_bytes: bytes of the finer vectors under ``rescore/``: on disk, of which a query reads a few rows.
-        oversample: how many times more candidates than hits are ranked by the finer vectors.
-        files: every other file of the folder with its hash.
-        media: the folder that the documents' pictures or recordings lie in; unset for texts.
-    """
-
-    format_version: int
-    kind: str
-    precision: Precision
-    dim: int
-    count: int
-    model: str
-    fingerprint: str
-    bytes: int
-    rescore: Precision | None = None
-    rescore_bytes: int = 0
-    oversample: int = OVERSAMPLE
-    files: tuple[FileEntry, ...]
-    media: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Result(Value, frozen=True):
@@ -96,7 +58,8 @@ class Answer(Value, frozen=True):
     search_milliseconds: float
 
 
-class Stats(Value, frozen=True):
+@dataclass(frozen=True, kw_only=True)
+class Stats:
     """What runs and how large it is: bytes of the model that is shipped, and of its index.
 
     Attributes:
@@ -149,7 +112,7 @@ def index(
         raise UsageError("the collection has no documents to index")
     with folders.writing(out, force=force) as folder:
         texts = list(corpus.values())
-        vectors = _document_vectors(encoder, texts) if encode is None else encode(texts)
+        vectors = document_vectors(encoder, texts) if encode is None else encode(texts)
         store.build(vectors, threads=encoder.threads)
         _write_vectors(folder, store, None if finer is None else _vectors.rows_of(vectors, finer))
         documents.write(folder, corpus, media)
@@ -182,15 +145,6 @@ def chosen(
     return store, finer
 
 
-def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest of a folder that is whole but for it, with the size and hash of every file."""
-    files = folders.entries(folder, leave_out=MANIFEST)
-    sizes = {"bytes": _bytes_under(INDEX_FILES, files), "rescore_bytes": _bytes_under(FINER_FILES, files)}
-    manifest = msgspec.structs.replace(manifest, files=files, **sizes)
-    folders.write_json(folder / MANIFEST, manifest)
-    return manifest
-
-
 def session(encoder: Encoder, corpus: Mapping[str, str], path: str = "", media: Media | None = None) -> Search:
     """Open the index at ``path``, or make an exact one of the corpus that lasts as long as what is returned."""
     if path:
@@ -205,15 +159,31 @@ def session(encoder: Encoder, corpus: Mapping[str, str], path: str = "", media: 
 def open(path: Path, encoder: Encoder) -> Search:
     """Open an index for the encoder that made it, or for one that was compressed to search it.
 
-    Vectors and texts stay on disk until they are read.
+    Vectors and texts stay on disk until they are read. The parts of an index in parts are searched at once, in as many
+    threads as the encoder has.
 
     Raises:
-        ArtifactError: it is not an index, cut, changed, or from a newer version.
+        ArtifactError: it is not an index, cut, changed, or from a newer version; or its parts are not of one kind.
         UsageError: another encoder made it, or one with other weights; or an encoder that searches an original's index
             is given another's.
     """
     path = Path(path)
-    manifest = folders.read_manifest(path / MANIFEST, Manifest, FORMAT_VERSION)
+    return _parted(path, encoder) if parts.are_in(path) else _whole(path, encoder)
+
+
+def _parted(path: Path, encoder: Encoder) -> Search:
+    """The parts of a folder as one."""
+    opened = [_whole(path / part.name, encoder) for part in parts.read(path)]
+    return Search(
+        encoder=encoder, manifest=parts.joined(path, [one.manifest for one in opened]), finer=None,
+        index=Merged([one.hits for one in opened], [len(one.documents) for one in opened], encoder.threads),
+        documents=Joined([one.documents for one in opened]),
+    )  # fmt: skip
+
+
+def _whole(path: Path, encoder: Encoder) -> Search:
+    """An index that is not in parts."""
+    manifest = index_folder.read(path)
     if encoder.spec.dim != manifest.dim:
         raise UsageError(
             f"{path} holds vectors of {manifest.dim} dimensions by {manifest.model}, and {encoder.name} gives "
@@ -248,16 +218,16 @@ class Search:
     Attributes:
         encoder: makes vectors of queries.
         manifest: what is known of the index.
-        index: the vectors.
+        index: the vectors, or those of all parts.
         finer: vectors on disk that rank what the index finds; ``None`` where it ranks by its own.
         documents: what stands at each position of the index.
     """
 
     encoder: Encoder
     manifest: Manifest
-    index: Index
+    index: Index | Merged
     finer: _vectors.Rows | None
-    documents: Documents
+    documents: Documents | Joined
 
     def query(self, texts: Sequence[str], k: int = 10) -> list[list[Result]]:
         """The ``k`` best documents for each text, best first; fewer where the index holds fewer.
@@ -282,7 +252,7 @@ class Search:
         """The ``k`` best documents for each of float32 [n, dim] vectors; k outside 1 to 1,000 raises UsageError."""
         if not 1 <= k <= MOST_HITS:
             raise UsageError(f"k is {k}; it must be from 1 to {MOST_HITS}")
-        hits = self._hits(vectors, min(k, self.manifest.count))
+        hits = self.hits(vectors, k)
         return tuple(self._results(ids, scores) for ids, scores in zip(hits.ids, hits.scores, strict=True))
 
     def embed(self, texts: Sequence[str], role: Literal["query", "document"] = "query") -> Array:
@@ -308,9 +278,12 @@ class Search:
             rescore_bytes=self.manifest.rescore_bytes,
         )
 
-    def _hits(self, vectors: Array, k: int) -> Hits:
-        """The ``k`` best for float32 [q, dim] queries, by the finer vectors of more candidates where there are some."""
-        if self.finer is None:
+    def hits(self, vectors: Array, k: int) -> Hits:
+        """Positions and scores of the ``k`` best for float32 [q, dim] queries, or of all documents where they are
+        fewer; by the finer vectors of more candidates where there are some.
+        """
+        k = min(k, self.manifest.count)
+        if self.finer is None or isinstance(self.index, Merged):
             return self.index.query(vectors, k)
         return _vectors.rescored(self.index, self.finer, vectors, k, self.manifest.oversample)
 
@@ -353,11 +326,8 @@ def _finer(precision: Precision, rescore: Rescore) -> Precision | None:
     return rescore
 
 
-def _bytes_under(folder: str, files: tuple[FileEntry, ...]) -> int:
-    return sum(entry.bytes for entry in files if entry.path.startswith(f"{folder}/"))
-
-
-def _document_vectors(encoder: Encoder, texts: Sequence[str]) -> Array:
+def document_vectors(encoder: Encoder, texts: Sequence[str]) -> Array:
+    """Float32 [n, dim], with a line of progress."""
     vectors = np.empty((len(texts), encoder.spec.dim), np.float32)
     with track(f"encode documents, {encoder.name}", len(texts)) as advance:
         for start in range(0, len(texts), DOCUMENTS_IN_CHUNK):

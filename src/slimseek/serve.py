@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
 from itertools import chain
 from typing import Annotated, Any
@@ -33,6 +34,7 @@ from slimseek.serving import files, metrics, shapes
 from slimseek.serving.batching import Batcher, Busy
 from slimseek.serving.desk import Desk
 from slimseek.serving.door import Door, Rules
+from slimseek.serving.hosts import hosts
 from slimseek.serving.limits import check_host
 from slimseek.serving.shapes import Asks, Compared, EmbedRequest, Found, Health, K, Ready, Reply, Texts, Vectors, Which
 from slimseek.serving.swap import Current, Served, Version, warming
@@ -54,7 +56,8 @@ def app(
     rules: Rules | None = None,
     load: Callable[[], Served] | None = None,
 ) -> FastAPI:
-    """The service as an ASGI application; ``app.state`` has its ``current``, its ``batcher``, and ``warm``.
+    """The service as an ASGI application; ``app.state`` has its ``current``, its ``batcher``, ``warm``, and
+    ``counted``, which gives the text of ``/metrics``.
 
     Args:
         search: what answers by default, ``compressed`` in requests.
@@ -72,31 +75,33 @@ def app(
     current = Current(Served(search, original, recogniser), measured, load)
     desk = Desk(current, batcher, measured)
     service.state.current, service.state.batcher, service.state.warm = current, batcher, True
+    service.state.counted = measured.text_now
     page = (resources.files("slimseek") / "page" / "search.html").read_text("utf-8")
     _complain(service)
     service.add_middleware(Door, rules=rules, metrics=measured, headers=_headers(page))
-    _add_probes(service, current, measured, page)
+    _add_probes(service, current, page)
     _add_texts(service, desk)
     files.add(service, desk)
     return service
 
 
-def _add_probes(service: FastAPI, current: Current, measured: metrics.Metrics, page: str) -> None:
+def _add_probes(service: FastAPI, current: Current, page: str) -> None:
     """The page, and what supervisors ask."""
+    named: dict[int | str, dict[str, Any]] = {421: {"model": shapes.Failure}}
 
-    @service.get("/", response_class=HTMLResponse)
+    @service.get("/", response_class=HTMLResponse, responses=named)
     async def show() -> str:
         """The search page."""
         return page
 
-    @service.get("/health", response_model=Health)
+    @service.get("/health", response_model=Health, responses=named)
     async def health() -> Response:
         """What runs, how large it is, and what it can be asked by; answers while a model is busy."""
         version = current.version
         models = {name: msgspec.to_builtins(one.stats()) for name, one in version.searches.items()}
         return Reply({"status": "ok", "version": version.number, "queries": version.queries, "models": models})
 
-    @service.get("/ready", response_model=Ready, responses={503: {"model": Ready}})
+    @service.get("/ready", response_model=Ready, responses=named | {503: {"model": Ready}})
     async def ready() -> Response:
         """Whether the models have been run once, so that requests are answered at full speed."""
         done = service.state.warm
@@ -105,7 +110,7 @@ def _add_probes(service: FastAPI, current: Current, measured: metrics.Metrics, p
     @service.get("/metrics", response_class=Response, responses=Desk.refuses() | {200: {"content": {"text/plain": {}}}})
     async def counted() -> Response:
         """Counters and histograms in the text format of Prometheus."""
-        return Response(measured.text(), headers={"content-type": metrics.CONTENT_TYPE})
+        return Response(await service.state.counted(), headers={"content-type": metrics.CONTENT_TYPE})
 
 
 def _add_texts(service: FastAPI, desk: Desk) -> None:
@@ -136,7 +141,7 @@ def _add_texts(service: FastAPI, desk: Desk) -> None:
         _, search = desk.chosen(model, "text")
         return Reply(shapes.vectors(await desk.embed(search, texts, role), model))
 
-    @service.post("/embed", response_model=Vectors, responses=desk.refuses(400, 408, 413, 503))
+    @service.post("/embed", response_model=Vectors, responses=desk.refuses(400, 403, 408, 413, 503))
     async def embed_body(body: EmbedRequest) -> Response:
         """Vectors of the texts in the body."""
         return await embed(body.texts, body.model, body.role)
@@ -163,7 +168,7 @@ def serve(
         host: address to listen on; ``0.0.0.0`` for all of the machine.
         port: port to listen on; 0 for any that is free.
         everyone: listen to other machines without a key.
-        rules: who may ask, and how much.
+        rules: who may ask, and how much; where they name no hosts, it is called by ``host`` or the loopback's names.
         load: opens what is served after SIGHUP; ``None`` for no swaps.
         ready: told the address of the page as soon as it is listened on.
 
@@ -172,6 +177,7 @@ def serve(
             key and not ``everyone`` is meant.
     """
     rules = rules or Rules()
+    rules = replace(rules, hosts=rules.hosts or hosts(host))
     check_host(host, rules.key, everyone)
     with listen(host, port) as listener:
         service = app(search, original, recogniser, rules=rules, load=load)
@@ -187,7 +193,7 @@ def serve(
 
 def configuration(service: FastAPI) -> uvicorn.Config:
     """How uvicorn runs it: bounded headers (httptools would take any length), connections, and time to stop."""
-    return uvicorn.Config(service, log_level="warning", http="h11", ws="none", lifespan="off",
+    return uvicorn.Config(service, log_level="warning", http="h11", ws="none", lifespan="off", loop="asyncio",
                           h11_max_incomplete_event_size=MOST_HEADER_BYTES, server_header=False, access_log=False,
                           limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=SECONDS_TO_STOP)  # fmt: skip
 
@@ -252,6 +258,7 @@ def _headers(page: str) -> dict[str, str]:
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
         "Cache-Control": "no-store",
     }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 def serve_on(
     source: str, collection: str = "", *, original: str = "", index: str = "", original_index: str = "",
     recogniser: str = "", host: str = "127.0.0.1", port: int = 8000, everyone: bool = False, api_key_file: str = "",
-    rate: str = "", rows: int = 0, waiting: int = 0, threads: int = 0,
+    allowed_hosts: Sequence[str] = (), rate: str = "", rows: int = 0, waiting: int = 0, threads: int = 0, ray: str = "",
+    replicas: int = 0,
 ) -> None:  # fmt: skip
     """Open or make the indexes and serve; the original, if given, has an index of its own.
 
@@ -34,10 +38,14 @@ def serve_on(
         port: port to listen on; 0 for any that is free.
         everyone: listen to other machines without a key.
         api_key_file: a file with the key that requests must name; ``""`` for none.
+        allowed_hosts: names by which requests may call it besides ``host`` and the loopback's; ``*`` for any.
         rate: of each client, such as ``20/s``; ``""`` for any.
         rows: the most texts that are encoded together; 0 for the default.
         waiting: the most requests that may wait; 0 for the default.
-        threads: of each runtime; 0 for all cores.
+        threads: of each runtime; 0 for all cores, or on a cluster for one.
+        ray: the Ray cluster that serves (see :mod:`slimseek.replicas`), ``""`` for this process alone. What is opened
+            must lie at the same paths on its machines.
+        replicas: on the cluster; 0 for one a machine.
 
     Raises:
         UsageError: anything wrong with the arguments, an index for no original, or a recogniser for a model that takes
@@ -46,19 +54,32 @@ def serve_on(
     service, limits = plugins.require("slimseek.serve"), plugins.require("slimseek.serving.limits")
     batching = plugins.require("slimseek.serving.batching")
     given = {name: value for name, value in (("rows", rows), ("waiting", waiting)) if value}
-    rules = service.Rules(batches=batching.Limits(**given), rate=limits.rate(rate), key=limits.key(api_key_file))
+    called = plugins.require("slimseek.serving.hosts").hosts(host, allowed_hosts)
+    rules = service.Rules(batches=batching.Limits(**given), rate=limits.rate(rate), key=limits.key(api_key_file),
+                          hosts=called)  # fmt: skip
     limits.check_host(host, rules.key, everyone)
-
     if original_index and not original:
         raise UsageError(f"--original-index {original_index} is of no model; add --original")
+    if replicas and not ray:
+        raise UsageError(f"--replicas {replicas} are of a cluster; add --ray")
+    threads = threads or (1 if ray else 0)
 
-    def load() -> Served:
-        return _opened(source, collection, original, (index, original_index), recogniser, threads)
+    load = partial(_opened, _placed(source, ray), _placed(collection, ray), _placed(original, ray),
+                   (_placed(index, ray), _placed(original_index, ray)), _placed(recogniser, ray), threads)  # fmt: skip
 
-    service.serve(
-        *load(), host=host, port=port, everyone=everyone, rules=rules, load=load,
-        ready=lambda url: say(f"search page: {url}  (Ctrl-C stops)"),
-    )  # fmt: skip
+    def ready(url: str) -> None:
+        say(f"search page: {url}  (Ctrl-C stops)")
+
+    if ray:
+        where = {"host": host, "port": port, "replicas": replicas, "threads": threads}
+        plugins.require("slimseek.replicas").serve_on(load, ray, rules, ready=ready, **where)
+    else:
+        service.serve(*load(), host=host, port=port, everyone=everyone, rules=rules, load=load, ready=ready)
+
+
+def _placed(name: str, ray: str) -> str:
+    """A path as it is found from any folder, where a cluster's workers open it in theirs."""
+    return os.path.abspath(name) if ray and name and Path(name).exists() else name
 
 
 def _opened(

@@ -123,7 +123,7 @@ def fresh_start(source: str, threads: int) -> Start:
         SlimseekError: the process failed; its last line is shown.
     """
     command = [sys.executable, "-m", "slimseek.probe", source, str(threads)]
-    start = time.time()
+    start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]

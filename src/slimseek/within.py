@@ -33,7 +33,7 @@ from slimseek.schema import Gates, Model, Recipe
 from slimseek.trial import Budget, Found, Trial, numbered
 
 FRONT = "front"
-LIBRARIES = ("optuna", "filelock", "jinja2", "altair", "vl_convert")
+LIBRARIES = ("optuna", "jinja2", "altair", "vl_convert")
 DISK_NEEDED = 4
 """Packages, students and the teacher's vectors take at most so many times the original's bytes."""
 

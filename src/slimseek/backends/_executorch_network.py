@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from slimseek.models._graph import _opset, _settings
 from slimseek.models._torch_graph import OPERATORS, SEVERAL, _keywords, _plain, _title
 from slimseek.schema import Array, Model
 
+WIDENED = "DequantizeLinear"
 COARSER = ".int8_scale"
 """What the scale of a kernel is called that was rounded to a grid of eight bits of its own."""
 FOLDABLE = 256
@@ -70,7 +72,7 @@ class Network(nn.Module):
         }
         self._halves: dict[str, Tensor] = {}
         self._origin = {name: name for name in self._constants}
-        self._steps = tuple(step for node in graph.graph.node for step in self._read(node, model))
+        self._steps = _apart([step for node in graph.graph.node for step in self._read(node, model)], self._output)
         self._hold_constants()
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -173,9 +175,9 @@ class Network(nn.Module):
             return None if weight is None else self._of_module(_product(weight.T), node, inputs[:1])
         if kind == "Gather" and inputs[0] in self._halves and settings.get("axis", 0) == 0:
             return self._of_module(HalfTable(self._halves[inputs[0]]), node, inputs[1:])
-        if kind == "DequantizeLinear" and inputs[0] in self._constants:
+        if kind == WIDENED and inputs[0] in self._constants:
             return self._kernel(node, settings)
-        if kind in ("QuantizeLinear", "DequantizeLinear") and inputs[0] not in self._constants:
+        if kind in ("QuantizeLinear", WIDENED) and inputs[0] not in self._constants:
             return self._rounding(node)
         if kind == "Clip" and inputs[0] not in self._constants and set(inputs[1:]) <= {"", *self._constants}:
             return self._clip(node, settings)
@@ -219,7 +221,21 @@ class Network(nn.Module):
             return MARKS.dequantize_per_tensor(x, scale, zero, -128, 127, torch.int8)
 
         function = rounded if node.op_type == "QuantizeLinear" else widened
-        return _Step(_title(node), "", function, (node.input[0],), tuple(node.output), {})
+        return _Step(_title(node), node.op_type, function, (node.input[0],), tuple(node.output), {})
+
+
+def _apart(steps: Sequence[_Step], output: str) -> tuple[_Step, ...]:
+    """Each reader of a rounded value widens it for itself: XNNPACK puts all readers of one widened value into one part
+    of the program, which a residual connection would then leave and enter again.
+    """
+    widened = {step.outputs[0]: step for step in steps if step.kind == WIDENED}
+    found: list[_Step] = []
+    for number, step in enumerate(steps):
+        own = {name: f"{name}#{number}" for name in step.inputs if name in widened}
+        found += [dataclasses.replace(widened[name], outputs=(mine,)) for name, mine in own.items()]
+        if step.kind != WIDENED or step.outputs[0] == output:
+            found.append(dataclasses.replace(step, inputs=tuple(own.get(name, name) for name in step.inputs)))
+    return tuple(found)
 
 
 def _computed(step: _Step, given: Sequence[Any]) -> Any:
@@ -313,7 +329,7 @@ def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 OWN: dict[str, Callable[..., Any]] = {
-    "DequantizeLinear": _dequantize,
+    WIDENED: _dequantize,
     "Expand": _expand,
     "Gather": _gather,
     "QuantizeLinear": _quantize,

@@ -1,4 +1,4 @@
-"""The graphs of a recogniser as files of a package."""
+"""The graphs of a model, of a recogniser two, as files of a package."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 
 import onnx
 
-from slimseek import plugins
 from slimseek.backends._fusion import write
 from slimseek.backends._sparse import thinned
 from slimseek.backends._stored import stored
-from slimseek.schema import Array, Model
+from slimseek.schema import Array
 
 
-def write_functions(model: Model, folder: Path, lowered: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
-    """Each graph of a recogniser, lowered, as ``NAME.onnx``."""
-    for name, graph in plugins.load("models", model.spec.family)().functions(model).items():
+def write_functions(
+    graphs: Mapping[str, onnx.ModelProto], folder: Path, lowered: Callable[[onnx.ModelProto], onnx.ModelProto]
+) -> None:
+    """Each graph by its name, lowered, as ``NAME.onnx``."""
+    for name, graph in graphs.items():
         write(thinned(lowered(graph)), folder / f"{name}.onnx")
 
 

@@ -51,12 +51,16 @@ class Settings(Value, frozen=True):
         longest: text in tokens; 0 for a model that takes no texts.
         fed: axes of the constants in ``model.fed.npz``: ``batch``, ``length`` or empty.
         tensors: where tensors of few bits stand, by name.
+        not_executed: files that were written and never run.
+        no_arm: why there is no file for arm; empty where there is one.
     """
 
     dim: int
     longest: int
     fed: dict[str, tuple[str, ...]]
     tensors: dict[str, Kept]
+    not_executed: tuple[str, ...] = ()
+    no_arm: str = ""
 
 
 def part(fed: Fed, count: int, length: int) -> Array:

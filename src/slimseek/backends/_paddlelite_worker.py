@@ -6,7 +6,7 @@ answers go to what was standard output, and the library's own talk to standard e
 process alone.
 
     {"do": "version"}                                                                   -> {"version": "v2.13-rc"}
-    {"do": "build", "model": FILE, "parameters": FILE, "integers": BOOL, "out": FILE.nb} -> {}
+    {"do": "build", "model": FILE, "parameters": FILE, "integers": BOOL, "for": "X86" or "ARM", "out": FILE.nb} -> {}
     {"do": "open", "model": FILE.nb, "threads": N}                                      -> {"inputs": [NAME, ...]}
     {"do": "run"} and arrays by the names of inputs                                     -> {} and the array "vector"
 
@@ -21,16 +21,25 @@ import sys
 
 
 def build(lite, order):
-    """Optimize a program of PaddlePaddle into one file; the library adds the ending .nb itself."""
+    """Optimize a program of PaddlePaddle into one file; the library adds the ending .nb itself.
+
+    It picks kernels for arm on x86, too, without running them.
+    """
     config = lite.CxxConfig()
     config.set_model_file(order["model"])
     config.set_param_file(order["parameters"])
     kinds = [lite.PrecisionType.INT8] if order["integers"] else []
     kinds += [lite.PrecisionType.FP32, lite.PrecisionType.INT64, lite.PrecisionType.Any]
-    config.set_valid_places([lite.Place(lite.TargetType.X86, kind) for kind in kinds])
+    config.set_valid_places([lite.Place(getattr(lite.TargetType, order["for"]), kind) for kind in kinds])
     lite.create_paddle_predictor(config).save_optimized_model(order["out"][: -len(".nb")])
     if not os.path.isfile(order["out"]):
         raise RuntimeError("the optimizer wrote nothing")
+    # Behind the library's version stands what its memory held.
+    with open(order["out"], "r+b") as written:
+        written.seek(2)
+        version = written.read(16).split(b"\0")[0]
+        written.seek(2)
+        written.write(version.ljust(16, b"\0"))
     return {}
 
 

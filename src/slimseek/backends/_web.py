@@ -22,7 +22,7 @@ from slimseek.value import Value
 MODULES = "SLIMSEEK_WEB_MODULES"
 """Environment variable that names the folder in which npm installed the modules."""
 INDEX = ("index.bin", "index.json")
-PAGE = ("index.html", "style.css", "app.mjs", "search.mjs")
+PAGE = ("index.html", "style.css", "app.mjs", "words.mjs", "search.mjs")
 RUNTIME = "ort-wasm-simd-threaded.wasm"
 COPIED = {
     "onnxruntime-web": {"dist/ort.wasm.bundle.min.mjs": "ort.wasm.bundle.min.mjs", f"dist/{RUNTIME}": RUNTIME},

@@ -37,13 +37,13 @@ class ExecuTorch(Backend):
         """The library and the two that write its programs."""
         return versions(("executorch", "torch", "torchao"))
 
-    def preflight(self, model: Model) -> None:
-        """Read the graph as the exporter will see it."""
-        _network(model)
+    def preflight(self, model: Model) -> tuple[Any, Model]:
+        """Build the network that the exporter will see."""
+        return _network(model)
 
-    def export(self, model: Model, folder: Path) -> None:
+    def export(self, model: Model, folder: Path, ready: tuple[Any, Model] | None = None) -> None:
         """The network of the artifact's integers through PyTorch's exporter and XNNPACK's partitioner."""
-        network, taken = _network(model)
+        network, taken = ready or _network(model)
         program, storage = _part("program"), _part("storage")
         content = program.program(network, _example(model.spec), _longest(model.spec))
         (folder / FILE).write_bytes(content)

@@ -30,13 +30,15 @@ class LiteRt(Backend):
         """The runtime."""
         return versions((LIBRARY,))
 
-    def preflight(self, model: Model) -> None:
-        """Write the file and forget it: whether LiteRT has each operator hangs on its form, too."""
-        self._file(model)
+    def preflight(self, model: Model) -> bytes:
+        """Make the whole file: whether LiteRT has each operator hangs on its form, too."""
+        graph = load("models", model.spec.family)().to_onnx(model)
+        content: bytes = require("slimseek.backends._litert_convert").convert(graph, model)
+        return content
 
-    def export(self, model: Model, folder: Path) -> None:
+    def export(self, model: Model, folder: Path, ready: bytes | None = None) -> None:
         """Turn the float graph and the integers into one file."""
-        (folder / FILE).write_bytes(self._file(model))
+        (folder / FILE).write_bytes(self.preflight(model) if ready is None else ready)
 
     def open(self, folder: Path, threads: int) -> Encode:
         """An interpreter with exactly ``threads`` threads."""
@@ -71,11 +73,6 @@ class LiteRt(Backend):
         """Out of the flatbuffer."""
         found: Mapping[str, Array] = require("slimseek.backends._litert_weights").read(folder / FILE)
         return found
-
-    def _file(self, model: Model) -> bytes:
-        graph = load("models", model.spec.family)().to_onnx(model)
-        content: bytes = require("slimseek.backends._litert_convert").convert(graph, model)
-        return content
 
 
 def _interpreter(path: Path, threads: int) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from slimseek.backends._session import open_function, open_session
 from slimseek.bases import Backend
-from slimseek.plugins import require
+from slimseek.plugins import load, require
 from slimseek.schema import Array, Encode, Function, Model, QuantizedTensor
 from slimseek.timing import versions
 
@@ -41,12 +41,13 @@ class OnnxRuntime(Backend):
         lower = require("slimseek.backends._lowering").lower
         return lower(graph, model, _linear, _table, unsigned=saturates)  # type: ignore[no-any-return]
 
-    def export(self, model: Model, folder: Path) -> None:
+    def export(self, model: Model, folder: Path, ready: None = None) -> None:
         """Fuse the float graph, put the integers in, write one file; of a recogniser one for each function."""
         if model.spec.autoregressive:
             attention = require("slimseek.backends._cached_attention").joined
             write = require("slimseek.backends._functions").write_functions
-            write(model, folder, lambda graph: self.lowered(attention(graph), model))
+            graphs = load("models", model.spec.family)().functions(model)
+            write(graphs, folder, lambda graph: self.lowered(attention(graph), model))
             return
         lowered = self.lowered(require("slimseek.backends._fusion").fused(model), model)
         joined = require("slimseek.backends._attention").join_projections(lowered)

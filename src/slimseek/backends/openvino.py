@@ -42,28 +42,26 @@ class OpenVino(Backend):
         """The runtime."""
         return versions(("openvino",))
 
-    def preflight(self, model: Model) -> None:
+    def preflight(self, model: Model) -> Mapping[str, onnx.ModelProto]:
         """Compile the float graph: what the runtime has no operator for, or cannot compute in free shapes, is found
         now.
         """
-        for name, graph in load("models", model.spec.family)().functions(model).items():
+        graphs: Mapping[str, onnx.ModelProto] = load("models", model.spec.family)().functions(model)
+        for name, graph in graphs.items():
             if graph.ByteSize() <= LARGEST_IN_MEMORY:
                 _compiled(graph.SerializeToString(), f"the graph of the {name}", {PRECISION: FLOAT32})
+        return graphs
 
     def lowered(self, graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
         """With standard operators alone."""
         lower, table = require("slimseek.backends._lowering").lower, require("slimseek.backends._expansion").gather_rows
         return lower(graph, model, _linear, table)  # type: ignore[no-any-return]
 
-    def export(self, model: Model, folder: Path) -> None:
+    def export(self, model: Model, folder: Path, ready: Mapping[str, onnx.ModelProto] | None = None) -> None:
         """Put the integers into the plain float graph, write it and the settings."""
-        if model.spec.autoregressive:
-            write = require("slimseek.backends._functions").write_functions
-            write(model, folder, lambda graph: self.lowered(graph, model))
-        else:
-            graph = self.lowered(load("models", model.spec.family)().to_onnx(model), model)
-            small = require("slimseek.backends._sparse").thinned(graph)
-            require("slimseek.backends._fusion").write(small, folder / FILE)
+        graphs = load("models", model.spec.family)().functions(model) if ready is None else ready
+        write = require("slimseek.backends._functions").write_functions
+        write(graphs, folder, lambda graph: self.lowered(graph, model))
         modes = {activation.mode for activation in model.activations.values()}
         dynamic = "dynamic" in modes
         # float32 is asked for by name: on CPUs with bfloat16 the runtime's default is the latter. Where activations

@@ -1,10 +1,13 @@
-"""Paddle Lite: one .nb file for every batch and length, written and run by a second interpreter."""
+"""Paddle Lite: a .nb file for every batch and length, written by a second interpreter, for x86, which it runs, and for
+arm.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -17,16 +20,24 @@ from slimseek.bases import Backend
 from slimseek.errors import UsageError
 from slimseek.folder import read_json, write_json
 from slimseek.plugins import load, require
+from slimseek.progress import say
 from slimseek.schema import Array, Batch, Encode, Model
 
+if TYPE_CHECKING:
+    import onnx
+
 NAME = "paddlelite"
-FILE = "model.nb"
+FILE, FOR_ARM = "model.nb", "model.arm.nb"
 FED = "model.fed.npz"
 SETTINGS = "paddlelite.json"
 
 
 class PaddleLite(Backend):
-    """``model.nb`` for x86, what grows with a text in ``model.fed.npz``, and names in ``paddlelite.json``."""
+    """``model.nb`` for x86, ``model.arm.nb`` for phones and boards, which nothing here runs, what grows with a text in
+    ``model.fed.npz``, and names in ``paddlelite.json``.
+    """
+
+    elsewhere: ClassVar[frozenset[str]] = frozenset((FOR_ARM,))
 
     def available(self) -> str | None:
         """Whether there is a second interpreter with the library."""
@@ -36,32 +47,36 @@ class PaddleLite(Backend):
         """The library, and the interpreter that has it."""
         return setup.versions(NAME)
 
-    def preflight(self, model: Model) -> None:
+    def preflight(self, model: Model) -> onnx.ModelProto:
         """Refuse operators that have no form here."""
-        graph = load("models", model.spec.family)().to_onnx(model)
+        graph: onnx.ModelProto = load("models", model.spec.family)().to_onnx(model)
         unknown = require("slimseek.backends._paddle_convert").unknown(graph)
         if unknown:
             raise UsageError(f"paddlelite: no form for {', '.join(unknown)} here; deploy for onnxruntime instead")
+        return graph
 
-    def export(self, model: Model, folder: Path) -> None:
+    def export(self, model: Model, folder: Path, ready: onnx.ModelProto | None = None) -> None:
         """Convert the float graph with the model's integers, let the library optimize it, write what goes with it."""
-        graph = load("models", model.spec.family)().to_onnx(model)
+        graph = load("models", model.spec.family)().to_onnx(model) if ready is None else ready
         converted = require("slimseek.backends._paddle_convert").convert(graph, model)
         with tempfile.TemporaryDirectory() as temporary:
             files = {"model": Path(temporary) / "model", "parameters": Path(temporary) / "parameters"}
             files["model"].write_bytes(converted.program)
             files["parameters"].write_bytes(converted.parameters)
-            order = {"do": "build", "integers": converted.integers, "out": str((folder / FILE).resolve())}
-            worker = Worker(setup.python(NAME))
+            order = {"do": "build", "integers": converted.integers} | {name: str(file) for name, file in files.items()}
+            _built(order | {"for": "X86", "out": str((folder / FILE).resolve())})
             try:
-                worker.ask(order | {name: str(file) for name, file in files.items()}, seconds=SECONDS_TO_BUILD)
-            finally:
-                worker.close()
+                _built(order | {"for": "ARM", "out": str((folder / FOR_ARM).resolve())})
+                no_arm = ""
+            except UsageError as error:  # fewer operators have kernels there
+                no_arm = str(error)
+                say(f"no file for arm: {no_arm}")
         if converted.fed:
             np.savez_compressed(folder / FED, **{name: fed.whole for name, fed in converted.fed.items()})
         longest = model.spec.preprocess.max_length if model.spec.preprocess else 0
         fed_axes = {name: fed.axes for name, fed in converted.fed.items()}
-        settings = Settings(dim=model.spec.dim, longest=longest, fed=fed_axes, tensors=dict(converted.kept))
+        settings = Settings(dim=model.spec.dim, longest=longest, fed=fed_axes, tensors=dict(converted.kept),
+                            not_executed=() if no_arm else (FOR_ARM,), no_arm=no_arm)  # fmt: skip
         write_json(folder / SETTINGS, settings)
 
     def open(self, folder: Path, threads: int) -> Encode:
@@ -92,6 +107,15 @@ class PaddleLite(Backend):
         parameters, scales = read(folder / FILE)
         kept = read_json(folder / SETTINGS, Settings).tensors
         return {name: tensor(one, parameters, scales) for name, one in kept.items()}
+
+
+def _built(order: Mapping[str, object]) -> None:
+    """A file, written by a process of its own: one that the library ends takes no other with it."""
+    worker = Worker(setup.python(NAME))
+    try:
+        worker.ask(order, seconds=SECONDS_TO_BUILD)
+    finally:
+        worker.close()
 
 
 def _fed(folder: Path, settings: Settings) -> dict[str, Fed]:

@@ -43,24 +43,25 @@ class TensorRt(Backend):
         """The libraries that are installed, and ONNX Runtime, which stands in for them without a GPU."""
         return versions((*DISTRIBUTIONS, "onnxruntime"))
 
-    def preflight(self, model: Model) -> None:
+    def preflight(self, model: Model) -> onnx.ModelProto:
         """Parse the graph with the library's own parser; a machine without TensorRT-RTX or a GPU cannot tell."""
-        graph = self.lowered(load("models", model.spec.family)().to_onnx(model), model)
+        graph = self._graph(model)
         library = self._checks()
         if library is not None:
             require("slimseek.backends._tensorrt_engine").parse(graph, library)
+        return graph
 
     def lowered(self, graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
         """With signed symmetric integers and dedicated marks."""
         return require("slimseek.backends._tensorrt_graph").lowered(graph, model)  # type: ignore[no-any-return]
 
-    def export(self, model: Model, folder: Path) -> None:
+    def export(self, model: Model, folder: Path, ready: onnx.ModelProto | None = None) -> None:
         """Write the graph, and build an engine for four kinds of GPU as the check that TensorRT takes it.
 
         Raises:
             UsageError: no engine can be built for any of them.
         """
-        graph = self.lowered(load("models", model.spec.family)().to_onnx(model), model)
+        graph = self._graph(model) if ready is None else ready
         graph = require("slimseek.backends._tensorrt_half").halved(graph, model)
         require("slimseek.backends._fusion").write(graph, folder / FILE)
         write_json(folder / SETTINGS, self._settings(graph, model))
@@ -81,6 +82,9 @@ class TensorRt(Backend):
         """The artifact's integers, whose middle was moved to 0 where they were asymmetric; the rest as values."""
         graph = require("onnx").load(folder / FILE)
         return require("slimseek.backends._tensorrt_stored").stored(graph, _read(folder).weights)  # type: ignore[no-any-return]
+
+    def _graph(self, model: Model) -> onnx.ModelProto:
+        return self.lowered(load("models", model.spec.family)().to_onnx(model), model)
 
     def _settings(self, graph: onnx.ModelProto, model: Model) -> object:
         package, library = require("slimseek.backends._tensorrt_package"), self._checks()

@@ -45,7 +45,7 @@ class Web(Backend):
         """As for onnxruntime: its build for WebAssembly has the same operators."""
         return _native().lowered(graph, model)
 
-    def export(self, model: Model, folder: Path) -> None:
+    def export(self, model: Model, folder: Path, ready: None = None) -> None:
         """Write onnxruntime's ``model.onnx``, copy the page and the modules, and compare the two tokenizers.
 
         Raises:

@@ -26,6 +26,7 @@ from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, SlimseekError
 from slimseek.evaluate import Quality
 from slimseek.measurement import Measurement, StepRecord
+from slimseek.memory import give_back
 from slimseek.schema import Model, Recipe, Samples
 from slimseek.trial import Budget, Figures, Plan, Reached, Trial
 from slimseek.value import Value
@@ -134,6 +135,7 @@ class Bench:
             trial = msgspec.structs.replace(trial, ended=str(error))
         except Exception as error:  # a fault of a library or of ours: the next run would meet it again
             trial = msgspec.structs.replace(trial, ended=f"a fault, {type(error).__name__}: {error}")
+        give_back()
         return msgspec.structs.replace(trial, seconds=time.perf_counter() - start)
 
     def _measured(
@@ -221,6 +223,8 @@ def bench(
         start, measure = time.perf_counter(), kept.original if keep_index else evaluate.quality
         found = {reached: measure(encoder, asked, [metric]) for reached, asked in sets.items()}
         pace = (time.perf_counter() - start) / sum(len(asked.items) + len(asked.queries) for asked in sets.values())
+        encoder = choose.choose(store.cache / ORIGINAL, threads)  # anew: it keeps the memory of its longest batch
+        give_back()
     if baseline is None:
         median, high = latencies({"original": encoder}, sets["whole"])["original"]
         used = timing.fresh_start(str(store.cache / ORIGINAL), threads).peak_memory_bytes if memory else None

@@ -24,6 +24,8 @@ ENUMERATED = 4096
 """Combinations of values up to which all of them are looked at in the place of random ones."""
 LARGE_TABLE = 0.2
 """Share of the bytes from which a token table is worth its own choices."""
+LIKE_SIZES = 1.1
+"""Ratio of sizes from which on plans stand for two levels of compression."""
 USUAL_EFFORT = 1000
 INDEXES = (
     ("f32", 0), ("f16", 0), ("int8", 0), ("int8", 1), ("int8", 2), ("int8", 3), ("binary", 0), ("binary", 2),
@@ -44,8 +46,9 @@ def first_guesses(space: Space, budget: Budget, size_of: SizeOf) -> list[Plan]:
     """The strongest simple plans at every level of compression that this model can take, fifteen at most.
 
     Plans whose predicted size, or whose index, is too large are left out; where that is all of them, the smallest is
-    given alone. Those that train nothing come first, and of these the largest that fits, which loses least; then those
-    whose size cannot be told.
+    given alone. The largest that fits comes first, which loses least; of those of like size one, then those that train,
+    and then the others of like size, so that a short search has seen every level. Where nothing tells the size, all
+    that train nothing go before those that do.
 
     Args:
         space: what can be chosen.
@@ -61,8 +64,23 @@ def first_guesses(space: Space, budget: Budget, size_of: SizeOf) -> list[Plan]:
     fits = [name for name, found in plans.items() if not _excess(space, budget, found, sizes[name])]
     if not fits:
         return [plans[name] for name in sorted(plans, key=lambda name: sizes[name] or math.inf)[:1]]
-    order = sorted(fits, key=lambda name: ("teach" in plans[name].choices, -(sizes[name] or 0)))
+    trains = {name for name in fits if "teach" in plans[name].choices}
+    again = _like_another([name for name in fits if name not in trains], sizes)
+    order = sorted(fits, key=lambda name: (name in again, name in trains, -(sizes[name] or 0)))
     return [plans[name] for name in order]
+
+
+def _like_another(names: Sequence[bytes], sizes: Mapping[bytes, int | None]) -> set[bytes]:
+    """Of plans in the order of their worth, those about as large as one before them; none of unknown size."""
+    heads: list[int] = []
+    found = set()
+    for name in names:
+        size = sizes[name]
+        if size and any(max(size, head) < LIKE_SIZES * min(size, head) for head in heads):
+            found.add(name)
+        elif size:
+            heads.append(size)
+    return found
 
 
 def _candidates(space: Space) -> list[dict[str, Any]]:
@@ -76,8 +94,8 @@ def _candidates(space: Space) -> list[dict[str, Any]]:
         {"bits": 16},
         {"bits": 8, "activations": static},
         {"bits": 8, "activations": by_row},
-        {"bits": 4, "activations": by_row},
         {"bits": 4, "activations": static},
+        {"bits": 4, "activations": by_row},
         {"bits": 4, "activations": by_row, "allocation": "mixed"},
     ]
     if space.table_share >= LARGE_TABLE:
@@ -86,8 +104,8 @@ def _candidates(space: Space) -> list[dict[str, Any]]:
         found += [
             {"bits": 8, "activations": static, "vocabulary": "used"},
             {"bits": 6, "table_bits": 3, "activations": by_row, "vocabulary": "used"},
-            {"bits": 4, "activations": by_row, "vocabulary": "used"},
             {"bits": 4, "activations": static, "vocabulary": "used"},
+            {"bits": 4, "activations": by_row, "vocabulary": "used"},
         ]
     # Compensated rounding keeps 99.3 % at 3 bits.
     found.append({"bits": 3, "activations": by_row, "vocabulary": "used"})

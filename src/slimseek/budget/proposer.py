@@ -10,6 +10,7 @@ from slimseek.budget.plans import key, plan
 from slimseek.budget.proposals import Sampler, first_guesses
 from slimseek.budget.space import Space, space
 from slimseek.errors import UsageError
+from slimseek.memory import give_back
 from slimseek.schema import Model
 from slimseek.trial import Budget, Plan, Trial
 
@@ -30,6 +31,7 @@ class Proposer:
         samples = bench.prefixes.samples
         self._space: Space = space(original, budget, samples, documents=bench.documents, seconds=seconds)
         self._sizes: dict[bytes, int | None] = {}
+        give_back()  # the model was tried out
 
     def smallest(self) -> tuple[int, str]:
         """The fewest bytes that a package of this model can have, and the plan in words."""

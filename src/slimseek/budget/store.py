@@ -8,20 +8,21 @@ artifact/         the chosen model; front/NAME.yaml the recipe of each point; se
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from slimseek import folder as folders
-from slimseek import plugins
+from slimseek.alone import alone
 from slimseek.errors import UsageError
 from slimseek.trial import Trial
 from slimseek.value import Value
 
-RUN, TRIALS, CACHE, LOCK = "run.json", "trials", "cache", "lock"
+RUN, TRIALS, CACHE = "run.json", "trials", "cache"
 FORMAT_VERSION = 1
 
 
@@ -89,23 +90,17 @@ def opened(folder: Path, run: Run, *, force: bool = False) -> Iterator[Store]:
     Raises:
         UsageError: another process searches there, or it holds something else.
     """
-    filelock = plugins.require("filelock")
     known = folder / RUN
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not known.is_file()):
         raise UsageError(f"{folder} holds something else than a search; choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK, blocking=False)
-        lock.acquire()
-    except filelock.Timeout:
-        raise UsageError(f"another process searches in {folder}; wait for it, or choose another --out") from None
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
-    try:
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(Path(os.path.abspath(folder))))
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
         _begin(folder, run, force)
         yield Store(folder)
-    finally:
-        lock.release()
 
 
 def _begin(folder: Path, run: Run, force: bool) -> None:

@@ -21,8 +21,7 @@ def numbered(file: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         UsageError: the file cannot be read.
     """
-    if file.exists() and not reading.is_file(file):
-        raise UsageError(f"{file} is no file")
+    reading.check_file(file)
     try:
         with file.open("rb") as stream:
             for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE + 1), b""), 1):

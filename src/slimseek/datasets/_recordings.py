@@ -40,11 +40,6 @@ class Recording(Value, frozen=True):
     split: str = ""
 
 
-def column(names: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """The first of the wanted columns that a table has."""
-    return next((name for name in wanted if name in names), None)
-
-
 def is_recording(name: str) -> bool:
     """Whether a file's name is that of a recording."""
     return Path(name).suffix.lower() in SUFFIXES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from slimseek.errors import UsageError
@@ -36,6 +36,27 @@ def rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         if len(fields) != len(columns):
             raise UsageError(f"{file}, line {number}: {len(fields)} columns; {', '.join(columns)} are expected")
         yield number, fields
+
+
+def records(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The line that each row ends on, and its fields by the name of the column, without blanks around them.
+
+    Raises:
+        UsageError: as :func:`rows`.
+    """
+    columns = header(file)
+    for number, fields in rows(file):
+        yield number, dict(zip(columns, (field.strip() for field in fields), strict=True))
+
+
+def first(file: Path) -> dict[str, str]:
+    """The first of the records; empty where there is none, or no such file."""
+    return next(records(file), (0, dict[str, str]()))[1] if file.is_file() else {}
+
+
+def column(names: Sequence[str] | dict[str, str], wanted: Sequence[str]) -> str:
+    """The first of the wanted columns that a table has, ``""`` for none."""
+    return next((name for name in wanted if name in names), "")
 
 
 def _fields(file: Path) -> Iterator[tuple[int, list[str]]]:

@@ -41,28 +41,25 @@ class LabelledRecordings(Dataset):
 
 def _file(folder: Path) -> Path | None:
     for file in (folder / f"{stem}{suffix}" for stem in STEMS for suffix in tables.SUFFIXES):
-        if file.is_file():
-            names = tables.header(file)
-            audio = recordings.column(names, recordings.AUDIO)
-            _, first = next(tables.rows(file), (0, [""] * len(names)))
-            if audio and recordings.column(names, LABEL) and recordings.is_recording(first[names.index(audio)].strip()):
-                return file
+        row = tables.first(file)
+        audio = tables.column(row, recordings.AUDIO)
+        if audio and tables.column(row, LABEL) and recordings.is_recording(row[audio]):
+            return file
     return None
 
 
 def _rows(file: Path) -> dict[str, Recording]:
     names = tables.header(file)
-    audio, label = (recordings.column(names, wanted) for wanted in (recordings.AUDIO, LABEL))
-    speaker, split = (recordings.column(names, wanted) for wanted in (recordings.SPEAKER, recordings.SPLIT))
+    audio, label = tables.column(names, recordings.AUDIO), tables.column(names, LABEL)
+    speaker, split = tables.column(names, recordings.SPEAKER), tables.column(names, recordings.SPLIT)
     found = {}
-    for number, fields in tables.rows(file):
-        row = dict(zip(names, (field.strip() for field in fields), strict=True))
+    for number, row in tables.records(file):
         place = f"{file}, line {number}"
-        if not row[str(label)]:
+        if not row[label]:
             raise UsageError(f"{place}: there is no label")
         part = row[split] if split else ""
-        found[row[str(audio)]] = Recording(
-            path=recordings.found(file.parent, row[str(audio)], place), said=row[str(label)],
+        found[row[audio]] = Recording(
+            path=recordings.found(file.parent, row[audio], place), said=row[label],
             speaker=row[speaker] if speaker else "", split="dev" if part == "val" else part,
         )  # fmt: skip
     return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from slimseek import reading
 from slimseek.bases import Dataset
 from slimseek.collection import Collection
 from slimseek.datasets import _pictures as pictures
+from slimseek.datasets import _tables as tables
 from slimseek.datasets._findings import tally
 from slimseek.datasets._labels import SPLIT_NAMES, split_of
 from slimseek.errors import UsageError
@@ -28,40 +28,24 @@ class PictureTable(Dataset):
 
     def recognises(self, path: str) -> bool:
         """A folder with that file, a column of each kind, and a picture in the first row."""
-        file = Path(path) / FILE
-        if not file.is_file():
-            return False
-        with reading.check_file(file).open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-            first = next(csv.DictReader(stream), {})
-        column = _column(first, PATHS)
-        return column != "" and _column(first, LABELS) != "" and Path(first[column] or "").suffix.lower() in PICTURES
+        row = tables.first(Path(path) / FILE)
+        column = tables.column(row, PATHS)
+        return column != "" and tables.column(row, LABELS) != "" and Path(row[column]).suffix.lower() in PICTURES
 
     def read(self, path: str) -> Collection:
         """Read the labels; a row that names no file of the folder raises UsageError with its line."""
         file, rows, twice = Path(path) / FILE, {}, []
         said: dict[str, str] = {}
-        with reading.check_file(file).open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-            reader = csv.DictReader(stream)
-            names = reader.fieldnames or ()
-            item, label, text = (_column(dict.fromkeys(names, ""), known) for known in (PATHS, LABELS, CAPTIONS))
-            for row in reader:
-                told = (row["split"] or "").lower() if "split" in names else split_of(row[item] or "")
-                if told not in SPLIT_NAMES or not row[label]:
-                    raise UsageError(f"{file}, line {reader.line_num}: {label} {row[label]!r}, split {told!r}; a label "
-                                     f"and one of {', '.join(SPLIT_NAMES)} are expected")  # fmt: skip
-                twice += [row[item]] if row[item] in rows else []
-                rows[row[item]] = (
-                    _found(Path(path), row[item] or "", reader.line_num),
-                    row[label],
-                    SPLIT_NAMES[told],
-                )
-                said[rows[row[item]][0]] = (row.get(text) or "").strip()
+        item, label, text = (tables.column(tables.header(file), known) for known in (PATHS, LABELS, CAPTIONS))
+        for number, row in tables.records(file):
+            name, split = row[item], row["split"].lower() if "split" in row else split_of(row[item])
+            if split not in SPLIT_NAMES or not row[label]:
+                raise UsageError(f"{file}, line {number}: {label} {row[label]!r}, split {split!r}; a label and one of "
+                                 f"{', '.join(SPLIT_NAMES)} are expected")  # fmt: skip
+            twice += [name] if name in rows else []
+            rows[name] = _found(Path(path), name, number), row[label], SPLIT_NAMES[split]
+            said[rows[name][0]] = row[text] if text else ""
         return pictures.labelled(path, rows, tally("rows given twice, the last counts", twice), said)
-
-
-def _column(row: dict[str, str], known: tuple[str, ...]) -> str:
-    """The first of the known columns that the table has, ``""`` for none."""
-    return next((name for name in known if name in row), "")
 
 
 def _found(folder: Path, name: str, line: int) -> str:

@@ -50,36 +50,30 @@ class Utterances(Dataset):
 def _tables(path: Path) -> list[Path]:
     """The files that name recordings with their transcripts, of a folder in the order of ``STEMS``."""
     found = [path] if path.is_file() else [path / f"{stem}{suffix}" for stem in STEMS for suffix in tables.SUFFIXES]
-    return [file for file in found if file.suffix in tables.SUFFIXES and file.is_file() and _columns(file)]
+    return [file for file in found if file.suffix in tables.SUFFIXES and _columns(file)]
 
 
-def _columns(file: Path) -> tuple[int, int, int | None, int | None] | None:
-    """Places of path, transcript, speaker and split; ``None`` where it is no table of recordings."""
-    names = tables.header(file)
-    audio, text = recordings.column(names, recordings.AUDIO), recordings.column(names, TEXT)
-    if audio is None or text is None or "label" in names:
+def _columns(file: Path) -> tuple[str, str] | None:
+    """The columns of path and transcript; ``None`` where it is no table of recordings."""
+    row = tables.first(file)
+    audio, text = tables.column(row, recordings.AUDIO), tables.column(row, TEXT)
+    if not audio or not text or "label" in row or not recordings.is_recording(row[audio]):
         return None
-    place = names.index(audio)
-    _, first = next(tables.rows(file), (0, [""] * len(names)))
-    if not recordings.is_recording(first[place].strip()):
-        return None
-    speaker, split = recordings.column(names, recordings.SPEAKER), recordings.column(names, recordings.SPLIT)
-    return (place, names.index(text), None if speaker is None else names.index(speaker),
-            None if split is None else names.index(split))  # fmt: skip
+    return audio, text
 
 
 def _table(file: Path) -> dict[str, Recording]:
-    places = _columns(file)
-    assert places is not None
-    audio, text, speaker, split = places
+    columns, names = _columns(file), tables.header(file)
+    assert columns is not None
+    audio, text = columns
+    speaker, split = tables.column(names, recordings.SPEAKER), tables.column(names, recordings.SPLIT)
     own = file.stem if file.stem in ("train", "dev", "test") else ""
     found = {}
-    for number, fields in tables.rows(file):
-        cells = [field.strip() for field in fields]
-        path = recordings.found(file.parent, cells[audio], f"{file}, line {number}")
-        part = cells[split] if split is not None else own
+    for number, row in tables.records(file):
+        path = recordings.found(file.parent, row[audio], f"{file}, line {number}")
+        part = row[split] if split else own
         found[f"{file.stem}-{number}"] = Recording(
-            path=path, said=" ".join(cells[text].split()), speaker=cells[speaker] if speaker is not None else "",
+            path=path, said=" ".join(row[text].split()), speaker=row[speaker] if speaker else "",
             split=SPLIT_NAMES.get(part, part),
         )  # fmt: skip
     return found

@@ -124,13 +124,18 @@ def decoded(path: str | Path) -> Any:
             are no shades of a screen.
     """
     with _opened(path) as picture:
-        try:
-            picture.load()
-            return _plain(picture, path)
-        except UsageError:
-            raise
-        except Exception as error:  # decoders raise many kinds, for whatever a broken file provokes
-            raise UsageError(f"{path} is cut off or broken: {first_line(error)}") from error
+        return _loaded(picture, path)
+
+
+def reduced(path: str | Path, side: int) -> Any:
+    """The same at most ``side`` pixels wide and high, its proportions kept; a JPEG is not decoded any larger than that
+    takes. The same errors.
+    """
+    with _opened(path) as picture:
+        picture.draft("RGB", (side, side))
+        found = _loaded(picture, path)
+        found.thumbnail((side, side))
+        return found
 
 
 def pixels(picture: Any, how: PicturePreprocess, name: str | Path, *, grey: bool = False) -> Array:
@@ -180,6 +185,17 @@ def _opened(path: str | Path) -> Any:
         picture.close()
         raise UsageError(f"{path} has {width} x {height} pixels; at most {MOST_PIXELS:,} are decoded")
     return picture
+
+
+def _loaded(picture: Any, path: str | Path) -> Any:
+    """An opened picture as :func:`decoded` gives it."""
+    try:
+        picture.load()
+        return _plain(picture, path)
+    except UsageError:
+        raise
+    except Exception as error:  # decoders raise many kinds, for whatever a broken file provokes
+        raise UsageError(f"{path} is cut off or broken: {first_line(error)}") from error
 
 
 def _plain(picture: Any, path: str | Path) -> Any:

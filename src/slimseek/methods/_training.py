@@ -6,17 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from slimseek import choose
 from slimseek.bases import Step
 from slimseek.errors import UsageError
 from slimseek.inputs.unlabelled import SENTENCE
-from slimseek.schema import Model, QuantizedTensor, Tensor, is_float
-from slimseek.train import Fitted, Loss, Training, examples, fit, vectors_of
+from slimseek.schema import Model
+from slimseek.training.targets import examples, vectors_of
+from slimseek.training.train import Fitted, Loss, Training, fit, trained
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
 class TrainingStep(Step, frozen=True, kw_only=True):
@@ -45,7 +44,7 @@ class TrainingStep(Step, frozen=True, kw_only=True):
     cache: str = ""
 
     def __post_init__(self) -> None:
-        """The limits of :class:`slimseek.train.Training`, named after the method."""
+        """The limits of :class:`slimseek.training.train.Training`, named after the method."""
         try:
             self._training()
         except UsageError as error:
@@ -80,18 +79,3 @@ def distilled(
     found = examples(model, items, vectors_of(teacher, settings.max_tokens), settings)
     fitted = fit(network, found, loss, settings, label=label)
     return dataclasses.replace(model, tensors=trained(model, network)), fitted
-
-
-def trained(model: Model, network: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors with the network's values, in the dtypes that the model stores.
-
-    Integers, and what training left as it was, stay the same objects.
-    """
-    state = network.state_dict()
-    tensors: dict[str, Tensor] = dict(model.tensors)
-    for name, tensor in model.tensors.items():
-        if name in state and not isinstance(tensor, QuantizedTensor) and is_float(tensor):
-            value = state[name].numpy().astype(tensor.dtype)
-            if not np.array_equal(value, tensor):
-                tensors[name] = value
-    return tensors

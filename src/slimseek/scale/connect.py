@@ -58,9 +58,10 @@ def connected(address: str) -> Iterator[Any]:
         return
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    given = _arguments(address)
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **_arguments(address))
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        ray.init(log_to_driver=False, logging_level="ERROR", **given)
+    except Exception as error:  # Ray raises bare ones, too, such as for a machine that is too busy to start it in time
         raise UsageError(f"--ray {address}: {first_line(error)}") from error
     try:
         yield ray

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from slimseek import __version__, choose, plugins
-from slimseek import teacher as teachers
 from slimseek.encoder import Encoder
 from slimseek.errors import SlimseekError, UsageError
 from slimseek.progress import track
 from slimseek.scale.connect import check_version, connected, machines
 from slimseek.schema import Array, Model
 from slimseek.search import DOCUMENTS_IN_CHUNK
+from slimseek.training import teacher as teachers
 
 BLOCKS_EACH = 4
 """Blocks of chunks for each worker: few enough to cost little, enough that a fast one takes more than a slow one."""
@@ -89,14 +89,14 @@ def teach(teacher: Model, items: Sequence[str], folder: str, address: str, *, th
     """The vectors of a teacher from a cluster, kept in the folder where a distillation looks for them.
 
     Args:
-        teacher: as the training gives it to :func:`slimseek.teacher.vectors`, its longest sequence cut.
+        teacher: as the training gives it to :func:`slimseek.training.teacher.vectors`, its longest sequence cut.
         items: what the training asks for.
         folder: the ``cache`` of the distillation; ``""`` for the user's.
         address: see :func:`slimseek.scale.connect.connected`.
         threads: see :func:`encode`.
 
     Returns:
-        Float32 [n, dim], as :func:`slimseek.teacher.vectors` gives them from then on.
+        Float32 [n, dim], as :func:`slimseek.training.teacher.vectors` gives them from then on.
     """
 
     def compute(some: Sequence[str]) -> Array:

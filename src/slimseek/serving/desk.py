@@ -66,7 +66,7 @@ class Desk:
     @staticmethod
     def refuses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         """What a route may answer besides, as ``/openapi.json`` describes it."""
-        return {status: {"model": Failure} for status in (*statuses, 401, 422, 429, 500)}
+        return {status: {"model": Failure} for status in (*statuses, 401, 421, 422, 429, 500)}
 
     async def _done(self, work: Work[Any, Any], asked: Any, rows: int = 1) -> Done[Any]:
         """What comes of a request in its turn; its times are counted."""

@@ -15,8 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slimseek import uploads
 from slimseek.serving.batching import Limits
+from slimseek.serving.hosts import READS, Hosts
 from slimseek.serving.limits import Buckets, Key, Rate
 from slimseek.serving.metrics import REASONS, Metrics
 
@@ -24,9 +24,14 @@ OPEN = frozenset({"/", "/health", "/ready"})
 """What needs no key: the page, which holds no data, and what a supervisor asks."""
 COSTLY = frozenset({"/search", "/search/picture", "/search/voice", "/embed", "/compare"})
 """What asks a model, and counts for the rate."""
+PAGES_OF_OTHERS = (
+    "a page of another site may not ask this without a key; if it is the service's own behind a proxy, start it "
+    "with --allow-host and the proxy's name"
+)
 LOG = logging.getLogger("slimseek.serve")
-MOST_BYTES = uploads.MOST_BYTES
+MOST_BYTES = 20_000_000
 SECONDS_OF_BODY = 30.0
+"""Of the body of any request: what it may hold, and how long it may take to come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +42,13 @@ class Rules:
         batches: how requests are joined, and how many may wait.
         rate: of each client; ``None`` for any.
         key: that requests must name; ``None`` for none.
+        hosts: by which names the service may be called; ``None`` for any.
     """
 
     batches: Limits = field(default_factory=Limits)
     rate: Rate | None = None
     key: Key | None = None
+    hosts: Hosts | None = None
 
 
 class Door:
@@ -96,6 +103,9 @@ class Door:
     def _refusal(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
         """Status, reason and headers where a request is not let in."""
         headers, path = Headers(scope=scope), scope["path"]
+        strange = self._strange(headers, scope["method"])
+        if strange is not None:
+            return *strange, {}
         given, key = (headers.get("authorization", ""), headers.get("x-api-key", "")), self._rules.key
         if key is not None and path not in OPEN and not key.fits(*given):
             reason = "a key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"
@@ -107,6 +117,19 @@ class Door:
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > MOST_BYTES:
             return 413, f"the body is larger than {MOST_BYTES // 1_000_000} MB, which is the most", {}
+        return None
+
+    def _strange(self, headers: Headers, method: str) -> tuple[int, str] | None:
+        """Status and reason where a page of another site asks: by a name that it made lead here, or where no key keeps
+        it out.
+        """
+        host, origin, hosts = headers.get("host"), headers.get("origin"), self._rules.hosts
+        refusal = None if hosts is None else hosts.refusal(host)
+        if refusal is not None:
+            return 421, refusal
+        others = origin is not None and method not in READS and not (hosts or Hosts()).own(origin, host)
+        if others and self._rules.key is None:
+            return 403, PAGES_OF_OTHERS
         return None
 
 

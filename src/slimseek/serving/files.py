@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 
-from slimseek import uploads
 from slimseek.errors import UsageError
 from slimseek.recognise import Recogniser
 from slimseek.search import Answer, Search
-from slimseek.serving import shapes
+from slimseek.serving import shapes, uploads
 from slimseek.serving.desk import Desk
 from slimseek.serving.shapes import Found, K, Reply, Which
+from slimseek.serving.thumbnails import MEDIA_TYPE, Thumbnails
 
 TAKES: dict[uploads.Kind, dict[str, Any]] = {
     kind: {"requestBody": {"required": True,
@@ -23,6 +26,7 @@ TAKES: dict[uploads.Kind, dict[str, Any]] = {
     for kind, media in uploads.MEDIA_TYPE.items()
 }  # fmt: skip
 SHOWN = {media: {"schema": {"type": "string", "format": "binary"}} for media in uploads.CONTENT_TYPES.values()}
+Side = Annotated[int | None, Query(ge=16, le=1024)]
 
 
 class _Heard(NamedTuple):
@@ -32,7 +36,8 @@ class _Heard(NamedTuple):
 
 def add(service: FastAPI, desk: Desk) -> None:
     """Add the routes."""
-    refuses = desk.refuses(400, 408, 413, 415, 503)
+    thumbnails = Thumbnails()
+    refuses = desk.refuses(400, 403, 408, 413, 415, 503)
 
     @service.post("/search/picture", response_model=Found, responses=refuses, openapi_extra=TAKES["picture"])
     async def by_picture(request: Request, k: K = 10, model: Which = "compressed") -> Response:
@@ -57,8 +62,12 @@ def add(service: FastAPI, desk: Desk) -> None:
 
     @service.get("/item/{position}", response_class=FileResponse,
                  responses=desk.refuses(400, 404, 410) | {200: {"content": SHOWN}})  # fmt: skip
-    async def item(request: Request, position: int, model: Which = "compressed", version: int = 0) -> Response:
-        """The picture or recording of the document at that position of the index, of which ``version`` is known."""
+    async def item(
+        request: Request, position: int, model: Which = "compressed", version: int = 0, side: Side = None
+    ) -> Response:
+        """The picture or recording of the document at that position of the index, of which ``version`` is known; with
+        ``side`` a copy of a picture with at most so many pixels each way.
+        """
         current, search = desk.chosen(model)
         if version not in (0, current.number):
             raise HTTPException(
@@ -69,9 +78,19 @@ def add(service: FastAPI, desk: Desk) -> None:
         if path is None or kind is None:
             raise HTTPException(404, f"document {position} has no picture or recording that can be shown")
         response = FileResponse(path, media_type=kind, stat_result=path.stat(), headers={"Cache-Control": "no-cache"})
-        if request.headers.get("if-none-match") == response.headers["etag"]:
-            return Response(status_code=304, headers={"Cache-Control": "no-cache", "ETag": response.headers["etag"]})
-        return response
+        tag = response.headers["etag"] = _tag(path, response.headers["etag"], side)
+        kept = {"Cache-Control": "no-cache", "ETag": tag}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=kept)
+        small = await thumbnails.of(path, tag, side) if side and kind.startswith("image/") else None
+        return response if small is None else Response(small, media_type=MEDIA_TYPE, headers=kept)
+
+
+def _tag(path: Path, dated: str, side: int | None) -> str:
+    """What a browser knows a file by: also where it lies, since another index may have another file of the same size
+    and date at this address.
+    """
+    return f'"{hashlib.sha256(os.fsencode(path) + f" {dated} {side}".encode()).hexdigest()[:32]}"'
 
 
 def _heard(recogniser: Recogniser, content: bytes) -> _Heard:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from slimseek.search import Search
 
@@ -14,7 +16,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 PHASES = ("wait", "encode", "search", "total")
-REASONS = {401: "key", 408: "slow", 413: "size", 429: "rate", 503: "queue"}
+REASONS = {401: "key", 403: "origin", 408: "slow", 413: "size", 421: "host", 429: "rate", 503: "queue"}
 """Why a request was refused, by the status of the answer."""
 OUTCOMES = ("done", "refused")
 
@@ -58,5 +60,30 @@ class Metrics:
         """All of them."""
         return generate_latest(self.registry)
 
+    async def text_now(self) -> bytes:
+        """The same, for whoever may have to ask others for it."""
+        return self.text()
+
     def _gauge(self, name: str, says: str, *labels: str) -> Gauge:
         return Gauge(f"slimseek_{name}", says, labels, registry=self.registry)
+
+
+class _Together(Collector):
+    def __init__(self, texts: Mapping[str, bytes]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        found: dict[str, Metric] = {}
+        for replica, text in self._texts.items():
+            for family in text_string_to_metric_families(text.decode()):
+                kept = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                kept.samples += [sample._replace(labels=sample.labels | {"replica": replica})
+                                 for sample in family.samples]  # fmt: skip
+        yield from found.values()
+
+
+def together(texts: Mapping[str, bytes]) -> bytes:
+    """The metrics of several services as one text: each of their samples has the label ``replica`` besides."""
+    registry = CollectorRegistry()
+    registry.register(_Together(texts))
+    return generate_latest(registry)

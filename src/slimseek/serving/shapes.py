@@ -8,9 +8,9 @@ import msgspec
 from fastapi import Query, Response
 from pydantic import BaseModel, Field
 
-from slimseek import uploads
 from slimseek.schema import Array
-from slimseek.search import MOST_HITS, Answer, Result
+from slimseek.search import MOST_HITS, Answer, Result, Stats
+from slimseek.serving import uploads
 from slimseek.serving.work import Role
 
 MOST_TEXTS = 64
@@ -101,29 +101,13 @@ class Vectors(BaseModel):
     vectors: list[list[float]]
 
 
-class ModelStats(BaseModel):
-    """What runs and how large it is, in bytes."""
-
-    model: str
-    runtime: str
-    threads: int
-    dim: int
-    documents: int
-    kind: str
-    precision: str
-    model_bytes: int
-    index_bytes: int
-    rescore: str | None
-    rescore_bytes: int
-
-
 class Health(BaseModel):
     """What is served; ``version`` counts the swaps from 1."""
 
     status: Literal["ok"]
     version: int
     queries: list[str]
-    models: dict[str, ModelStats]
+    models: dict[str, Stats]
 
 
 class Ready(BaseModel):

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from slimseek.errors import UsageError
-from slimseek.examples import Examples
 from slimseek.losses.cosine import Cosine
 from slimseek.losses.hidden import HiddenStates
 from slimseek.methods.distil._rotation import ridge
+from slimseek.training.examples import Examples
 
 SMALLEST = 1e-9
 """Of an attention weight, for its logarithm."""

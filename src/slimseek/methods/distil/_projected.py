@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from slimseek.examples import Examples
 from slimseek.methods.distil._rotation import ridge
+from slimseek.training.examples import Examples
 
 ROWS_FITTED = 1024
 

@@ -7,7 +7,7 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs import unlabelled
 from slimseek.methods._training import TrainingStep
 from slimseek.schema import Model, QuantizedTensor, Samples
-from slimseek.train import Fitted
+from slimseek.training.train import Fitted
 
 ORIGINAL = "original"
 

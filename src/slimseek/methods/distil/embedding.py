@@ -8,11 +8,11 @@ from typing import Literal
 
 from slimseek import choose, plugins
 from slimseek.errors import UsageError
-from slimseek.methods._training import trained
 from slimseek.methods.distil._rotation import rotation, towards, turned
 from slimseek.methods.distil._step import DistillationStep
 from slimseek.schema import Array, Model, Samples
-from slimseek.train import examples, fit, vectors_of
+from slimseek.training.targets import examples, vectors_of
+from slimseek.training.train import fit, trained
 
 TURNED_BY = 4096
 """Items by whose vectors the teacher's space is turned towards the student's."""

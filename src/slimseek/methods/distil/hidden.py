@@ -10,11 +10,11 @@ import numpy as np
 
 from slimseek import choose, plugins
 from slimseek.errors import UsageError
-from slimseek.methods._training import trained
 from slimseek.methods.distil._layers import layer_map, shared_tokens
 from slimseek.methods.distil._step import DistillationStep
 from slimseek.schema import Array, Model, Samples
-from slimseek.train import examples, fit
+from slimseek.training.targets import examples
+from slimseek.training.train import fit, trained
 
 
 class HiddenDistillation(DistillationStep, frozen=True, kw_only=True):

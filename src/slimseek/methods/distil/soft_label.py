@@ -9,11 +9,11 @@ import numpy as np
 
 from slimseek import choose, plugins
 from slimseek.errors import UsageError
-from slimseek.methods._training import trained
 from slimseek.methods.distil._logits import with_logits
 from slimseek.methods.distil._step import DistillationStep
 from slimseek.schema import Array, Model, ModelSpec, Samples
-from slimseek.train import examples, fit, vectors_of
+from slimseek.training.targets import examples, vectors_of
+from slimseek.training.train import fit, trained
 
 Schedule = float | tuple[float, float]
 """A number, or the first and the last of those that lie on a line over the training."""

@@ -12,7 +12,6 @@ import numpy as np
 from slimseek import choose, hollow, integers, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.text import TOKENIZER
-from slimseek.methods._training import trained
 from slimseek.methods.distil._rotation import ridge, rotation, turned
 from slimseek.methods.distil._step import DistillationStep
 from slimseek.methods.distil._tokens import shares, token_vectors
@@ -20,7 +19,8 @@ from slimseek.models._static_files import TABLE, static_model
 from slimseek.models._text_files import largest_id, pad_id
 from slimseek.progress import say
 from slimseek.schema import Array, Model, Samples
-from slimseek.train import HELD_OUT, Training, examples, fit, vectors_of
+from slimseek.training.targets import HELD_OUT, examples, vectors_of
+from slimseek.training.train import Training, fit, trained
 
 
 class StaticDistillation(DistillationStep, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ from slimseek.methods.prune._units import UnitGroup
 from slimseek.progress import track
 from slimseek.schema import Array, Model, Samples
 from slimseek.timing import default_threads
-from slimseek.train import Training
+from slimseek.training.train import Training
 
 COMPARED = 64
 SHARES = (1.0, 0.5, 0.25)

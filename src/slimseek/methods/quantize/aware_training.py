@@ -6,11 +6,13 @@ import dataclasses
 
 import msgspec
 
-from slimseek import choose, integers, plugins, train
+from slimseek import choose, integers, plugins
 from slimseek.errors import NoEffect, UsageError
-from slimseek.methods._training import TrainingStep, trained
+from slimseek.methods._training import TrainingStep
 from slimseek.methods.quantize._outline import rounded
 from slimseek.schema import Granularity, Layer, LayerKind, Model, QuantizedTensor, QuantSpec, Samples
+from slimseek.training import targets, train
+from slimseek.training.train import trained
 
 STEP_RATE = 0.1
 
@@ -64,8 +66,8 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
         }
         # Bfloat16 would round what was rounded to the grid once more.
         settings = msgspec.structs.replace(self._training(), precision="float32")
-        float_vectors = train.vectors_of(dataclasses.replace(model, activations={}), self.max_tokens, self.cache)
-        found = train.examples(model, self._items(samples.texts), float_vectors, settings)
+        float_vectors = targets.vectors_of(dataclasses.replace(model, activations={}), self.max_tokens, self.cache)
+        found = targets.examples(model, self._items(samples.texts), float_vectors, settings)
         train.fit(network, found, plugins.load("losses", "cosine")(), settings, label="quantization-aware training",
                   shares={".step": STEP_RATE})  # fmt: skip
         tensors = trained(model, network)

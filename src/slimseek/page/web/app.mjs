@@ -1,5 +1,6 @@
 // The page: a box, results as they come. Data reaches it only as textContent.
 import {open} from "./search.mjs";
+import {count, translate, word} from "./words.mjs";
 
 const WAIT = 120;  // milliseconds without a key before a search starts
 const HITS = 10;
@@ -19,11 +20,11 @@ function make(tag, className, text, ...children) {
 // A no-break space keeps a number and its unit on one line.
 const unit = (value, name) => `${value.toFixed(value < 10 ? 1 : 0)}\u00a0${name}`;
 const size = (bytes) => bytes < 1e6 ? unit(bytes / 1e3, "kB") : `${(bytes / 1e6).toFixed(1)}\u00a0MB`;
-const count = (number, one, more) => `${number.toLocaleString("en")} ${number === 1 ? one : more}`;
 
 function say(text, bad = false) {
   status.textContent = text;
   status.classList.toggle("bad", bad);
+  status.lang = "";
 }
 
 // One search at a time: what is typed meanwhile is asked when it ends, and only the last of it.
@@ -58,23 +59,26 @@ async function answer() {
 function clear() {
   list.replaceChildren();
   list.setAttribute("aria-busy", "false");
-  say("Results come as you type.");
+  say(word("Results come as you type."));
 }
 
 function fail(error) {
   list.replaceChildren();
   list.setAttribute("aria-busy", "false");
   say(String(error?.message ?? error), true);
+  status.lang = "en";  // as the runtime says it
 }
 
 function render(hits, {encode, search}) {
   list.replaceChildren(...hits.map((hit, place) => make("li", "", null, card(hit, place + 1))));
   list.setAttribute("aria-busy", "false");
-  say(`${count(hits.length, "result", "results")} in ${unit(encode + search, "ms")}: encode ${unit(encode, "ms")}, search ${unit(search, "ms")}`);
+  const found = count(hits.length, "{n} result", "{n} results");
+  const times = {time: unit(encode + search, "ms"), encode: unit(encode, "ms"), search: unit(search, "ms")};
+  say(word("{found} in {time}: encode {encode}, search {search}", {found, ...times}));
 }
 
 function card({id, text, score}, rank) {
-  const line = make("span", "line", null, make("span", "id", id), make("span", "", `score ${score.toFixed(3)}`));
+  const line = make("span", "line", null, make("span", "id", id), make("span", "", word("score {score}", {score: score.toFixed(3)})));
   const button = make("button", "hit", null, make("span", "rank", rank), make("span", "", null, make("span", "text", text), line));
   button.type = "button";
   button.setAttribute("aria-expanded", "false");
@@ -85,8 +89,12 @@ function card({id, text, score}, rank) {
 const expand = (button, whole) => button.setAttribute("aria-expanded", String(whole));
 
 function remember(query) {
-  history.replaceState(null, "", query ? `?${new URLSearchParams({q: query})}` : location.pathname);
-  document.title = query ? `${query} – Search` : "Search";
+  const parameters = new URLSearchParams(query ? {q: query} : {});
+  const asking = new URLSearchParams(location.search).get("lang");
+  if (asking) parameters.set("lang", asking);
+  const text = parameters.toString();
+  history.replaceState(null, "", text ? `?${text}` : location.pathname);
+  document.title = query ? word("{query} – Search", {query}) : word("Search");
 }
 
 function move(step) {
@@ -124,18 +132,21 @@ box.addEventListener("compositionend", () => { timer = setTimeout(search, WAIT);
 
 function about({documents, bytes, dim}) {
   const index = (bytes["index.bin"] ?? 0) + (bytes["index.json"] ?? 0);
-  const model = `model ${size(bytes["model.onnx"])}`;
-  find("#about").textContent = documents ? `${count(documents, "document", "documents")}, ${model}` : model;
-  const parts = [`${dim} dimensions`];
-  if (documents) parts.push(`index ${size(bytes["index.bin"])} and texts ${size(index - bytes["index.bin"])}`);
-  parts.push(`runtime ${size(bytes["ort-wasm-simd-threaded.wasm"])} before compression`);
-  find("#facts").textContent = `Computed in this browser: no query leaves it. Vectors of ${parts.join(", ")}.`;
+  const model = word("model {size}", {size: size(bytes["model.onnx"])});
+  const held = documents && count(documents, "{n} document", "{n} documents");
+  find("#about").textContent = documents ? word("{documents}, {model}", {documents: held, model}) : model;
+  const sizes = {dim, runtime: size(bytes["ort-wasm-simd-threaded.wasm"])};
+  const parts = documents
+    ? word("Vectors of {dim} dimensions, index {index} and texts {texts}, runtime {runtime} before compression.",
+      {...sizes, index: size(bytes["index.bin"]), texts: size(index - bytes["index.bin"])})
+    : word("Vectors of {dim} dimensions, runtime {runtime} before compression.", sizes);
+  find("#facts").textContent = [word("Computed in this browser: no query leaves it."), parts].join(word(" "));
 }
 
 function why({text, output, documents}) {
-  if (!text) return "The model of this package takes arrays; this page has a box for texts only.";
-  if (output === "class_logits") return "The model of this package names classes, and gives no vectors to search by.";
-  return documents ? "" : "This package holds no documents: slimseek deploy --data puts them in.";
+  if (!text) return word("The model of this package takes arrays; this page has a box for texts only.");
+  if (output === "class_logits") return word("The model of this package names classes, and gives no vectors to search by.");
+  return documents ? "" : word("This package holds no documents: slimseek deploy --data puts them in.");
 }
 
 async function start() {
@@ -153,11 +164,11 @@ async function start() {
       received(bytes) {
         arrived += bytes;
         progress.value = arrived / whole;
-        say(`Loading: ${size(arrived)} of ${size(whole)}.`);
+        say(word("Loading: {arrived} of {whole}.", {arrived: size(arrived), whole: size(whole)}));
       },
     });
   } catch (error) {
-    return say(`This page cannot load its model: ${error?.message ?? error}`, true);
+    return say(word("This page cannot load its model: {why}", {why: error?.message ?? error}), true);
   } finally {
     progress.hidden = true;
   }
@@ -167,4 +178,5 @@ async function start() {
   clear();
   search();
 }
+translate();
 start();

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from slimseek import report, timing
 from slimseek.bench import Bench, verdict
-from slimseek.choose import Package
+from slimseek.choose import Package, sizes
 from slimseek.deploy import Deployed, searches
 from slimseek.measurement import Change, Comparison, GateResult
 from slimseek.report import _format as form
@@ -195,6 +195,9 @@ def collection(found: Any, console: Console) -> None:
 def package(found: Any, console: Console, out: Path) -> None:
     """A deployed package: target, bytes, gates, next command."""
     console.print(f"{out}: {found.target}, {form.size(_shipped(found))} shipped", markup=False, soft_wrap=True)
+    others = [entry.path for entry in found.files if entry.path not in sizes(found)]
+    if others:
+        console.print(f"written for other machines, not run here: {', '.join(others)}", markup=False, soft_wrap=True)
     gates(found.gates, console)
     data = "" if found.collection else " --data DATA"
     following = (
@@ -275,7 +278,7 @@ def catalogue(found: Any, console: Console) -> None:
 
 
 def _shipped(found: Package) -> int:
-    return sum(entry.bytes for entry in found.files)
+    return sum(sizes(found).values())
 
 
 def _cell(cell: form.Cell) -> str:

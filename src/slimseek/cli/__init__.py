@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slimseek import __version__, cli_index, cli_serve, cli_speech
-from slimseek.command import (
+from slimseek import __version__
+from slimseek.cli import index, serve, speech
+from slimseek.cli.command import (
     Artifact,
     Command,
     Data,
@@ -43,8 +44,8 @@ app = typer.Typer(
 @app.command()
 def models(json: Json = False) -> None:
     """List built-in models, families, backends and methods, and what works on this machine."""
-    from slimseek import show
-    from slimseek.catalogue import catalogue
+    from slimseek.cli import show
+    from slimseek.cli.catalogue import catalogue
 
     with Command(json, quiet=True) as run:
         found = catalogue()
@@ -54,7 +55,7 @@ def models(json: Json = False) -> None:
 @app.command()
 def inspect(model: Model, json: Json = False) -> None:
     """Show a model layer by layer: parameters, bytes, multiply-accumulates."""
-    from slimseek import show
+    from slimseek.cli import show
     from slimseek.inspect import inspect as look
 
     with Command(json, quiet=True) as run:
@@ -70,8 +71,8 @@ def data(
 ) -> None:
     """Check a collection: counts, splits, faults, and with a model the share of truncated texts."""
     from slimseek import data as collections
-    from slimseek import show
     from slimseek.choose import model as open_model
+    from slimseek.cli import show
     from slimseek.inputs.reader import reader
 
     with Command(json, quiet=True) as run:
@@ -90,7 +91,7 @@ def evaluate(
     search_with: SearchWith = "", threads: Threads = 0, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Measure quality with intervals, size, latency and memory; with a baseline, paired differences."""
-    from slimseek import show
+    from slimseek.cli import show
     from slimseek.pipeline import evaluate as measure
 
     with Command(json, quiet) as run:
@@ -147,7 +148,7 @@ def compress(
 
 
 def _by_recipe(run: Command, model: str, data: str, out: Path, steps: Recipe, options: Options) -> None:
-    from slimseek import show
+    from slimseek.cli import show
     from slimseek.pipeline import compress as run_recipe
 
     found = run_recipe(model, data, steps, out, replace(options, target=options.target or steps.targets[0]))
@@ -161,9 +162,9 @@ def _search(
     run: Command, model: str, data: str, out: Path, limits: dict[str, str], effort: tuple[str, int],
     how: dict[str, Any], options: Options,
 ) -> None:  # fmt: skip
-    from slimseek import show
     from slimseek.budget.limits import Limits, seconds
     from slimseek.budget.loop import Effort
+    from slimseek.cli import show
     from slimseek.within import compress_within
 
     time, trials = effort
@@ -195,15 +196,19 @@ def train(
     threads: Threads = 0, seed: Seed = 0, force: Force = False, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Fine-tune a model on train queries or on labels, judged by development queries; a killed run goes on."""
-    from slimseek import plugins, show
+    from slimseek import plugins
+    from slimseek.cli import show
     from slimseek.pipeline import train as tune
 
     with Command(json, quiet) as run:
-        tasks, training = plugins.require("slimseek.tasks"), plugins.require("slimseek.train").Training
-        settings = tasks.Settings(
+        wanted, train = (plugins.require(f"slimseek.training.{name}") for name in ("settings", "train"))
+        training = train.Training(
+            steps=steps, batch_size=batch_size, accumulate=accumulate, learning_rate=learning_rate,
+            max_tokens=max_tokens, patience=patience, precision=precision, seed=seed,
+        )  # fmt: skip
+        settings = wanted.Settings(
             loss=loss, teacher=teacher, hard_negatives=hard_negatives, max_documents=max_documents, metric=metric,
-            training=training(steps=steps, batch_size=batch_size, accumulate=accumulate, learning_rate=learning_rate,
-                              max_tokens=max_tokens, patience=patience, precision=precision, seed=seed), views=views,
+            training=training, views=views,
         )  # fmt: skip
         found = tune(model, data, out, settings, threads=threads, force=force)
         run.answer(found, lambda console: show.tuning(found, console, out))
@@ -222,7 +227,7 @@ def sensitivity(
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Measure what each layer can lose: quality without a share of its units, layer by layer; a killed run goes on."""
-    from slimseek import show
+    from slimseek.cli import show
     from slimseek.pipeline import sensitivity as measure
     from slimseek.sensitivity import Settings
 
@@ -250,7 +255,7 @@ def rebuild(artifact: Artifact, out: Out, threads: Threads = 0, force: Force = F
 def deploy(artifact: Artifact, out: Out, target: Target = "auto", data: DeployData = "", threads: Threads = 0,
            force: Force = False, json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
     """Write a package for a runtime, reopen it in a fresh process and check that it gives the same vectors."""
-    from slimseek import show
+    from slimseek.cli import show
     from slimseek.pipeline import deploy_all_on, deploy_on
 
     with Command(json, quiet) as run:
@@ -270,7 +275,7 @@ def bench(packages: Annotated[list[str], typer.Argument(metavar="PACKAGE...", he
           threads: Threads = 0, json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
     """Measure packages side by side, in turns: one query, batches, memory, bytes; name the fastest."""
     from slimseek import bench as benches
-    from slimseek import show
+    from slimseek.cli import show
 
     with Command(json, quiet) as run:
         found = benches.bench(packages, data, threads=threads)
@@ -314,11 +319,11 @@ def recipe(name: Annotated[str, typer.Argument(help="A shorthand; without one, a
         print(f"{shorthand:18} {recipes.text_of(shorthand).splitlines()[0].removeprefix('# ')}")
 
 
-app.command()(cli_speech.transcribe)
-app.command()(cli_index.index)
-app.command()(cli_index.query)
-app.command()(cli_serve.serve)
-app.command()(cli_serve.demo)
+app.command()(speech.transcribe)
+app.command()(index.index)
+app.command()(index.query)
+app.command()(serve.serve)
+app.command()(serve.demo)
 
 
 @app.callback(invoke_without_command=True)

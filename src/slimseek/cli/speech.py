@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from slimseek.command import Command, Json, Model, Quiet, Threads
+from slimseek.cli.command import Command, Json, Model, Quiet, Threads
 
 
 def transcribe(

@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from slimseek import plugins
 from slimseek.errors import UsageError
 
-MOST_BYTES = 20_000_000
 MOST_SECONDS = 60
 """Of a spoken query: a longer one would keep all others waiting."""
 Kind = Literal["picture", "recording"]
@@ -28,23 +27,18 @@ CONTENT_TYPES = {
 
 
 async def received(request: Request, kind: Kind) -> bytes:
-    """The body of a request, at most 20 MB of it held.
+    """The body of a request, which the door of the service keeps within bounds.
 
     Raises:
-        HTTPException: 415 for another content type than of a picture or recording, 413 for a body that is too large,
-            400 for an empty one.
+        HTTPException: 415 for another content type than of a picture or recording, 400 for an empty body.
     """
     wanted, given = MEDIA_TYPE[kind], request.headers.get("content-type", "")
     if not given.lower().startswith(wanted):
         raise HTTPException(415, f"the content type is {given or 'missing'!r}; {wanted}* is expected")
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MOST_BYTES:
-            raise HTTPException(413, f"the {kind} is larger than {MOST_BYTES // 1_000_000} MB, which is the most")
+    content = await request.body()
     if not content:
         raise HTTPException(400, f"the {kind} is empty")
-    return bytes(content)
+    return content
 
 
 @contextmanager

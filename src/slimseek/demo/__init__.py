@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-from slimseek import pictures, recordings
+from slimseek.demo import pictures, recordings
 from slimseek.errors import UsageError
 from slimseek.measurement import Comparison
 from slimseek.pipeline import compress, deploy_on
@@ -30,7 +30,7 @@ ARTIFACT, REBUILT, SERVED = "artifact", "rebuilt", "served"
 PICTURES, RECORDINGS = "pictures", "recordings"
 
 
-def demo(out: str | Path, subject: Subject = "text", *, threads: int = 0) -> Comparison:
+def demo(out: str | Path, subject: Subject = "text", *, threads: int = 0, lang: str = "en") -> Comparison:
     """The whole flow on a built-in model and collection; everything lies in ``out``.
 
     Args:
@@ -38,37 +38,35 @@ def demo(out: str | Path, subject: Subject = "text", *, threads: int = 0) -> Com
         subject: ``text``: MiniLM on news articles; ``image``: EfficientNet-Lite0 on pictures that packages carry;
             ``speech``: Whisper tiny.en on captions that are read aloud.
         threads: of the runtimes; 0 for all cores.
+        lang: language of the HTML report, ``en`` or ``zh``.
 
     Raises:
-        UsageError: there is no such demonstration, or a package that it needs is missing; the text names it.
+        UsageError: there is no such demonstration, nor such a language, or a package that it needs is missing; the text
+            names it.
         MissingExtra: a library is missing.
     """
     if subject not in DEMOS:
         raise UsageError(f"there is no demonstration {subject!r}; there are {', '.join(get_args(Subject))}")
-    return DEMOS[subject](Path(out), threads)
+    named = ("" if subject == "text" else f" {subject}", "" if lang == "en" else f" --lang {lang}")
+    command = f"slimseek demo{named[0]} --out {out}{named[1]}"
+    options = Options(threads=threads, alternatives=subject == "text", force=True, command=command, lang=lang)
+    return DEMOS[subject](Path(out), options)
 
 
-def _text(out: Path, threads: int) -> Comparison:
-    return _run("minilm", "news", out, _options("text", out, threads, alternatives=True))
+def _text(out: Path, options: Options) -> Comparison:
+    return _run("minilm", "news", out, options)
 
 
-def _image(out: Path, threads: int) -> Comparison:
+def _image(out: Path, options: Options) -> Comparison:
     found = pictures.collect(out / PICTURES)
     say(f"{found.documents} pictures to find and {found.queries} to search by, from {found.source}: {out / PICTURES}")
-    return _run("efficientnet-lite0", str(out / PICTURES), out, _options("image", out, threads), PICTURE_RECIPE,
-                "onnxruntime")  # fmt: skip
+    return _run("efficientnet-lite0", str(out / PICTURES), out, options, PICTURE_RECIPE, "onnxruntime")
 
 
-def _speech(out: Path, threads: int) -> Comparison:
+def _speech(out: Path, options: Options) -> Comparison:
     found = recordings.collect(out / RECORDINGS)
     say(f"{found.dev} recordings to choose by and {found.test} to report on, from {found.source}: {out / RECORDINGS}")
-    return _run("whisper-tiny.en", str(out / RECORDINGS), out, _options("speech", out, threads), "int8-dynamic",
-                "onnxruntime")  # fmt: skip
-
-
-def _options(subject: Subject, out: Path, threads: int, *, alternatives: bool = False) -> Options:
-    named = "" if subject == "text" else f" {subject}"
-    return Options(threads=threads, alternatives=alternatives, force=True, command=f"slimseek demo{named} --out {out}")
+    return _run("whisper-tiny.en", str(out / RECORDINGS), out, options, "int8-dynamic", "onnxruntime")
 
 
 def _run(
@@ -80,4 +78,4 @@ def _run(
     return comparison
 
 
-DEMOS: dict[str, Callable[[Path, int], Comparison]] = {"text": _text, "image": _image, "speech": _speech}
+DEMOS: dict[str, Callable[[Path, Options], Comparison]] = {"text": _text, "image": _image, "speech": _speech}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import islice
@@ -12,22 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
+import numpy as np
 
-from slimseek import checkpoint, plugins, sparse, teacher, timing
-from slimseek.checkpoint import State
+from slimseek import plugins, sparse, timing
 from slimseek.errors import UsageError
-from slimseek.examples import Example, Examples, Lazy, Target, ahead, different, parts, planned, taken
-from slimseek.inputs.reader import reader
 from slimseek.progress import say, track
-from slimseek.schema import Array, Model, ModelSpec
+from slimseek.schema import Array, Model, QuantizedTensor, Tensor, is_float
+from slimseek.training import checkpoint
+from slimseek.training.checkpoint import State
+from slimseek.training.examples import Example, Examples, ahead
 from slimseek.value import Value
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-HELD_OUT = 128
-ROWS_IN_CHECK = 32
 CHECK_EVERY, MOST_CHECKS = 50, 40
 """Steps from one check to the next, and how many there are at most: those of a long training lie further apart."""
 
@@ -105,62 +102,6 @@ class Fitted(Value, frozen=True):
     before: float
     after: float
     steps: int
-
-
-# ---------------------------------------------------------------- examples
-
-
-def examples(
-    model: Model, items: Sequence[str], target: Callable[[Sequence[str]], Target], settings: Training
-) -> Examples:
-    """Batches of items of like length with their targets; a quarter of the items, at most 128, is held out.
-
-    Items that the model reads alike, such as texts that differ in case or beyond ``max_tokens``, count once.
-
-    Args:
-        model: reads the items.
-        items: texts, or paths of arrays; empty ones are left out.
-        target: items to what the network should give for each, [n, ...], or several such arrays by name.
-        settings: how many are needed, and the seed.
-
-    Raises:
-        UsageError: fewer than four items, or one that cannot be read.
-    """
-    read: Any = reader(_cut(model.spec, settings.max_tokens), model.files)
-    generator = random.Random(settings.seed)
-    chosen = [item for item in dict.fromkeys(items) if item]
-    generator.shuffle(chosen)
-    del chosen[HELD_OUT + settings.batches * settings.batch_size :]  # no need to read what is never used
-    rows, chosen = different(read, chosen)
-    held = min(HELD_OUT, len(rows) // 4)
-    if held < 1:
-        raise UsageError(f"{len(rows)} items are too few to train on; 4 are needed")
-    targets = target(chosen)
-    widths = [row.width for row in rows]
-
-    def batches(chosen: Sequence[list[int]]) -> Lazy:
-        return Lazy(len(chosen), lambda number: (
-            read.batch([rows[position].read() for position in chosen[number]]), taken(targets, chosen[number])
-        ))  # fmt: skip
-
-    train = planned(range(held, len(rows)), widths, settings.batch_size, settings.batches, generator)
-    return Examples(train=batches(train), held_out=batches(parts(range(held), widths, ROWS_IN_CHECK)))
-
-
-def vectors_of(model: Model, max_tokens: int, cache: str = "") -> Callable[[Sequence[str]], Array]:
-    """The vectors that a teacher gives: items to float32 [n, dim], texts cut to so many tokens by its own tokenizer.
-
-    They are kept on disk, in the folder ``cache``: see :func:`slimseek.teacher.vectors`.
-    """
-    cut = dataclasses.replace(model, spec=_cut(model.spec, max_tokens))
-    return lambda items: teacher.vectors(cut, items, cache)
-
-
-def _cut(spec: ModelSpec, max_tokens: int) -> ModelSpec:
-    if spec.preprocess is None:
-        return spec
-    longest = min(spec.preprocess.max_length, max_tokens)
-    return msgspec.structs.replace(spec, preprocess=msgspec.structs.replace(spec.preprocess, max_length=longest))
 
 
 # ---------------------------------------------------------------- the loop
@@ -345,3 +286,18 @@ def moved(arrays: Mapping[str, Array], network: nn.Module) -> dict[str, torch.Te
     torch = plugins.require("torch")
     device = next(network.parameters()).device
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def trained(model: Model, network: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors with the network's values, in the dtypes that the model stores.
+
+    Integers, and what training left as it was, stay the same objects.
+    """
+    state = network.state_dict()
+    tensors: dict[str, Tensor] = dict(model.tensors)
+    for name, tensor in model.tensors.items():
+        if name in state and not isinstance(tensor, QuantizedTensor) and is_float(tensor):
+            value = state[name].numpy().astype(tensor.dtype)
+            if not np.array_equal(value, tensor):
+                tensors[name] = value
+    return tensors

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slimseek import __version__, artifact, choose, data, evaluate, integers, plugins, similar, spoken, tasks, timing
+from slimseek import __version__, artifact, choose, data, evaluate, integers, plugins, similar, spoken, timing
 from slimseek import folder as folders
 from slimseek.collection import Collection, SearchSet
 from slimseek.errors import NoEffect, UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.measurement import Change, Measurement
-from slimseek.methods._training import trained
 from slimseek.progress import say, shown_on
 from slimseek.schema import Array, Batch, Encode, Model, QuantizedTensor
-from slimseek.tasks import Settings
-from slimseek.train import Judge, fit, moved
+from slimseek.training import tasks
+from slimseek.training.settings import Settings, Task
+from slimseek.training.train import Judge, fit, moved, trained
 from slimseek.value import Value
 
 if TYPE_CHECKING:
@@ -160,11 +160,12 @@ def _measured(model: Model, encode: Encode | None, dev: SearchSet, metric: str, 
     return evaluate.quality(encoder, dev, [metric]).get(metric)
 
 
-def _learner(network: nn.Module, task: tasks.Task, seed: int) -> nn.Module:
+def _learner(network: nn.Module, task: Task, seed: int) -> nn.Module:
     """The network, or one around it that holds what is trained and thrown away."""
     if not task.centres:
         return network
-    learner: nn.Module = plugins.require("slimseek.centres").Centred(network, task.centres, task.model.spec.dim, seed)
+    centres = plugins.require("slimseek.training.centres")
+    learner: nn.Module = centres.Centred(network, task.centres, task.model.spec.dim, seed)
     return learner
 
 
