@@ -6,19 +6,16 @@ import contextlib
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from slimseek import choose, deploy, search
-from small import CORPUS, tiny_bert
+from asking import SERVE, Started, two_packages
+from slimseek import choose, search
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'slimseek[ray]'")
 pytest.importorskip("ray.serve", exc_type=ImportError, reason="Ray Serve is not installed: pip install 'slimseek[ray]'")
@@ -26,49 +23,23 @@ pytest.importorskip("ray.serve", exc_type=ImportError, reason="Ray Serve is not 
 SECRET = "a-key-of-some-length"
 SECONDS = 180
 ADDRESS = "local"
-SERVE = "from slimseek.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models and their indexes, ``a`` and ``b``, a link ``now`` to the first, and a key."""
     folder = tmp_path_factory.mktemp("replicas")
-    for seed, name in enumerate("ab"):
-        tiny_bert(folder / "plain" / name, seed)
-        deploy.deploy(folder / "plain" / name, "onnxruntime", folder / name / "model", texts=list(CORPUS.values()))
-        search.index(choose.choose(folder / name / "model", 1), CORPUS, folder / name / "index")
+    two_packages(folder)
     (folder / "now").symlink_to("a")
     (folder / "key").write_text(SECRET)
     return folder
 
 
-class Cluster:
+class Cluster(Started):
     """``slimseek serve --ray`` as a user starts it."""
 
     def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-c", SERVE, "serve", *arguments, "--ray", ADDRESS, "--port", "0"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.line("search page: ")
-        self.url = self.line("search page: ").split()[2]
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        self.lines.extend(iter(self.process.stderr.readline, ""))
-
-    def line(self, start: str) -> str:
-        """The first line that begins so, as soon as there is one."""
-        self.until(lambda: any(line.startswith(start) for line in self.lines))
-        return next(line for line in self.lines if line.startswith(start))
-
-    def until(self, met: Any) -> None:
-        end = time.monotonic() + SECONDS
-        while not met():
-            assert time.monotonic() < end, "".join(self.lines)
-            assert self.process.poll() is None, "".join(self.lines)
-            time.sleep(0.05)
+        super().__init__(*arguments, "--ray", ADDRESS, seconds=SECONDS)
 
     def replicas(self) -> list[psutil.Process]:
         """The processes that answer."""

@@ -7,8 +7,6 @@ import dataclasses
 import gc
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -23,12 +21,11 @@ import httpx
 import psutil
 import pytest
 
-from asking import Client, two_searches
-from slimseek import choose, deploy, search, serve
+from asking import Client, Started, two_packages, two_searches
+from slimseek import serve
 from slimseek.errors import UsageError
 from slimseek.search import Search
 from slimseek.serving.swap import Served
-from small import CORPUS, tiny_bert
 
 SECRET = "a-key-of-some-length"
 SECONDS = 120
@@ -163,32 +160,12 @@ def test_warming_ends_in_readiness_and_requests_come_in_between(
 # ---------------------------------------------------------------- a process of its own
 
 
-class Process:
-    """``slimseek serve`` as a user starts it; its standard error is kept."""
+class Process(Started):
+    """``slimseek serve`` as a user starts it, ready to answer."""
 
     def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-c", "from slimseek.cli import main; main()", "serve", *arguments, "--port", "0"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-        self.url = ""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.until(lambda: self.url)
+        super().__init__(*arguments, seconds=SECONDS)
         self.until(lambda: self.status("ready") == 200)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if line.startswith("search page: "):
-                self.url = line.split()[2]
-
-    def until(self, met: Any) -> None:
-        end = time.monotonic() + SECONDS
-        while not met():
-            assert time.monotonic() < end, "".join(self.lines)
-            assert self.process.poll() is None, "".join(self.lines)
-            time.sleep(0.01)
 
     def status(self, path: str) -> int:
         try:
@@ -207,7 +184,7 @@ class Process:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         code = self.process.wait(SECONDS)
-        self._reader.join(10)
+        self.reader.join(10)
         return code
 
 
@@ -225,10 +202,7 @@ def running(*arguments: str) -> Iterator[Process]:
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models and their indexes, ``a`` and ``b``, and a link ``now`` to the first."""
     folder = tmp_path_factory.mktemp("packages")
-    for seed, name in enumerate("ab"):
-        tiny_bert(folder / "plain" / name, seed)
-        deploy.deploy(folder / "plain" / name, "onnxruntime", folder / name / "model", texts=list(CORPUS.values()))
-        search.index(choose.choose(folder / name / "model", 1), CORPUS, folder / name / "index", precision="int8")
+    two_packages(folder, precision="int8")
     (folder / "now").symlink_to("a")
     return folder
 

@@ -61,14 +61,18 @@ def observe(model: Model, samples: Samples, layers: Sequence[Layer]) -> dict[str
     }
     seen: dict[str, Moments] = {}
     waiting: list[tuple[str, Array]] = []
+    waits = 0
 
     def visit(name: str, values: Array) -> None:
+        nonlocal waits
         rows = values if values.ndim == 2 else np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
         if name not in widths or not len(rows) or rows.shape[1] != widths[name]:
             return
         waiting.append((name, rows.copy()))  # the network may write over its own
-        if sum(rows.nbytes for _, rows in waiting) > BYTES_WAITING:
+        waits += rows.nbytes
+        if waits > BYTES_WAITING:
             _add(seen, waiting)
+            waits = 0
 
     plain = dataclasses.replace(model, activations={})
     choose.family(model).observe(plain, batches(model, samples.calibration), visit)
