@@ -212,10 +212,14 @@ def _seal(file: Path, entry: Path, manifest: str) -> None:
     holder = next((path for path in (file.parent, *file.parents) if (path / manifest).is_file()), None)
     if holder is None or file.name == manifest or not holder.is_relative_to(entry):
         return
-    listed = json.loads((holder / manifest).read_bytes())
-    for noted in listed["files"]:
-        if noted["path"] == file.relative_to(holder).as_posix():
-            noted |= {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    listed, path = json.loads((holder / manifest).read_bytes()), file.relative_to(holder).as_posix()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    for noted in listed.get("files", ()):
+        if noted["path"] == path:
+            noted |= {"bytes": file.stat().st_size, "sha256": digest}
+    for noted in listed.get("parts", ()):
+        if f"{noted['name']}/index.json" == path:
+            noted["sha256"] = digest
     (holder / manifest).write_text(json.dumps(listed))
 
 

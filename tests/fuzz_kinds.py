@@ -22,7 +22,7 @@ import numpy as np
 
 import fuzz_mutations as mutations
 from fuzz_mutations import Random
-from slimseek import artifact, choose, data, deploy, plugins, recipe, search, serve
+from slimseek import artifact, choose, data, deploy, parts, plugins, recipe, search, serve
 from slimseek import folder as folders
 from slimseek.budget import store
 from slimseek.inputs.pictures import PictureInput
@@ -113,6 +113,14 @@ def _index(kind: str) -> Callable[[Path], None]:
             search.index(tiny_encoder(), corpus, folder / precision, kind=kind, precision=precision)  # type: ignore[arg-type]
 
     return make
+
+
+def _parts(folder: Path) -> None:
+    for precision in ("f32", "binary"):
+        for number in range(3):
+            corpus = {f"d{number}{letter}": f"the cat {letter} near the river" for letter in "abcd"}
+            search.index(tiny_encoder(), corpus, folder / precision / parts.name(number), precision=precision)  # type: ignore[arg-type]
+        parts.write(folder / precision, {parts.name(number): 4 for number in range(3)})
 
 
 @cache
@@ -409,27 +417,27 @@ def _requests(folder: Path) -> None:
 def as_request(content: bytes, random: Random, paths: tuple[str, ...]) -> bytes:
     """Method, path, query, content type or body."""
     head, _, body = content.partition(b"\n")
-    parts = json.loads(head)
+    asked = json.loads(head)
     for _ in range(random.choice((1, 1, 2))):
         choice = random.randrange(5)
         if choice == 4 or (choice == 3 and body):
-            body = mutations.line(body, random, paths) if parts[3].endswith("json") else (
+            body = mutations.line(body, random, paths) if asked[3].endswith("json") else (
                 mutations.of_bytes(body, random))  # fmt: skip
         elif choice == 0:
-            parts[0] = random.choice(("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "X"))
+            asked[0] = random.choice(("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "X"))
         elif choice == 1 and random.random() < 0.5:
-            parts[1] = random.choice(("/item/", "/", "//", "/item/", parts[1] + "/", "/search/")) + random.choice(
+            asked[1] = random.choice(("/item/", "/", "//", "/item/", asked[1] + "/", "/search/")) + random.choice(
                 (*(str(number) for number in mutations.NUMBERS), *paths, *mutations.TEXTS, ""))  # fmt: skip
         elif choice == 1:
-            parts[2] += "&" + random.choice(("k=", "q=", "model=", "role=", "texts=", "x=")) + random.choice(
+            asked[2] += "&" + random.choice(("k=", "q=", "model=", "role=", "texts=", "x=")) + random.choice(
                 (*(str(number) for number in mutations.NUMBERS), *mutations.TEXTS, "original"))  # fmt: skip
         elif choice == 2:
-            parts[2] = mutations.of_bytes(parts[2].encode("utf-8", "surrogatepass"), random).decode("latin-1")
+            asked[2] = mutations.of_bytes(asked[2].encode("utf-8", "surrogatepass"), random).decode("latin-1")
         else:
-            parts[3] = random.choice(("", "application/json", "image/png", "audio/wav", "text/html", "image/",
+            asked[3] = random.choice(("", "application/json", "image/png", "audio/wav", "text/html", "image/",
                                       "multipart/form-data; boundary=x",
                                       "application/json; charset=utf-16"))  # fmt: skip
-    return json.dumps(parts).encode() + b"\n" + body
+    return json.dumps(asked).encode() + b"\n" + body
 
 
 @cache
@@ -478,6 +486,8 @@ KINDS: dict[str, Kind] = {
                     sealed="package.json", follows=False),
     "index": Kind(_index("exact"), {"*/index.json": as_json, "*/*.npy": as_bytes, "*/*/*.npy": as_bytes,
                                     "*/documents.jsonl": as_lines}, _search, sealed="index.json", follows=False),
+    "index in parts": Kind(_parts, {"*/parts.json": as_json, "*/*/index.json": as_json}, _search, sealed="parts.json",
+                           follows=False),
     "recipe": Kind(_recipes, {"*.yaml": as_yaml}, recipe.load),
     "texts": Kind(_texts, {"corpus.jsonl": as_lines}, bulk.texts),
     "collection": Kind(_one(tiny_collection), {"*/*.jsonl": as_lines, "*/qrels/*.tsv": as_table}, _collection),

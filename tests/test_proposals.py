@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimseek import choose, compress, integers, recipe
+from slimseek.budget import sizes
 from slimseek.budget.plans import completed, index_size, key, plan, rescore_size
 from slimseek.budget.proposals import Sampler, first_guesses
 from slimseek.budget.space import BITS, Space, space, spread
@@ -100,10 +101,64 @@ def test_the_index_is_chosen_where_the_budget_limits_it(bert: Model) -> None:
 def test_trainings_that_take_too_long_are_not_offered(bert: Model) -> None:
     assert space(bert, SIZE).values["teach"] == (0, 300, 1000, 3000)
     macs = choose.family(bert).macs(bert, 128)
-    # A thousand batches of 64 at 2.2e-11 s for a multiply-accumulate and 0.03 s each, four times over.
+    # Of all six blocks: a thousand batches of 64 at 2.2e-11 s for a multiply-accumulate and 0.03 s each, four times
+    # over. The smallest student has two of them, for which a third of the time is enough.
     exact = 4 * 1000 * (64 * macs * 2.2e-11 + 0.03)
-    assert space(bert, SIZE, seconds=exact * 1.001).values["teach"] == (0, 300, 1000)
-    assert "teach" not in space(bert, SIZE, seconds=exact / 10).values
+    assert space(bert, SIZE, seconds=exact * 1.001).values["teach"] == (0, 300, 1000, 3000)
+    found = space(bert, SIZE, seconds=exact * 1.001 / 3)
+    assert found.values["teach"] == (0, 300, 1000)
+    assert [found.effort(blocks) for blocks in (6, 4, 3, 2)] == [300, 300, 300, 1000]
+    assert "teach" not in space(bert, SIZE, seconds=exact / 30).values
+
+
+def test_a_training_that_takes_too_long_for_its_student_is_a_shorter_one(bert: Model) -> None:
+    exact = 4 * 1000 * (64 * choose.family(bert).macs(bert, 128) * 2.2e-11 + 0.03)
+    found = space(bert, SIZE, seconds=exact * 1.001 / 3)
+
+    def steps(blocks: int) -> int:
+        [taught] = [step for step in plan(found, {"blocks": blocks, "teach": 1000}).recipe.steps
+                    if step.method == "distil.embedding"]  # fmt: skip
+        return taught.parameters["steps"]  # type: ignore[return-value]
+
+    assert (steps(2), steps(3)) == (1000, 300)
+    assert plan(found, {"blocks": 3, "teach": 1000}) == plan(found, {"blocks": 3, "teach": 300})
+
+
+def test_a_table_in_the_networks_place_is_a_choice_where_it_may_be_the_answer(bert: Model, network: Model) -> None:
+    assert space(bert, SIZE).values["network"] == ("whole", "table")
+    assert "network" in space(bert, Budget(max_loss=0.05)).values
+    assert "network" not in space(bert, Budget(max_loss=0.04)).values, "retrieval loses more by a table"
+    assert "network" not in space(bert, Budget(total=1_000_000, keep_index=True)).values, "its vectors are others"
+    assert "network" not in space(network, SIZE).values, "pictures have no tokens"
+    # Three hundred batches through the teacher are a third of their training.
+    exact = 4 * 100 * (64 * choose.family(bert).macs(bert, 128) * 2.2e-11 + 0.03)
+    assert "network" in space(bert, SIZE, seconds=exact * 1.001).values
+    assert "network" not in space(bert, SIZE, seconds=exact * 0.999).values
+
+
+def test_a_table_is_made_of_the_tokens_that_stay_and_has_no_blocks(bert: Model) -> None:
+    found = space(bert, SIZE, items())
+    table = plan(found, {"network": "table", "vocabulary": "used", "bits": 4})
+    methods = [step.method for step in table.recipe.steps]
+    assert methods == ["simplify.vocabulary", "distil.static", "quantize.weights_int"]
+    assert table.name == "table of token vectors, 4 bits, vocabulary"
+    more = {"blocks": 2, "width": 0.5, "teach": 300, "activations": "static", "table_bits": 3, "allocation": "mixed"}
+    assert plan(found, {**table.choices, **more}) == table
+    made = compress.run(bert, table.recipe, items()).model
+    assert made.spec.family == "static"
+    outline = sizes.outlined(bert, table.recipe, items())
+    assert {name: tensor.shape for name, tensor in outline.tensors.items()} == {
+        name: tensor.shape for name, tensor in made.tensors.items()
+    }
+
+
+def test_first_guesses_teach_only_students_that_the_time_allows(bert: Model) -> None:
+    """At half of 300 batches of the whole, three of six blocks can be taught and four cannot: no guess cuts them."""
+    exact = 4 * 300 * (64 * choose.family(bert).macs(bert, 128) * 2.2e-11 + 0.03)
+    budget = Budget(max_loss=0.2)
+    found = first_guesses(space(bert, budget, seconds=exact * 1.001 / 2), budget, lambda plan: None)
+    cut = {(one.choices["blocks"], one.choices["teach"]) for one in found if "blocks" in one.choices}
+    assert cut == {(3, 300)}
 
 
 def test_a_quantized_model_is_refused(bert: Model) -> None:
@@ -448,16 +503,16 @@ def test_first_guesses_have_every_level_and_the_largest_that_fits_comes_first(mi
             "4 bits, dynamic, vocabulary", "table 3 bits, rest 6 bits, dynamic, vocabulary",
             "3 bits, dynamic, vocabulary"} <= set(names)  # fmt: skip
     assert "fp16" not in names
-    assert len(names) <= 15
-    taught = ["taught" in name for name in names]
-    assert sum(taught) == 3
+    assert len(names) <= 16
+    taught = ["taught" in name or "table of" in name for name in names]
+    assert sum(taught) == 5
     first = names[: taught.index(True)]
     levels = ["8 bits, static", "table 3 bits, rest 6 bits, dynamic, vocabulary", "4 bits, static",
               "3 bits, dynamic, vocabulary"]  # fmt: skip
     assert first == levels, "one of each, the largest first; then what trains"
-    assert all(taught[len(first) : len(first) + 3])
-    sizes = [completed(only, found.choices)["bits"] for found in guesses[len(first) + 3 :]]
-    assert sizes == sorted(sizes, reverse=True)
+    assert all(taught[len(first) : len(first) + 5])
+    bits = [completed(only, found.choices)["bits"] for found in guesses[len(first) + 5 :]]
+    assert bits == sorted(bits, reverse=True)
 
 
 def test_a_short_search_has_seen_every_level() -> None:

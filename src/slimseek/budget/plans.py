@@ -8,17 +8,21 @@ from typing import Any
 import msgspec
 
 from slimseek import indexes
-from slimseek.budget.space import ARRAYS, KEPT_FIRST, MIXED, TEXTS, Space, spread
+from slimseek.budget.space import ARRAYS, KEPT_FIRST, MIXED, TABLE_BATCHES, TEXTS, Space, spread
 from slimseek.errors import UsageError
 from slimseek.recipe import build
 from slimseek.schema import Recipe, RecipeStep
 from slimseek.trial import Plan
 
+OF_NETWORKS = ("blocks", "width", "teach", "dim_first", "table_bits", "allocation", "activations")
+"""Choices that mean nothing for a table of token vectors."""
+
 
 def completed(space: Space, choices: Mapping[str, Any]) -> dict[str, Any]:
     """Every choice by name, those without an effect beside the others as they are where nothing is chosen.
 
-    Choices that make the same recipe are the same after this.
+    Choices that make the same recipe are the same after this: what has no effect beside the others is set back, and a
+    training that would take too long is a shorter one.
 
     Raises:
         UsageError: a choice or value that the space does not have.
@@ -28,16 +32,19 @@ def completed(space: Space, choices: Mapping[str, Any]) -> dict[str, Any]:
         if value not in allowed:
             raise UsageError(f"budget: {name} is {value!r}; {', '.join(map(str, allowed)) or 'nothing'} is allowed")
     found = space.neutral | dict(choices)
+    table = found["network"] == "table"
+    if table:
+        found |= {name: space.neutral[name] for name in OF_NETWORKS}
     if found["bits"] > 8:
         found |= {"allocation": "even", "activations": "float", "table_bits": 8}
     elif found["allocation"] == "mixed" and not MIXED[0] < found["bits"] < MIXED[-1]:
         found["allocation"] = "even"
-    if found["bits"] <= 8 and ("table_bits" not in choices or found["allocation"] == "mixed"):
+    if found["bits"] <= 8 and ("table_bits" not in choices or found["allocation"] == "mixed" or table):
         found["table_bits"] = found["bits"]
     if found["bits"] > 8 or min(found["bits"], found["table_bits"]) == 8:
         found["group"] = space.neutral["group"]
-    if found["blocks"] == space.depth and found["width"] == 1:
-        found["teach"] = 0
+    whole = found["blocks"] == space.depth and found["width"] == 1
+    found["teach"] = 0 if whole else min(found["teach"], space.effort(found["blocks"]))
     if not found["teach"] or found["dim"] == space.dim:
         found["dim_first"] = False
     return found
@@ -47,7 +54,8 @@ def plan(space: Space, choices: Mapping[str, Any]) -> Plan:
     """The steps that choices mean, in a sound order, and their name in words.
 
     What is taken out of the floats goes first, then the training that wins it back, then the vocabulary, which the
-    training does not see, and last the rounding, which nothing may follow.
+    training does not see, and last the rounding, which nothing may follow. A table of token vectors is made of the
+    tokens that stay.
 
     Raises:
         UsageError: a choice or value that the space does not have.
@@ -85,6 +93,7 @@ def in_words(space: Space, chosen: Mapping[str, Any]) -> str:
     apart = bits <= 8 and table != bits
     weights = f"table {table} bits, rest {bits} bits" if apart else {32: "", 16: "fp16"}.get(bits, f"{bits} bits")
     parts = (
+        ("table of token vectors", chosen["network"] == "table"),
         (f"{chosen['blocks']} blocks", chosen["blocks"] != space.depth),
         (f"width {chosen['width']:.0%}", chosen["width"] != 1),
         (f"taught {chosen['teach']:,} batches", chosen["teach"]),
@@ -107,6 +116,11 @@ def _unsaid(space: Space, chosen: Mapping[str, Any], name: str) -> Any:
 
 
 def _cutting(space: Space, chosen: Mapping[str, Any]) -> list[RecipeStep]:
+    kept = {} if space.output == "embedding" else {"keep_first": KEPT_FIRST}
+    vocabulary = [_step("simplify.vocabulary", min_count=1, **kept)] if chosen["vocabulary"] != "whole" else []
+    if chosen["network"] == "table":
+        table = _step("distil.static", dim=chosen["dim"], steps=TABLE_BATCHES, batch_size=TEXTS, sentences=True)
+        return [*vocabulary, table]
     steps = []
     if chosen["blocks"] != space.depth:
         steps.append(_step("prune.layers", keep=list(spread(space.depth, chosen["blocks"]))))
@@ -120,10 +134,7 @@ def _cutting(space: Space, chosen: Mapping[str, Any]) -> list[RecipeStep]:
         steps.append(_teaching(space, chosen))
     if not chosen["dim_first"]:
         steps += shorter
-    if chosen["vocabulary"] != "whole":
-        kept = {} if space.output == "embedding" else {"keep_first": KEPT_FIRST}
-        steps.append(_step("simplify.vocabulary", min_count=1, **kept))
-    return steps
+    return [*steps, *vocabulary]
 
 
 def _teaching(space: Space, chosen: Mapping[str, Any]) -> RecipeStep:

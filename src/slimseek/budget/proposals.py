@@ -43,7 +43,7 @@ ORDER: tuple[Reached, ...] = ("size", "part", "whole")
 
 
 def first_guesses(space: Space, budget: Budget, size_of: SizeOf) -> list[Plan]:
-    """The strongest simple plans at every level of compression that this model can take, fifteen at most.
+    """The strongest simple plans at every level of compression that this model can take, sixteen at most.
 
     Plans whose predicted size, or whose index, is too large are left out; where that is all of them, the smallest is
     given alone. The largest that fits comes first, which loses least; of those of like size one, then those that train,
@@ -64,7 +64,7 @@ def first_guesses(space: Space, budget: Budget, size_of: SizeOf) -> list[Plan]:
     fits = [name for name, found in plans.items() if not _excess(space, budget, found, sizes[name])]
     if not fits:
         return [plans[name] for name in sorted(plans, key=lambda name: sizes[name] or math.inf)[:1]]
-    trains = {name for name in fits if "teach" in plans[name].choices}
+    trains = {name for name in fits if plans[name].choices.keys() & {"teach", "network"}}
     again = _like_another([name for name in fits if name not in trains], sizes)
     order = sorted(fits, key=lambda name: (name in again, name in trains, -(sizes[name] or 0)))
     return [plans[name] for name in order]
@@ -110,6 +110,9 @@ def _candidates(space: Space) -> list[dict[str, Any]]:
     # Compensated rounding keeps 99.3 % at 3 bits.
     found.append({"bits": 3, "activations": by_row, "vocabulary": "used"})
     taught = _taught(space, static, by_row)
+    if "network" in space.values:
+        # Its vectors cost a look-up and a mean: nothing else is as fast.
+        taught += [{"network": "table", "vocabulary": "used", "bits": bits} for bits in (8, 4)]
     return [{name: value for name, value in one.items() if value in space.values.get(name, ())}
             for one in (*found, *taught)]  # fmt: skip
 
@@ -121,18 +124,18 @@ def _taught(space: Space, static: str, by_row: str) -> list[dict[str, Any]]:
     as fast. Of image networks half of the multiplications may go, which is a third of each layer's channels
     (docs/distillation.md, docs/pruning.md).
     """
-    effort = max((steps for steps in space.values.get("teach", (0,)) if steps <= USUAL_EFFORT), default=0)
-    if not effort:
-        return []
     if "blocks" not in space.values:
-        return [{"width": width, "teach": effort, "bits": 8, "activations": static} for width in (0.7, 0.5)]
-    counts = space.values["blocks"]
-    most, half = (min(counts, key=lambda count: abs(count - share * space.depth)) for share in (2 / 3, 1 / 2))
-    return [
-        {"blocks": most, "teach": effort, "bits": 8, "activations": static},
-        {"blocks": most, "teach": effort, "bits": 4, "activations": by_row, "vocabulary": "used"},
-        {"blocks": half, "width": 0.5, "teach": effort, "bits": 8, "activations": static, "vocabulary": "used"},
-    ]
+        found: list[dict[str, Any]] = [{"width": width, "bits": 8, "activations": static} for width in (0.7, 0.5)]
+    else:
+        counts = space.values["blocks"]
+        most, half = (min(counts, key=lambda count: abs(count - share * space.depth)) for share in (2 / 3, 1 / 2))
+        found = [
+            {"blocks": most, "bits": 8, "activations": static},
+            {"blocks": most, "bits": 4, "activations": by_row, "vocabulary": "used"},
+            {"blocks": half, "width": 0.5, "bits": 8, "activations": static, "vocabulary": "used"},
+        ]
+    efforts = [min(USUAL_EFFORT, space.effort(one.get("blocks", space.depth))) for one in found]
+    return [{**one, "teach": effort} for one, effort in zip(found, efforts, strict=True) if effort]
 
 
 def _index(space: Space, budget: Budget, choices: Mapping[str, Any], size_of: SizeOf) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 Left out is what never won where it was measured (docs/quantization.md, docs/distillation.md, the cards of methods):
 rounding to nearest, where compensated rounding takes the same bytes; fp8 and bf16, which take those of int8 and fp16;
 aware training, which keeps no more than compensated rounding; low rank, which takes a tenth of the bytes and costs
-MiniLM 2 % of its quality; heads, code books and single zeros, which save little or no time; a table in the network's
-place, which is another kind of model. Blocks are evenly spread, since the first and the last ones were worse.
+MiniLM 2 % of its quality; heads, code books and single zeros, which save little or no time. Blocks are evenly spread,
+since the first and the last ones were worse.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ SECONDS_PER_MAC = 2.2e-11
 second for a batch of 64 on two cores (the recipe ``distil``), and sentences have a third of these tokens."""
 SECONDS_PER_STEP = 0.03
 """Of training, whatever the network: what PyTorch takes to begin with each operation."""
+TABLE_BATCHES = 300
+"""That a table of token vectors is trained on: 1,000 kept no more (docs/methods/distil.static.md)."""
+TABLE_LOSS = 0.05
+"""Loss from which on a table may be the answer: retrieval loses more by it than averages show."""
+TEACHERS_PASS = 1 / 3
+"""Of the time of training on an item, what the teacher's vector of it takes."""
 KEPT_FIRST = 8000
 """Tokens that a classifier keeps in any case: labelled items are few, and later ones bring other words."""
 
@@ -44,7 +50,8 @@ class Space(Value, frozen=True):
     Attributes:
         values: by the name of a choice, what it may be, the least change first; a choice of one value is not named.
             ``blocks``: how many are kept. ``width``: share of channels, or of the feed-forward part, that is kept.
-            ``teach``: batches of distillation after a cut. ``dim``: elements of a vector; ``dim_first``: whether they
+            ``network``: ``whole``, or a ``table`` of token vectors in its place, taught by it. ``teach``: batches of
+            distillation after a cut. ``dim``: elements of a vector; ``dim_first``: whether they
             go before the distillation. ``vocabulary``: ``whole`` or what is ``used``. ``bits`` of weights, 32 and 16
             for floats; ``table_bits`` of tables apart; ``allocation``: ``even``, or ``mixed`` layer by layer in the
             same bytes; ``group``: weights that share a scale below 8 bits. ``activations``: ``float``, ``dynamic``
@@ -57,6 +64,7 @@ class Space(Value, frozen=True):
         rest_share: share of its bytes that belongs to no layer, 0 to 1.
         trains_by_gradient: whether a gradient can tell which channels count.
         documents: how many vectors the index holds; 0 where it is not known.
+        batches: of training of all its blocks, which the time allows.
         gates: what each recipe promises.
         target: the runtime.
     """
@@ -70,6 +78,7 @@ class Space(Value, frozen=True):
     rest_share: float = 0.0
     trains_by_gradient: bool = False
     documents: int = 0
+    batches: float = math.inf
     gates: Gates = Gates()
     target: str = "onnxruntime"
 
@@ -77,14 +86,20 @@ class Space(Value, frozen=True):
     def neutral(self) -> dict[str, Any]:
         """Every choice as it is where nothing is chosen."""
         return {
-            "blocks": self.depth, "width": 1.0, "teach": 0, "dim": self.dim, "dim_first": False, "vocabulary": "whole",
-            "bits": 32, "table_bits": 8, "allocation": "even", "group": 64, "activations": "float", "precision": "f32",
+            "network": "whole", "blocks": self.depth, "width": 1.0, "teach": 0, "dim": self.dim, "dim_first": False,
+            "vocabulary": "whole", "bits": 32, "table_bits": 8, "allocation": "even", "group": 64,
+            "activations": "float", "precision": "f32",
         }  # fmt: skip
 
     @property
     def count(self) -> int:
         """How many combinations of values there are; several may make the same plan."""
         return math.prod(len(values) for values in self.values.values())
+
+    def effort(self, blocks: int) -> int:
+        """The most batches of training that the time allows a student of so many blocks."""
+        allowed = self.batches * self.depth / blocks if blocks else self.batches
+        return max((steps for steps in self.values.get("teach", (0,)) if steps <= allowed), default=0)
 
 
 def space(
@@ -110,9 +125,13 @@ def space(
     total = sum(sizes.values())
     trains = _trains(model)
     depth = _depth(model)
+    batches = _batches(model, seconds)
+    cuts = _cuts(model, samples, depth)
+    smallest = cuts["blocks"][-1] / depth if "blocks" in cuts else 1
     found = {
-        **_cuts(model, samples, depth),
-        "teach": _efforts(model, seconds) if trains else (),
+        "network": ("whole", "table") if _tabled(model, samples, budget, batches) else (),
+        **cuts,
+        "teach": tuple(steps for steps in EFFORTS if steps * smallest <= batches) if trains else (),
         **_of_index(model, samples, budget),
         **_of_weights(model, samples),
     }
@@ -130,6 +149,7 @@ def space(
         rest_share=1 - sum(sizes[name] for name in {layer.weight for layer in model.layers}) / total,
         trains_by_gradient=trains,
         documents=documents,
+        batches=batches,
         gates=budget.gates,
         target=budget.target,
     )
@@ -174,13 +194,26 @@ def _cuts(model: Model, samples: Samples, depth: int) -> dict[str, tuple[Any, ..
     return found
 
 
-def _efforts(model: Model, seconds: float | None) -> tuple[int, ...]:
-    """Batches of training that the time allows, roughly."""
-    most = math.inf if seconds is None else SHARE_OF_TIME * seconds
-    batch = TEXTS if model.spec.preprocess is not None else ARRAYS
-    macs = batch * choose.family(model).macs(model, choose.REFERENCE_LENGTH)
-    step = macs * SECONDS_PER_MAC + SECONDS_PER_STEP
-    return tuple(steps for steps in EFFORTS if steps * step <= most)
+def _batches(model: Model, seconds: float | None) -> float:
+    """Batches of training of the whole network that the time allows, roughly."""
+    if seconds is None:
+        return math.inf
+    items = TEXTS if model.spec.preprocess is not None else ARRAYS
+    macs = items * choose.family(model).macs(model, choose.REFERENCE_LENGTH)
+    return SHARE_OF_TIME * seconds / (macs * SECONDS_PER_MAC + SECONDS_PER_STEP)
+
+
+def _tabled(model: Model, samples: Samples, budget: Budget, batches: float) -> bool:
+    """Whether a table of token vectors is worth a try in the network's place."""
+    if budget.keep_index or (budget.max_loss is not None and budget.max_loss < TABLE_LOSS):
+        return False
+    if model.spec.output != "embedding" or batches < TABLE_BATCHES * TEACHERS_PASS:
+        return False
+    try:
+        plugins.load("methods", "distil.static")().outline(model, samples)
+    except (UsageError, NoEffect):
+        return False
+    return True
 
 
 def _of_index(model: Model, samples: Samples, budget: Budget) -> dict[str, tuple[Any, ...]]:
