@@ -27,8 +27,9 @@ import text_search
 from rich.console import Console
 
 from slimseek import choose, compress, data, evaluate, timing, within
-from slimseek.budget import bench, front, limits
+from slimseek.budget import bench, front, limits, store
 from slimseek.budget.loop import Effort
+from slimseek.budget.prefixes import Prefixes
 from slimseek.collection import Collection
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
@@ -105,15 +106,17 @@ def earlier(searched: Found, seconds: float) -> tuple[int, ...]:
 def points(
     searched: Found, numbers: Iterable[int], original: Model, collection: Collection, place: Path, threads: int
 ) -> dict[str, Callable[[], Encoder]]:
-    """The packages of these trials' recipes, made as the search made them: development queries are not seen."""
-    samples = bench.unseen(original, collection, seed=0)
+    """The packages of these trials' recipes, made as the search made them: development queries are not seen, and what
+    it trained is there.
+    """
+    made = Prefixes(original, bench.unseen(original, collection, seed=0), store.Store(place / "search").cache, 0)
     found: dict[str, Callable[[], Encoder]] = {}
     package = text_search.packager(found, collection, place, threads)
     for number in sorted(numbers):
         steps = numbered(searched.trials, number).plan.recipe
         if steps.steps:
             name = f"{number} {steps.name}"
-            package(name, lambda steps=steps: compress.run(original, steps, samples).model, "onnxruntime")  # type: ignore[misc]
+            package(name, lambda steps=steps: made.run(steps)[0], "onnxruntime")  # type: ignore[misc]
     return found
 
 

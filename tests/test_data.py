@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -364,6 +365,24 @@ def test_a_part_of_the_documents_has_all_judged_ones_and_a_seeded_rest() -> None
     assert (same.corpus, other.corpus == part.corpus) == (part.corpus, False)
     assert len(data.search_set(found, qrels, "test", max_documents=3).corpus) == 10
     assert data.search_set(found, qrels, "test").corpus == found.corpus
+
+
+def test_the_documents_that_are_searched_look_like_the_queries() -> None:
+    """A random part is easier to search than the whole; what shares words with the queries comes first."""
+    qrels: Qrels = {"q0": {"d0": 1}, "q1": {"d1": 1}}
+    found = made({"test": qrels})
+    found.queries.update(q0="river stone", q1="night sky")
+    found.corpus.update({"d5": "a stone in the river", "d9": "the sky by night", "d30": "a river"})
+    part = data.search_set(found, qrels, "test", max_documents=5)
+    assert list(part.corpus) == ["d0", "d1", "d5", "d9", "d30"]
+    assert list(data.search_set(found, qrels, "test", max_documents=4).corpus) == ["d0", "d1", "d5", "d9"]
+    assert len(data.search_set(found, qrels, "test", max_documents=12).corpus) == 12, "filled up at random"
+    by_label = dataclasses.replace(found, by_label=True)
+    assert list(data.search_set(by_label, qrels, "test", max_documents=4).corpus) != ["d0", "d1", "d5", "d9"]
+    captions = {"5.png": "a stone in the river", "9.png": "the sky by night", "30.png": "a river"}
+    pictures = dataclasses.replace(found, said=captions)
+    pictures.corpus.update(d5="5.png", d9="9.png", d30="30.png")
+    assert list(data.search_set(pictures, qrels, "test", max_documents=5).corpus) == ["d0", "d1", "d5", "d9", "d30"]
 
 
 def test_a_part_of_the_queries_keeps_their_judgements() -> None:

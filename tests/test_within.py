@@ -72,7 +72,9 @@ def test_the_result_keeps_its_budget_and_is_the_artifact(home: Path, found: Foun
     assert manifest.recipe.steps == chosen.plan.recipe.steps
     assert compress.weight_bytes(model) == chosen.records[-1].bytes_after
     assert found.test is not None
-    assert found.test.compressed.get("size").value == pytest.approx(chosen.figures.size, rel=0.05)
+    assert found.test.compressed.get("size").value == pytest.approx(chosen.figures.size, rel=0.05, abs=1000), (
+        "its gates are written beside it"
+    )
     written = json.loads((home / "out" / "search.json").read_bytes())
     assert written == json.loads(msgspec.json.encode(found))
     assert "<svg" in (home / "out" / "search.html").read_text("utf-8")
@@ -143,7 +145,9 @@ def test_a_fault_in_a_trial_is_kept_with_it_and_the_search_goes_on(home: Path, m
     monkeypatch.setattr(deploy, "export", failing)
     found = search(home, "faults", 6)
     ended = {trial.plan.name: trial.ended for trial in found.trials if trial.ended}
-    assert ended == dict.fromkeys(("4 bits, dynamic", "4 bits, static"), "a fault, ValueError: a runtime that fails")
+    assert ended == dict.fromkeys(
+        ("4 bits, dynamic", "table of token vectors, 4 bits"), "a fault, ValueError: a runtime that fails"
+    )
     assert found.met
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from slimseek import plugins
+from slimseek import lexical, plugins
 from slimseek.collection import Collection, Finding, Qrels, SearchSet
 from slimseek.errors import UsageError
 from slimseek.fingerprint import hashed
@@ -21,6 +21,8 @@ from slimseek.similar import MOST_DEV_QUERIES, suited
 from slimseek.value import Value
 
 TEXTS_COUNTED = 2000
+COMPARED = 50_000
+"""Documents, taken at random, among which those are looked for that look like the queries."""
 UNKNOWN = -1
 """The label of an item whose class is not known."""
 
@@ -154,8 +156,9 @@ def search_set(
         qrels: judgements of the split.
         name: the split's name.
         max_queries: take a random part of the queries.
-        max_documents: search the judged documents and a random part of the others, so many in all; where labels judge,
-            a random part of all of them, with one at least for each query.
+        max_documents: search the judged documents and those of the others that look most like the queries by their
+            words, so many in all, filled up at random: among documents taken at random a weak model hardly errs. Where
+            labels judge, a random part of all of them, with one at least for each query.
         seed: of the random choices.
 
     Raises:
@@ -172,7 +175,10 @@ def search_set(
         judged = set(_some_for_each(qrels, chosen, documents, max_documents, generator) if collection.by_label else
                      (document for query in chosen for document in qrels[query]))  # fmt: skip
         others = [document for document in documents if document not in judged]
-        kept = judged | set(generator.sample(others, max(0, min(len(others), max_documents - len(judged)))))
+        generator.shuffle(others)
+        wanted = max(0, max_documents - len(judged))
+        near = [] if collection.by_label else _nearest(collection, chosen, others[:COMPARED], wanted)
+        kept = judged | set(list(dict.fromkeys((*near, *others)))[:wanted])
         documents = [document for document in documents if document in kept]
         if collection.by_label:
             qrels = _judging(qrels, chosen, kept)
@@ -185,6 +191,15 @@ def search_set(
         said=collection.said,
         by_label=collection.by_label,
     )
+
+
+def _nearest(collection: Collection, queries: Sequence[str], documents: Sequence[str], count: int) -> list[str]:
+    """Documents with words of the queries, the nearest first; of files the captions and transcripts count."""
+    asked, given = (
+        [collection.said.get(item, item) for item in items]
+        for items in ((collection.queries[name] for name in queries), (collection.corpus[name] for name in documents))
+    )
+    return [documents[place] for place in lexical.nearest(asked, given, count)]
 
 
 def samples(

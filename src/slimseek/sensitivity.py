@@ -40,7 +40,7 @@ class Settings(Value, frozen=True):
         importance: which units go first: a measure of the folder ``importance``.
         metric: such as ``ndcg@10``.
         max_queries: a random part of the development queries, at most so many.
-        max_documents: what they judge, and a random part of the other documents, so many in all.
+        max_documents: what they judge, and others that share words with them, so many in all.
         seed: of the random choices.
     """
 

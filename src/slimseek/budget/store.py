@@ -23,7 +23,8 @@ from slimseek.trial import Trial
 from slimseek.value import Value
 
 RUN, TRIALS, CACHE = "run.json", "trials", "cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of the settings of a search: 2 since its documents are chosen by words, so that an older one is not gone on with."""
 
 
 class Run(Value, frozen=True):
