@@ -484,6 +484,27 @@ def test_documents_that_are_given_are_not_encoded_again() -> None:
     }
 
 
+def test_documents_whose_vectors_are_known_are_not_encoded_again() -> None:
+    """The same bits, whichever were known; one text that two documents have counts for both."""
+    encoder, judged = tiny_encoder(), search_set()
+    judged = dataclasses.replace(judged, corpus={**CORPUS, "twice": next(iter(CORPUS.values()))})
+    whole = quality(encoder, judged, ["ndcg@10"])
+    known = dict(list(zip(judged.corpus.values(), whole.documents, strict=True))[:3])
+    given: list[str] = []
+
+    def encode(batch: Batch) -> Array:
+        found = encoder.encode(batch)
+        given.extend("x" for _ in found)
+        return found
+
+    again = quality(dataclasses.replace(encoder, encode=encode), judged, ["ndcg@10"], known=known)
+    assert again.documents.tobytes() == whole.documents.tobytes()
+    assert again.measurements == whole.measurements
+    assert len(given) == len(judged.corpus) - 4 + len(judged.queries), "three, and the one that is there twice"
+    every = dict(zip(judged.corpus.values(), whole.documents, strict=True))
+    assert quality(encoder, judged, ["ndcg@10"], known=every).ranking == whole.ranking
+
+
 def test_documents_of_another_width_or_number_are_refused() -> None:
     for shape, words in (((6, 16), r"\[6, 16\]"), ((5, 32), r"\[5, 32\]")):
         with pytest.raises(UsageError, match=rf"tiny: the documents' vectors are {words}; \[6, 32\] are needed"):

@@ -39,7 +39,10 @@ class Bench:
     killed_at: int = -1
     seconds: float = 1.0
     asked: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-    seconds_of_proof: float = 0.0
+    proof: float = 0.0
+
+    def seconds_of_proof(self, share: float) -> float:
+        return (1 + share) * self.proof
 
     def original(self) -> Trial:
         return _trial(0, Plan(recipe=Recipe(steps=()), name="original"), 0.0)
@@ -180,6 +183,19 @@ def test_time_ends_a_round_between_two_plans(tmp_path: Path, monkeypatch: pytest
     found = loop.run(bench, BUDGET, Store(tmp_path), Effort(seconds=12.0), Telling(), Alone(bench, 100))
     assert 2 < len(found) < 12
     assert [trial.number for trial in found] == list(range(len(found)))
+
+
+@pytest.mark.parametrize(("seconds", "tried"), [(3.9, 3), (4.1, 1)])
+def test_time_is_left_for_the_proof_of_what_would_be_chosen_now(
+    seconds: float, tried: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ten seconds, and 4 for each model of the proof; one that takes half of the original's time leaves 4 to try."""
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.0)
+    bench = Bench(seconds=seconds, proof=4.0)
+    original = msgspec.structs.replace(bench.original(), figures=Figures(size=9000, latency_p50=4.0))
+    monkeypatch.setattr(bench, "original", lambda: original)
+    effort = Effort(seconds=10.0, trials=3)
+    assert len(loop.run(bench, BUDGET, Store(tmp_path), effort, Telling(), Alone(bench))) - 1 == tried
 
 
 def test_only_the_history_tells_what_is_hopeless():

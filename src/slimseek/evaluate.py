@@ -65,7 +65,7 @@ def metric(name: str) -> tuple[Metric, int | None]:
 
 def quality(
     encoder: Encoder, search_set: SearchSet, metrics: Sequence[str] = METRICS, *, precision: Precision = "f32",
-    documents: Array | None = None,
+    documents: Array | None = None, known: Mapping[str, Array] | None = None,
 ) -> Quality:  # fmt: skip
     """Encode everything, search exactly, score every query. A classifier ranks its classes by their logits.
 
@@ -76,6 +76,7 @@ def quality(
         precision: how the vectors of documents are kept; those of queries stay float32.
         documents: float32 [documents, dim], the vectors that another model gave and that an index holds, so that only
             queries are encoded; ``None`` to encode the documents too.
+        known: vectors that this encoder gave for some of the documents before, by their text or path.
 
     Raises:
         UsageError: an unknown metric, a classifier whose classes are not those of the set or that is asked for
@@ -87,7 +88,7 @@ def quality(
         _check_searches(encoder, precision, documents)
         return _classified(encoder, search_set, metrics)
     if documents is None:
-        documents = _documents(encoder, search_set)
+        documents = _documents(encoder, search_set, known or {})
     elif documents.shape != (len(search_set.corpus), encoder.spec.dim):
         raise UsageError(f"{encoder.name}: the documents' vectors are {list(documents.shape)}; "
                          f"{[len(search_set.corpus), encoder.spec.dim]} are needed")  # fmt: skip
@@ -136,9 +137,15 @@ def neighbours(search_set: SearchSet, found: Quality, depth: int = 10) -> Search
     return dataclasses.replace(search_set, name=f"{search_set.name}, first {depth} of the original", qrels=judged)
 
 
-def _documents(encoder: Encoder, search_set: SearchSet) -> Array:
-    with track(f"encode {len(search_set.corpus):,} documents, {encoder.name}", len(search_set.corpus)) as advance:
-        return encoder.documents(list(search_set.corpus.values()), advance)
+def _documents(encoder: Encoder, search_set: SearchSet, known: Mapping[str, Array]) -> Array:
+    items = list(search_set.corpus.values())
+    missing = [item for item in items if item not in known]
+    with track(f"encode {len(missing):,} documents, {encoder.name}", len(missing)) as advance:
+        new = encoder.documents(missing, advance)
+    if len(missing) == len(items):
+        return new
+    found = {**known, **dict(zip(missing, new, strict=True))}
+    return np.stack([found[item] for item in items])
 
 
 def _check_searches(encoder: Encoder, precision: Precision, documents: Array | None) -> None:

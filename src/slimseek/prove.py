@@ -19,7 +19,7 @@ from slimseek.evaluate import Quality
 from slimseek.indexes._vectors import RESCORED_WITH
 from slimseek.measurement import Change, Comparison, GateResult, Measurement, QueryExample, Report
 from slimseek.memory import give_back
-from slimseek.schema import Model, Precision, Recipe
+from slimseek.schema import Array, Model, Precision, Recipe
 
 TIMED_QUERIES = 200
 TIMED_DOCUMENTS = 32
@@ -61,7 +61,7 @@ class Options:
 
 def proven(
     folder: Path, source: str | Path, original: Model, compressed: Compressed, collection: Collection, recipe: Recipe,
-    threads: int, options: Options,
+    threads: int, options: Options, known: Mapping[str, Array] | None = None,
 ) -> Comparison:  # fmt: skip
     """Prove a result on the collection's test queries, and write the artifact with its report.
 
@@ -74,9 +74,10 @@ def proven(
         recipe: what made it, and its gate.
         threads: of the runtime.
         options: target and alternatives.
+        known: vectors that the original gave for some of the documents before, by their text or path.
     """
     name, test = choose.name_of(source), data.search_set(collection, data.split(collection).test, "test")
-    comparison = prove(name, original, compressed, test, recipe, threads, options)
+    comparison = prove(name, original, compressed, test, recipe, threads, options, known)
     index = kept.index_of(choose.encoder(original, name, threads), original) if options.keep_index else None
     artifact.write(compressed.model, folder, recipe=recipe, comparison=comparison, collection=collection.path,
                    versions=timing.versions(timing.LIBRARIES), index_of=index)  # fmt: skip
@@ -85,8 +86,9 @@ def proven(
 
 
 def prove(
-    name: str, original: Model, compressed: Compressed, test: SearchSet, recipe: Recipe, threads: int, options: Options
-) -> Comparison:
+    name: str, original: Model, compressed: Compressed, test: SearchSet, recipe: Recipe, threads: int, options: Options,
+    known: Mapping[str, Array] | None = None,
+) -> Comparison:  # fmt: skip
     """Before and after in the target runtime, costs measured in turns.
 
     Args:
@@ -97,6 +99,7 @@ def prove(
         recipe: for its gate.
         threads: of the runtime.
         options: target and alternatives.
+        known: see :func:`proven`.
     """
     metrics = tuple(dict.fromkeys((recipe.gates.metric, *evaluate.default_metrics(test))))
     with tempfile.TemporaryDirectory() as temporary:
@@ -110,7 +113,7 @@ def prove(
         if options.alternatives:
             alternative = others.dynamic_int8(original, threads)
             openers["onnxruntime dynamic int8"] = lambda: alternative
-        found = _found(openers, test, metrics, options)
+        found = _found(openers, test, metrics, options, known)
         subjects = {label: (open_one(), places.get(label, "")) for label, open_one in openers.items()}
         queries = list(test.queries.values())[:TIMED_QUERIES]
         costs = evaluate.cost(subjects, queries, list(test.items.values())[:TIMED_DOCUMENTS])
@@ -186,8 +189,9 @@ def judged(
 
 
 def _found(
-    openers: Mapping[str, Callable[[], Encoder]], test: SearchSet, metrics: tuple[str, ...], options: Options
-) -> dict[str, Quality]:
+    openers: Mapping[str, Callable[[], Encoder]], test: SearchSet, metrics: tuple[str, ...], options: Options,
+    known: Mapping[str, Array] | None,
+) -> dict[str, Quality]:  # fmt: skip
     """What each subject finds; the second is the compressed one, for whom vectors are kept at the precision.
 
     One is open at a time: runtimes keep the memory that the longest batch of a collection took.
@@ -196,7 +200,7 @@ def _found(
     for number, (label, open_one) in enumerate(openers.items()):
         precision, encoder = options.precision if number == 1 else "f32", open_one()
         if not options.keep_index:
-            found[label] = evaluate.quality(encoder, test, metrics, precision=precision)
+            found[label] = evaluate.quality(encoder, test, metrics, precision=precision, known={} if number else known)
         elif number:
             found[label] = kept.quality(encoder, test, next(iter(found.values())), metrics, precision)
         else:

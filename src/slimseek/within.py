@@ -169,7 +169,8 @@ def _written(
     asked = dataclasses.replace(options, precision=trial.plan.precision)
     place = out / choose.SEARCHED
     with folders.writing(place, force=place.exists()) as folder:
-        return proven(folder, source, original, made, collection, steps, measured.threads, asked)
+        return proven(folder, source, original, made, collection, steps, measured.threads, asked,
+                      measured.known_vectors())  # fmt: skip
 
 
 def _found(

@@ -21,13 +21,13 @@ from slimseek import folder as folders
 from slimseek.budget import sizes
 from slimseek.budget.prefixes import Prefixes
 from slimseek.budget.store import Store
-from slimseek.collection import Collection, SearchSet
+from slimseek.collection import Collection, Qrels, SearchSet
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, SlimseekError
 from slimseek.evaluate import Quality
 from slimseek.measurement import Measurement, StepRecord
 from slimseek.memory import give_back
-from slimseek.schema import Model, Recipe, Samples
+from slimseek.schema import Array, Model, Recipe, Samples
 from slimseek.trial import Budget, Figures, Plan, Reached, Trial
 from slimseek.value import Value
 
@@ -39,7 +39,7 @@ TIMED_QUERIES = 40
 ROUNDS = 5
 PACKED_SECONDS = 45.0
 """To write two packages, open them in fresh processes and time them."""
-ORIGINAL, BASELINE = "original", "baseline.json"
+ORIGINAL, BASELINE, VECTORS = "original", "baseline.json", "documents.npy"
 
 
 class Baseline(Value, frozen=True):
@@ -71,11 +71,12 @@ class Bench:
     """What all trials of a search are measured with.
 
     Attributes:
-        sets: the development queries: ``part`` of them, and the ``whole``.
+        sets: the development queries: ``part`` of them, and the ``whole``; the documents of the part are of the whole.
         originals: what the original found there, where its index is kept; else none.
         baseline: the original there.
         encoder: the original's package, for times in turns.
         prefixes: runs recipes.
+        cache: folder of what the search keeps.
         documents: how many the collection has, for the bytes of an index.
         tested: documents and queries that the proof at the end encodes.
         target: the runtime.
@@ -91,6 +92,7 @@ class Bench:
     baseline: Baseline
     encoder: Encoder
     prefixes: Prefixes
+    cache: Path
     documents: int
     tested: int
     target: str
@@ -100,10 +102,20 @@ class Bench:
     known: Sequence[sizes.Known]
     measured: dict[bytes, _Measured] = field(default_factory=dict)
 
-    @property
-    def seconds_of_proof(self) -> float:
-        """What the proof at the end is likely to take: both models encode everything, are written and opened anew."""
-        return 2 * self.tested * self.baseline.seconds_per_item + PACKED_SECONDS
+    def seconds_of_proof(self, share: float) -> float:
+        """What the proof at the end is likely to take: both models encode everything, are written and opened anew.
+
+        Args:
+            share: of the original's time that the chosen model takes.
+        """
+        original = self.tested - len(self.known_vectors())
+        return (original + share * self.tested) * self.baseline.seconds_per_item + PACKED_SECONDS
+
+    def known_vectors(self) -> dict[str, Array]:
+        """What the original gave for the documents of the whole, by text or path; empty where it was not kept."""
+        file, items = self.cache / VECTORS, list(self.sets["whole"].corpus.values())
+        found = np.load(file, allow_pickle=False) if file.is_file() else ()
+        return dict(zip(items, found, strict=True)) if len(found) == len(items) else {}
 
     def original(self) -> Trial:
         """Trial 0: the original as it is."""
@@ -153,7 +165,7 @@ class Bench:
         why = promising(trial)
         if why:
             return msgspec.structs.replace(trial, ended=why)
-        whole = self._quality(package, "whole", trial.plan)
+        whole = self._quality(package, "whole", trial.plan, _by_item(self.sets["part"], part))
         if budget.total or budget.index_size:  # other precisions may follow
             self.measured[msgspec.json.encode(trial.plan.recipe.steps)] = _Measured(
                 records=trial.records, figures=figures, dim=model.spec.dim, found=whole
@@ -173,10 +185,12 @@ class Bench:
         return msgspec.structs.replace(figures, index_size=indexes.bytes_of(*asked),
                                        rescore_size=indexes.rescore_bytes_of(*asked))  # fmt: skip
 
-    def _quality(self, package: Encoder, reached: Reached, plan: Plan) -> Quality:
+    def _quality(
+        self, package: Encoder, reached: Reached, plan: Plan, known: Mapping[str, Array] | None = None
+    ) -> Quality:
         if self.originals:
             return kept.quality(package, self.sets[reached], self.originals[reached], [self.metric], plan.precision)
-        return evaluate.quality(package, self.sets[reached], [self.metric], precision=plan.precision)
+        return evaluate.quality(package, self.sets[reached], [self.metric], precision=plan.precision, known=known)
 
     def _scored(self, trial: Trial, reached: Reached, found: Quality, budget: Budget) -> Trial:
         score = found.get(self.metric)
@@ -213,20 +227,26 @@ def bench(
     """
     splits = data.split(collection)
     samples = unseen(original, collection, seed=seed, keep_index=keep_index)
-    sets = {
-        reached: data.search_set(collection, splits.dev, "dev", max_queries=queries, max_documents=documents, seed=seed)
-        for reached, (queries, documents) in ASKED.items()
-    }
+    sets = _sets(collection, splits.dev, seed)
     encoder = choose.choose(_package(original, store, target), threads)
-    baseline, found = _known(store, memory), {}
+    baseline = _known(store, memory)
+    found: dict[Reached, Quality] = {}
     documents = 0 if collection.labelled else len(collection.corpus)
     if baseline is None or keep_index:
-        start, measure = time.perf_counter(), kept.original if keep_index else evaluate.quality
-        found = {reached: measure(encoder, asked, [metric]) for reached, asked in sets.items()}
-        pace = (time.perf_counter() - start) / sum(len(asked.items) + len(asked.queries) for asked in sets.values())
+        start, whole = time.perf_counter(), sets["whole"]
+        first = kept.original(encoder, whole, [metric]) if keep_index else evaluate.quality(encoder, whole, [metric])
+        pace = (time.perf_counter() - start) / (len(whole.items) + len(whole.queries))
+        if keep_index:
+            found = {"part": kept.original(encoder, sets["part"], [metric]), "whole": first}
+        else:
+            part = evaluate.quality(encoder, sets["part"], [metric], known=_by_item(whole, first))
+            found = {"part": part, "whole": first}
         encoder = choose.choose(store.cache / ORIGINAL, threads)  # anew: it keeps the memory of its longest batch
         give_back()
     if baseline is None:
+        if documents and not keep_index:
+            with (store.cache / VECTORS).open("wb") as file:
+                np.save(file, found["whole"].documents, allow_pickle=False)
         median, high = latencies({"original": encoder}, sets["whole"])["original"]
         used = timing.fresh_start(str(store.cache / ORIGINAL), threads).peak_memory_bytes if memory else None
         figures = Figures(size=sum(encoder.shipped.values()), latency_p50=median, latency_p95=high, memory=used,
@@ -237,9 +257,23 @@ def bench(
     assert baseline.figures.size is not None
     known = [sizes.learned(original, target, baseline.figures.size)]
     return Bench(sets=sets, originals=found if keep_index else {}, known=known, baseline=baseline, encoder=encoder,
-                 documents=documents,
+                 cache=store.cache, documents=documents,
                  target=target, tested=len(collection.items) + len(splits.test), metric=metric, threads=threads,
                  seed=seed, prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
+
+
+def _sets(collection: Collection, dev: Qrels, seed: int) -> dict[Reached, SearchSet]:
+    """Some of the development queries, and of these a part that searches a part of the same documents."""
+    (few, least), (many, most) = ASKED["part"], ASKED["whole"]
+    whole = data.search_set(collection, dev, "dev", max_queries=many, max_documents=most, seed=seed)
+    inside = dataclasses.replace(collection, corpus=whole.corpus, queries=whole.queries)
+    part = data.search_set(inside, whole.qrels, "dev", max_queries=few, max_documents=least, seed=seed)
+    return {"part": part, "whole": whole}
+
+
+def _by_item(asked: SearchSet, found: Quality) -> dict[str, Array]:
+    """The vectors of documents by text or path; of classes there are none."""
+    return {} if asked.labelled else dict(zip(asked.corpus.values(), found.documents, strict=True))
 
 
 def unseen(original: Model, collection: Collection, *, seed: int, keep_index: bool = False) -> Samples:

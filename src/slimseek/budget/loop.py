@@ -129,7 +129,8 @@ def run(
         say(f"{len(trials) - 1} trials of earlier runs are there")
 
     def left() -> float:
-        return effort.seconds - (time.perf_counter() - start) - bench.seconds_of_proof
+        proof = bench.seconds_of_proof(_share(_ordered(trials), budget))
+        return effort.seconds - (time.perf_counter() - start) - proof
 
     def goes_on() -> bool:
         return left() > _typical(_ordered(trials))
@@ -210,6 +211,13 @@ def _typical(trials: Sequence[Trial]) -> float:
     """Seconds that a trial is likely to take: the median of the last ones."""
     seconds = [trial.seconds for trial in trials[1:] if trial.figures.size][-7:]
     return float(np.median(seconds)) if seconds else 0.0
+
+
+def _share(trials: Sequence[Trial], budget: Budget) -> float:
+    """Of the original's time, what the model takes that would be chosen now; 1 where that is not known."""
+    chosen = numbered(trials, choose(trials, budget)[0]).figures.latency_p50
+    original = trials[0].figures.latency_p50
+    return min(1.0, chosen / original) if chosen and original else 1.0
 
 
 def _now(asked: Round) -> str:
