@@ -111,6 +111,13 @@ def test_trainings_that_take_too_long_are_not_offered(bert: Model) -> None:
     assert "teach" not in space(bert, SIZE, seconds=exact / 30).values
 
 
+def test_trainings_on_pictures_are_told_by_what_encoding_takes(network: Model) -> None:
+    """At 7 ms an item a batch of 16 takes eleven times as long: 1.26 s with the 0.03 s of any step."""
+    exact = 4 * 300 * (16 * 0.007 * 11 + 0.03)
+    assert space(network, SIZE, seconds=exact * 1.001, pace=0.007).values["teach"] == (0, 300)
+    assert "teach" not in space(network, SIZE, seconds=exact * 0.999, pace=0.007).values
+
+
 def test_a_training_that_takes_too_long_for_its_student_is_a_shorter_one(bert: Model) -> None:
     exact = 4 * 1000 * (64 * choose.family(bert).macs(bert, 128) * 2.2e-11 + 0.03)
     found = space(bert, SIZE, seconds=exact * 1.001 / 3)
@@ -527,9 +534,10 @@ def test_a_short_search_has_seen_every_level() -> None:
 
 
 def test_where_no_size_is_known_what_trains_stands_last(minilm: Space) -> None:
-    taught = ["taught" in found.name for found in first_guesses(minilm, SIZE, lambda found: None)]
+    guesses = first_guesses(minilm, SIZE, lambda found: None)
+    taught = ["taught" in found.name or "table of" in found.name for found in guesses]
     assert taught == sorted(taught)
-    assert sum(taught) == 3
+    assert sum(taught) == 5
 
 
 def test_where_nothing_fits_the_smallest_is_the_one_guess() -> None:

@@ -29,7 +29,8 @@ class Proposer:
     def __init__(self, original: Model, bench: Bench, budget: Budget, seconds: float, seed: int) -> None:
         self._original, self._bench, self._budget, self._seed = original, bench, budget, seed
         samples = bench.prefixes.samples
-        self._space: Space = space(original, budget, samples, documents=bench.documents, seconds=seconds)
+        self._space: Space = space(original, budget, samples, documents=bench.documents, seconds=seconds,
+                                   pace=bench.baseline.seconds_per_item)  # fmt: skip
         self._sizes: dict[bytes, int | None] = {}
         give_back()  # the model was tried out
 

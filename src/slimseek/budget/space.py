@@ -34,6 +34,10 @@ SECONDS_PER_MAC = 2.2e-11
 second for a batch of 64 on two cores (the recipe ``distil``), and sentences have a third of these tokens."""
 SECONDS_PER_STEP = 0.03
 """Of training, whatever the network: what PyTorch takes to begin with each operation."""
+TRAINED_PER_ENCODED = 11
+"""Of what is no text: time of training on an item, its teacher's vector with it, for that of encoding it in a runtime.
+Convolutions are far from the speed of products: EfficientNet-Lite0 of 70 % of its channels took 1.26 s for a batch of
+16, and 7.2 ms to encode a picture."""
 TABLE_BATCHES = 300
 """That a table of token vectors is trained on: 1,000 kept no more (docs/methods/distil.static.md)."""
 TABLE_LOSS = 0.05
@@ -103,8 +107,9 @@ class Space(Value, frozen=True):
 
 
 def space(
-    model: Model, budget: Budget, samples: Samples | None = None, *, documents: int = 0, seconds: float | None = None
-) -> Space:
+    model: Model, budget: Budget, samples: Samples | None = None, *, documents: int = 0, seconds: float | None = None,
+    pace: float = 0.0,
+) -> Space:  # fmt: skip
     """What can be chosen for a model; what its family cannot take is tried out and left out.
 
     Choices of the index are there where the budget limits it: they cost quality and save nothing else.
@@ -115,6 +120,7 @@ def space(
         samples: by whose texts a vocabulary would be cut; without them it is offered wherever it can be cut.
         documents: how many vectors the index holds; 0 where it is not known.
         seconds: time that is left, which bounds the trainings that are offered; ``None`` for any.
+        pace: seconds in which the original encodes an item in the runtime.
 
     Raises:
         UsageError: the model is quantized already.
@@ -125,7 +131,7 @@ def space(
     total = sum(sizes.values())
     trains = _trains(model)
     depth = _depth(model)
-    batches = _batches(model, seconds)
+    batches = _batches(model, seconds, pace)
     cuts = _cuts(model, samples, depth)
     smallest = cuts["blocks"][-1] / depth if "blocks" in cuts else 1
     found = {
@@ -194,13 +200,15 @@ def _cuts(model: Model, samples: Samples, depth: int) -> dict[str, tuple[Any, ..
     return found
 
 
-def _batches(model: Model, seconds: float | None) -> float:
+def _batches(model: Model, seconds: float | None, pace: float) -> float:
     """Batches of training of the whole network that the time allows, roughly."""
     if seconds is None:
         return math.inf
-    items = TEXTS if model.spec.preprocess is not None else ARRAYS
-    macs = items * choose.family(model).macs(model, choose.REFERENCE_LENGTH)
-    return SHARE_OF_TIME * seconds / (macs * SECONDS_PER_MAC + SECONDS_PER_STEP)
+    if model.spec.preprocess is None:
+        step = ARRAYS * pace * TRAINED_PER_ENCODED
+    else:
+        step = TEXTS * choose.family(model).macs(model, choose.REFERENCE_LENGTH) * SECONDS_PER_MAC
+    return SHARE_OF_TIME * seconds / (step + SECONDS_PER_STEP)
 
 
 def _tabled(model: Model, samples: Samples, budget: Budget, batches: float) -> bool:
