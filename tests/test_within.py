@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -12,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
-from slimseek import artifact, choose, compress, deploy, indexes, recipe, within
-from slimseek.budget import space
+from slimseek import artifact, choose, compress, data, deploy, indexes, recipe, within
+from slimseek.budget import bench, space
 from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
+from slimseek.budget.store import Store
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.prove import Options
@@ -117,6 +120,29 @@ def test_another_budget_begins_with_what_is_known(home: Path, found: Found) -> N
     tighter = search(home, "out", 6, Limits(size="45%", loss="60%"))
     assert [trial.number for trial in tighter.trials] == list(range(7))
     assert [trial.seconds for trial in tighter.trials] == [trial.seconds for trial in found.trials]
+
+
+def test_vectors_of_the_original_are_kept_for_the_proof_and_done_without_where_they_are_damaged(
+    home: Path, found: Found, tmp_path: Path
+) -> None:
+    shutil.copytree(home / "out" / "cache", tmp_path / "cache")
+    original, collection = choose.model(home / "model"), data.load(str(home / "collection"))
+    measured = bench.bench(original, collection, Store(tmp_path), target="onnxruntime", metric="ndcg@10", threads=1,
+                           seed=0)  # fmt: skip
+    assert measured.sets["part"].corpus.items() <= measured.sets["whole"].corpus.items()
+    items = list(measured.sets["whole"].corpus.values())
+    known = measured.known_vectors()
+    assert known.keys() == set(items)
+    vectors = measured.encoder.documents(items)
+    assert np.abs(np.stack([known[item] for item in items]) - vectors).max() < 1e-6
+    whole, file = measured.seconds_of_proof(0.5), tmp_path / "cache" / bench.VECTORS
+    for damaged in (file.read_bytes()[:200], b"", b"no array"):
+        file.write_bytes(damaged)
+        assert measured.known_vectors() == {}
+    np.save(file, vectors[:-1])
+    assert measured.known_vectors() == {}, "of other documents"
+    pace = measured.baseline.seconds_per_item
+    assert measured.seconds_of_proof(0.5) - whole == pytest.approx(pace * len(items))
 
 
 def test_an_unmet_budget_writes_the_nearest_and_says_what_would_do(home: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from slimseek import choose, data, deploy, evaluate, indexes, kept, timing
+from slimseek import choose, data, deploy, evaluate, indexes, kept, reading, timing
 from slimseek import folder as folders
 from slimseek.budget import sizes
 from slimseek.budget.prefixes import Prefixes
@@ -113,9 +113,13 @@ class Bench:
 
     def known_vectors(self) -> dict[str, Array]:
         """What the original gave for the documents of the whole, by text or path; empty where it was not kept."""
-        file, items = self.cache / VECTORS, list(self.sets["whole"].corpus.values())
-        found = np.load(file, allow_pickle=False) if file.is_file() else ()
-        return dict(zip(items, found, strict=True)) if len(found) == len(items) else {}
+        items = list(self.sets["whole"].corpus.values())
+        try:
+            found = reading.array(self.cache / VECTORS)
+        except (OSError, ValueError):
+            return {}
+        fits = found.shape == (len(items), self.encoder.spec.dim) and found.dtype == np.float32
+        return dict(zip(items, found, strict=True)) if fits else {}
 
     def original(self) -> Trial:
         """Trial 0: the original as it is."""
