@@ -127,22 +127,26 @@ def test_vectors_of_the_original_are_kept_for_the_proof_and_done_without_where_t
 ) -> None:
     shutil.copytree(home / "out" / "cache", tmp_path / "cache")
     original, collection = choose.model(home / "model"), data.load(str(home / "collection"))
-    measured = bench.bench(original, collection, Store(tmp_path), target="onnxruntime", metric="ndcg@10", threads=1,
+
+    def opened() -> bench.Bench:
+        return bench.bench(original, collection, Store(tmp_path), target="onnxruntime", metric="ndcg@10", threads=1,
                            seed=0)  # fmt: skip
+
+    measured = opened()
     assert measured.sets["part"].corpus.items() <= measured.sets["whole"].corpus.items()
     items = list(measured.sets["whole"].corpus.values())
-    known = measured.known_vectors()
+    known = measured.vectors
     assert known.keys() == set(items)
     vectors = measured.encoder.documents(items)
     assert np.abs(np.stack([known[item] for item in items]) - vectors).max() < 1e-6
     whole, file = measured.seconds_of_proof(0.5), tmp_path / "cache" / bench.VECTORS
     for damaged in (file.read_bytes()[:200], b"", b"no array"):
         file.write_bytes(damaged)
-        assert measured.known_vectors() == {}
+        assert opened().vectors == {}
     np.save(file, vectors[:-1])
-    assert measured.known_vectors() == {}, "of other documents"
+    assert opened().vectors == {}, "of other documents"
     pace = measured.baseline.seconds_per_item
-    assert measured.seconds_of_proof(0.5) - whole == pytest.approx(pace * len(items))
+    assert opened().seconds_of_proof(0.5) - whole == pytest.approx(pace * len(items))
 
 
 def test_an_unmet_budget_writes_the_nearest_and_says_what_would_do(home: Path) -> None:

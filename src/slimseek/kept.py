@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +30,19 @@ PROBE_TEXT = "The quick brown fox jumps over the lazy dog: 0123456789."
 NARROWS = "simplify.output_dim"
 
 
-def original(encoder: Encoder, search_set: SearchSet, metrics: Sequence[str]) -> Quality:
-    """What the original finds, and what it is compared with: by ``recall@10`` it finds all of its own results."""
+def original(
+    encoder: Encoder, search_set: SearchSet, metrics: Sequence[str], *, known: Mapping[str, Array] | None = None
+) -> Quality:
+    """What the original finds, and what it is compared with: by ``recall@10`` it finds all of its own results.
+
+    Args:
+        encoder: the original.
+        search_set: queries and documents.
+        metrics: such as ``recall@10``.
+        known: see :func:`slimseek.evaluate.quality`.
+    """
     others = [name for name in metrics if name != METRIC]
-    found = evaluate.quality(encoder, search_set, others)
+    found = evaluate.quality(encoder, search_set, others, known=known)
     return _with_metric(found, search_set, found, metrics, "f32")
 
 

@@ -26,8 +26,10 @@ def nearest(queries: Sequence[str], documents: Sequence[str], count: int) -> lis
     Returns:
         Positions in ``documents``, each once, the nearest first.
     """
+    if count < 1:
+        return []
     asked, given = [words for words in _words(queries) if words], _words(documents)
-    if count < 1 or not asked or not any(given):
+    if not asked or not any(given):
         return []
     model = require("bm25s").BM25()
     model.index(given, show_progress=False)

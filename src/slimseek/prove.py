@@ -200,11 +200,13 @@ def _found(
     for number, (label, open_one) in enumerate(openers.items()):
         precision, encoder = options.precision if number == 1 else "f32", open_one()
         if not options.keep_index:
-            found[label] = evaluate.quality(encoder, test, metrics, precision=precision, known={} if number else known)
+            found[label] = evaluate.quality(
+                encoder, test, metrics, precision=precision, known=None if number else known
+            )
         elif number:
             found[label] = kept.quality(encoder, test, next(iter(found.values())), metrics, precision)
         else:
-            found[label] = kept.original(encoder, test, metrics)
+            found[label] = kept.original(encoder, test, metrics, known=known)
         del encoder
         give_back()
     return found

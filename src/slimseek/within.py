@@ -170,7 +170,7 @@ def _written(
     place = out / choose.SEARCHED
     with folders.writing(place, force=place.exists()) as folder:
         return proven(folder, source, original, made, collection, steps, measured.threads, asked,
-                      measured.known_vectors())  # fmt: skip
+                      measured.vectors)  # fmt: skip
 
 
 def _found(

@@ -34,7 +34,7 @@ from slimseek.value import Value
 WHOLE_QUERIES = 400
 ASKED: Mapping[Reached, tuple[int, int]] = {"part": (100, 300), "whole": (WHOLE_QUERIES, 1200)}
 """Development queries, and documents that they search, at most. More documents cost time, fewer hide losses: a table of
-token vectors keeps 87.5 % of MiniLM's nDCG@10 on all 5,183 documents of scifact, and 93 % on 600."""
+token vectors keeps 87 % of MiniLM's nDCG@10 on all 5,183 documents of scifact, and 93 % on 600 at random."""
 TIMED_QUERIES = 40
 ROUNDS = 5
 PACKED_SECONDS = 45.0
@@ -76,7 +76,7 @@ class Bench:
         baseline: the original there.
         encoder: the original's package, for times in turns.
         prefixes: runs recipes.
-        cache: folder of what the search keeps.
+        vectors: what the original gave for the documents of the whole, by text or path; empty where it is not known.
         documents: how many the collection has, for the bytes of an index.
         tested: documents and queries that the proof at the end encodes.
         target: the runtime.
@@ -92,7 +92,7 @@ class Bench:
     baseline: Baseline
     encoder: Encoder
     prefixes: Prefixes
-    cache: Path
+    vectors: Mapping[str, Array]
     documents: int
     tested: int
     target: str
@@ -108,18 +108,8 @@ class Bench:
         Args:
             share: of the original's time that the chosen model takes.
         """
-        original = self.tested - len(self.known_vectors())
+        original = self.tested - len(self.vectors)
         return (original + share * self.tested) * self.baseline.seconds_per_item + PACKED_SECONDS
-
-    def known_vectors(self) -> dict[str, Array]:
-        """What the original gave for the documents of the whole, by text or path; empty where it was not kept."""
-        items = list(self.sets["whole"].corpus.values())
-        try:
-            found = reading.array(self.cache / VECTORS)
-        except (OSError, ValueError):
-            return {}
-        fits = found.shape == (len(items), self.encoder.spec.dim) and found.dtype == np.float32
-        return dict(zip(items, found, strict=True)) if fits else {}
 
     def original(self) -> Trial:
         """Trial 0: the original as it is."""
@@ -237,18 +227,15 @@ def bench(
     found: dict[Reached, Quality] = {}
     documents = 0 if collection.labelled else len(collection.corpus)
     if baseline is None or keep_index:
+        measure = kept.original if keep_index else evaluate.quality
         start, whole = time.perf_counter(), sets["whole"]
-        first = kept.original(encoder, whole, [metric]) if keep_index else evaluate.quality(encoder, whole, [metric])
+        found["whole"] = measure(encoder, whole, [metric])
         pace = (time.perf_counter() - start) / (len(whole.items) + len(whole.queries))
-        if keep_index:
-            found = {"part": kept.original(encoder, sets["part"], [metric]), "whole": first}
-        else:
-            part = evaluate.quality(encoder, sets["part"], [metric], known=_by_item(whole, first))
-            found = {"part": part, "whole": first}
+        found["part"] = measure(encoder, sets["part"], [metric], known=_by_item(whole, found["whole"]))
         encoder = choose.choose(store.cache / ORIGINAL, threads)  # anew: it keeps the memory of its longest batch
         give_back()
     if baseline is None:
-        if documents and not keep_index:
+        if documents:
             with (store.cache / VECTORS).open("wb") as file:
                 np.save(file, found["whole"].documents, allow_pickle=False)
         median, high = latencies({"original": encoder}, sets["whole"])["original"]
@@ -260,10 +247,11 @@ def bench(
         folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(baseline))
     assert baseline.figures.size is not None
     known = [sizes.learned(original, target, baseline.figures.size)]
+    vectors = _by_item(sets["whole"], found["whole"]) if found else _kept(store, sets["whole"], original.spec.dim)
     return Bench(sets=sets, originals=found if keep_index else {}, known=known, baseline=baseline, encoder=encoder,
-                 cache=store.cache, documents=documents,
-                 target=target, tested=len(collection.items) + len(splits.test), metric=metric, threads=threads,
-                 seed=seed, prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
+                 vectors=vectors, documents=documents, target=target, metric=metric, threads=threads,
+                 tested=len(collection.items) + len(splits.test), seed=seed,
+                 prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
 
 
 def _sets(collection: Collection, dev: Qrels, seed: int) -> dict[Reached, SearchSet]:
@@ -278,6 +266,17 @@ def _sets(collection: Collection, dev: Qrels, seed: int) -> dict[Reached, Search
 def _by_item(asked: SearchSet, found: Quality) -> dict[str, Array]:
     """The vectors of documents by text or path; of classes there are none."""
     return {} if asked.labelled else dict(zip(asked.corpus.values(), found.documents, strict=True))
+
+
+def _kept(store: Store, asked: SearchSet, dim: int) -> dict[str, Array]:
+    """The original's vectors of these documents as an earlier run kept them; empty where that is not what is there."""
+    items = list(asked.corpus.values())
+    try:
+        found = reading.array(store.cache / VECTORS)
+    except (OSError, ValueError):
+        return {}
+    fits = found.shape == (len(items), dim) and found.dtype == np.float32
+    return dict(zip(items, found, strict=True)) if fits else {}
 
 
 def unseen(original: Model, collection: Collection, *, seed: int, keep_index: bool = False) -> Samples:

@@ -31,15 +31,14 @@ def completed(space: Space, choices: Mapping[str, Any]) -> dict[str, Any]:
         allowed = space.values.get(name, (space.neutral[name],) if name in space.neutral else ())
         if value not in allowed:
             raise UsageError(f"budget: {name} is {value!r}; {', '.join(map(str, allowed)) or 'nothing'} is allowed")
+    if choices.get("network") == "table":
+        choices = {name: value for name, value in choices.items() if name not in OF_NETWORKS}
     found = space.neutral | dict(choices)
-    table = found["network"] == "table"
-    if table:
-        found |= {name: space.neutral[name] for name in OF_NETWORKS}
     if found["bits"] > 8:
         found |= {"allocation": "even", "activations": "float", "table_bits": 8}
     elif found["allocation"] == "mixed" and not MIXED[0] < found["bits"] < MIXED[-1]:
         found["allocation"] = "even"
-    if found["bits"] <= 8 and ("table_bits" not in choices or found["allocation"] == "mixed" or table):
+    if found["bits"] <= 8 and ("table_bits" not in choices or found["allocation"] == "mixed"):
         found["table_bits"] = found["bits"]
     if found["bits"] > 8 or min(found["bits"], found["table_bits"]) == 8:
         found["group"] = space.neutral["group"]

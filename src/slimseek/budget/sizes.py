@@ -103,7 +103,7 @@ def smallest(model: Model, samples: Samples, target: str, known: Sequence[Known]
     """
     size, words = predicted(model, target, known), []
     for alternatives in SMALLEST:
-        taken = (_tried(model, step, samples) for _, step in alternatives)
+        taken = (tried(model, step, samples) for _, step in alternatives)
         name, found = next(
             ((name, one) for (name, _), one in zip(alternatives, taken, strict=True) if one is not None), ("", model)
         )
@@ -114,7 +114,8 @@ def smallest(model: Model, samples: Samples, target: str, known: Sequence[Known]
     return size, ", ".join(words) or "as it is"
 
 
-def _tried(model: Model, step: RecipeStep, samples: Samples) -> Model | None:
+def tried(model: Model, step: RecipeStep, samples: Samples) -> Model | None:
+    """The outline of what one step makes of a model; ``None`` where it refuses, or would change nothing."""
     try:
         return build(step).outline(model, samples)
     except UsageError:

@@ -13,8 +13,9 @@ import math
 from typing import Any, get_args
 
 from slimseek import choose, integers, plugins
+from slimseek.budget.sizes import tried
 from slimseek.errors import NoEffect, UsageError
-from slimseek.schema import Gates, Model, OutputKind, Precision, QuantizedTensor, Samples
+from slimseek.schema import Gates, Model, OutputKind, Precision, QuantizedTensor, RecipeStep, Samples
 from slimseek.trial import Budget
 from slimseek.value import Value
 
@@ -53,10 +54,10 @@ class Space(Value, frozen=True):
 
     Attributes:
         values: by the name of a choice, what it may be, the least change first; a choice of one value is not named.
-            ``blocks``: how many are kept. ``width``: share of channels, or of the feed-forward part, that is kept.
-            ``network``: ``whole``, or a ``table`` of token vectors in its place, taught by it. ``teach``: batches of
-            distillation after a cut. ``dim``: elements of a vector; ``dim_first``: whether they
-            go before the distillation. ``vocabulary``: ``whole`` or what is ``used``. ``bits`` of weights, 32 and 16
+            ``network``: ``whole``, or a ``table`` of token vectors in its place, taught by it. ``blocks``: how many are
+            kept. ``width``: share of channels, or of the feed-forward part, that is kept. ``teach``: batches of
+            distillation after a cut. ``dim``: elements of a vector; ``dim_first``: whether they go before the
+            distillation. ``vocabulary``: ``whole`` or what is ``used``. ``bits`` of weights, 32 and 16
             for floats; ``table_bits`` of tables apart; ``allocation``: ``even``, or ``mixed`` layer by layer in the
             same bytes; ``group``: weights that share a scale below 8 bits. ``activations``: ``float``, ``dynamic``
             or ``static``. ``precision`` of the index.
@@ -217,11 +218,7 @@ def _tabled(model: Model, samples: Samples, budget: Budget, batches: float) -> b
         return False
     if model.spec.output != "embedding" or batches < TABLE_BATCHES * TEACHERS_PASS:
         return False
-    try:
-        plugins.load("methods", "distil.static")().outline(model, samples)
-    except (UsageError, NoEffect):
-        return False
-    return True
+    return tried(model, RecipeStep(method="distil.static", parameters={}), samples) is not None
 
 
 def _of_index(model: Model, samples: Samples, budget: Budget) -> dict[str, tuple[Any, ...]]:
