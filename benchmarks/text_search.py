@@ -90,7 +90,7 @@ def subjects(
     found |= {
         name: open_subject
         for name, open_subject in others(original, samples.calibration, place, threads).items()
-        if not any(word in name.lower() for word in without)
+        if not any(word.lower() in name.lower() for word in without)
     }
     for shorthand in recipes:
         steps = recipe.load(shorthand)

@@ -8,8 +8,9 @@ Whisper tiny.en on English, Whisper base on Spanish and French, each by its reci
 as plain int8 and fp16, and by ONNX Runtime's quantize_dynamic of the same graphs. Quality is measured on the packages:
 word error rate on the test recordings, and whether the search of texts by what was heard finds what was said (minilm
 over all texts of the collection), paired against float32 in ONNX Runtime. --limit takes so many test recordings of a
-language, chosen by their names; 0 takes all. Steps calibrate on dev recordings. --time measures the real-time factor
-and the latency, in turns, of packages made before. Everything finished is kept in --work, so a killed run goes on.
+language, chosen by their names; 0 takes all, and --dev those of dev too. Steps calibrate and train on dev recordings.
+--time measures the real-time factor and the latency, in turns, of packages made before. Everything finished is kept in
+--work, so a killed run goes on.
 """
 
 from __future__ import annotations
@@ -36,14 +37,10 @@ from slimseek.recognise import Recogniser, transcriber
 from slimseek.schema import Model, Samples
 
 PAIRS = {"whisper-tiny.en": ("en",), "whisper-base": ("es", "fr")}
-RECIPES = {
-    "ours": ("onnxruntime", "openvino"),
-    "int8-dynamic": ("onnxruntime",),
-    "fp16": ("onnxruntime",),
-}
+RECIPES = {"int8-dynamic": ("onnxruntime",), "fp16": ("onnxruntime",)}
 OURS = {
-    "whisper-tiny.en": "benchmarks/recipes/whisper-tiny.yaml",
-    "whisper-base": "benchmarks/recipes/whisper-base.yaml",
+    "whisper-tiny.en": {"ours": "whisper-tiny", "ours-fast": "whisper-tiny-fast"},
+    "whisper-base": {"ours": "whisper-base"},
 }
 BASELINE = "fp32 onnxruntime"
 THEIRS = "dynamic int8 onnxruntime (theirs)"
@@ -59,6 +56,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(PAIRS))
     parser.add_argument("--subjects", nargs="+", default=(), help="words of the subjects to measure, such as ours")
     parser.add_argument("--limit", type=int, default=0, help="test recordings of a language; 0 for all")
+    parser.add_argument("--dev", action="store_true", help="dev recordings too: all speech at hand together")
     parser.add_argument("--work", type=Path, default=Path("build/voice_search"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/voice_search.json"))
     parser.add_argument("--threads", type=int, default=1)
@@ -76,7 +74,7 @@ def main() -> None:
                     if subject == BASELINE or not arguments.subjects
                     or any(word in subject for word in arguments.subjects)
                 }  # fmt: skip
-                test = tested(collection, arguments.limit)
+                test = tested(collection, arguments.limit, arguments.dev)
                 heard = {subject: transcripts(subject, opened, test, place) for subject, opened in chosen.items()}
                 rows = table(test, heard)
                 if arguments.time:
@@ -93,7 +91,7 @@ def main() -> None:
 def subjects(name: str, collections: Mapping[str, Collection], language: str, place: Path, threads: int) -> Subjects:
     """Name to a function that opens it; a recipe runs once for all languages, packages are written once for each."""
     original = choose.model(name)
-    items = calibrating(collections)
+    samples = learned_from(collections)
     found: Subjects = {}
 
     def package(subject: str, model: Callable[[], Model], target: str) -> None:
@@ -102,35 +100,45 @@ def subjects(name: str, collections: Mapping[str, Collection], language: str, pl
         def opened() -> Recogniser:
             if not (folder / choose.PACKAGE).is_file():
                 with writing(folder) as written:
-                    deploy.write(speaking(model(), language), target, written, texts=items[:PROBED], threads=threads)
+                    deploy.write(
+                        speaking(model(), language),
+                        target,
+                        written,
+                        texts=samples.calibration[:PROBED],
+                        threads=threads,
+                    )
             return choose.recogniser(folder, threads)
 
         found[subject] = opened
 
     package(BASELINE, lambda: original, "onnxruntime")
-    for shorthand, targets in RECIPES.items():
-        file = OURS[name] if shorthand == "ours" else shorthand
+    recipes = {shorthand: (f"benchmarks/recipes/{file}.yaml", ("onnxruntime", "openvino"))
+               for shorthand, file in OURS[name].items()}  # fmt: skip
+    recipes |= {shorthand: (shorthand, targets) for shorthand, targets in RECIPES.items()}
+    for shorthand, (file, targets) in recipes.items():
         for target in targets:
             made = place.parent / f"{shorthand}.artifact"
-            package(f"{shorthand} {target}", lambda file=file, made=made: small(original, file, items, made), target)  # type: ignore[misc]
+            package(f"{shorthand} {target}", lambda file=file, made=made: small(original, file, samples, made), target)  # type: ignore[misc]
     found[THEIRS] = lambda: theirs(speaking(original, language), place / "theirs", threads)
     return found
 
 
-def calibrating(collections: Mapping[str, Collection]) -> list[str]:
-    """Dev recordings, as many of each language."""
-    items = []
+def learned_from(collections: Mapping[str, Collection]) -> Samples:
+    """Dev recordings to train on, and of each language as many of them to calibrate by."""
+    items: list[str] = []
+    texts: list[str] = []
     for collection in collections.values():
         hidden = dataclasses.replace(data.split(collection), test=collection.qrels["test"])
-        items += list(spoken.samples(collection, hidden, CALIBRATION // len(collections)).calibration)
-    return items
+        found = spoken.samples(collection, hidden, CALIBRATION // len(collections))
+        items, texts = [*items, *found.calibration], [*texts, *found.texts]
+    return Samples(calibration=items, texts=texts)
 
 
-def small(original: Model, file: str, items: list[str], folder: Path) -> Model:
+def small(original: Model, file: str, samples: Samples, folder: Path) -> Model:
     """What a recipe makes of the model, kept as an artifact."""
     if not artifact.is_artifact(folder):
         steps = recipe.load(file)
-        made = compress.run(original, steps, Samples(calibration=items, texts=items)).model
+        made = compress.run(original, steps, samples).model
         with writing(folder) as written:
             artifact.write(made, written, recipe=steps)
     return artifact.read(folder)[1]
@@ -171,9 +179,9 @@ def theirs(model: Model, folder: Path, threads: int) -> Recogniser:
 # ---------------------------------------------------------------- quality
 
 
-def tested(collection: Collection, limit: int) -> SearchSet:
+def tested(collection: Collection, limit: int, dev: bool) -> SearchSet:
     """The test recordings, or so many of them in an order that hangs on nothing but their names."""
-    qrels = collection.qrels["test"]
+    qrels = collection.qrels["test"] | (collection.qrels["dev"] if dev else {})
     chosen = sorted(qrels, key=lambda query: zlib.crc32(query.encode()))[: limit or None]
     return spoken.asked(data.search_set(collection, {query: qrels[query] for query in chosen}, "test"))
 

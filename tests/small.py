@@ -306,18 +306,19 @@ class Page(HTMLParser):
 
 
 WHISPER = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
-           "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_source_positions": 50,
+           "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
            "max_target_positions": 64, "num_mel_bins": 80}  # fmt: skip
 SAID = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|es|>", "<|translate|>", "<|transcribe|>",
         "<|startofprev|>", "<|notimestamps|>")  # fmt: skip
 
 
-def tiny_whisper(folder: Path, *, several: bool = False) -> Any:
-    """An untrained Whisper that hears one second, saved as transformers saves it; its network.
+def tiny_whisper(folder: Path, *, several: bool = False, seconds: int = 1) -> Any:
+    """An untrained Whisper, saved as transformers saves it; its network.
 
     Args:
         folder: to write.
         several: whether it knows two languages.
+        seconds: that it hears at once.
     """
     transformers, torch = plugins.require("transformers"), plugins.require("torch")
     folder.mkdir(parents=True, exist_ok=True)
@@ -330,8 +331,9 @@ def tiny_whisper(folder: Path, *, several: bool = False) -> Any:
     end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
     torch.manual_seed(3)
     config = transformers.WhisperConfig(
-        **WHISPER, vocab_size=len(pieces) + len(SAID), eos_token_id=end, bos_token_id=end, pad_token_id=end,
-        decoder_start_token_id=start, init_std=0.4, suppress_tokens=None, begin_suppress_tokens=None,
+        **WHISPER, max_source_positions=50 * seconds, vocab_size=len(pieces) + len(SAID), eos_token_id=end,
+        bos_token_id=end, pad_token_id=end, decoder_start_token_id=start, init_std=0.4, suppress_tokens=None,
+        begin_suppress_tokens=None,
     )  # fmt: skip
     network = transformers.WhisperForConditionalGeneration(config).eval()
     with torch.no_grad():  # what is heard and where it stands counts for more than the token before
@@ -346,5 +348,5 @@ def tiny_whisper(folder: Path, *, several: bool = False) -> Any:
                      "task_to_id": {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}}  # fmt: skip
     network.generation_config = transformers.GenerationConfig(**settings)
     network.save_pretrained(folder)
-    transformers.WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(chunk_length=seconds).save_pretrained(folder)
     return network

@@ -26,14 +26,17 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.importance._evidence import Importance
 from slimseek.losses._loss import Loss
 from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, Samples, Tensor
-from small import CORPUS, tiny_bert, tiny_model, with_outliers
+from small import CORPUS, tiny_bert, tiny_model, tiny_whisper, with_outliers
 
 BASES = {
     "methods": Step, "metrics": (Metric, ErrorRate), "backends": Backend, "datasets": Dataset, "indexes": Index,
     "models": Family, "importance": Importance, "losses": Loss,
 }  # fmt: skip
 ALL = [(folder, name) for folder in BASES for name in plugins.names(folder)]
-OF_CLASSES = ("distil.soft_label",)
+OUTPUTS = {"distil.soft_label": "class_logits", "distil.transcript": "transcript", "simplify.window": "transcript"}
+"""What a model must give for a method."""
+SHORTER = {"distil.transcript": {"steps": 12, "batch_size": 4, "learning_rate": 2e-5}}
+"""In the place of defaults that take half a minute."""
 METHODS = plugins.names("methods")
 METRICS = [name for name in plugins.names("metrics") if issubclass(plugins.load("metrics", name), Metric)]
 ERROR_RATES = [name for name in plugins.names("metrics") if name not in METRICS]
@@ -112,7 +115,7 @@ def test_the_card_of_a_method_names_each_of_its_parameters(name: str) -> None:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ...]:
     """A real model of two layers, the same with integer weights, which some methods need, a network of features, a
-    graph with two more layers that could be one, and a classifier.
+    graph with two more layers that could be one, a classifier, and two recognisers, of a short window and a long one.
 
     One block has an outlier.
     """
@@ -120,7 +123,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ...]:
     plain = with_outliers(tiny_model(folder), 0)
     classifier = dataclasses.replace(plain, spec=msgspec.structs.replace(plain.spec, output="class_logits"))
     integer = plugins.load("methods", "quantize.weights_int")().apply(plain, SAMPLES)
-    return plain, integer, of_features(folder.parent), chained(plain, folder), classifier
+    recognisers = []
+    for seconds in (3, 12):
+        tiny_whisper(folder.parent / f"whisper{seconds}", seconds=seconds)
+        found = choose.model(folder.parent / f"whisper{seconds}")
+        filled = {name: np.where(tensor == 0, np.float32(0.01), tensor) for name, tensor in found.tensors.items()}
+        recognisers.append(dataclasses.replace(found, tensors=filled))  # zeros are stored in fewer bytes
+    return plain, integer, of_features(folder.parent), chained(plain, folder), classifier, *recognisers
 
 
 def of_features(folder: Path) -> Model:
@@ -135,8 +144,8 @@ def of_features(folder: Path) -> Model:
 
 
 def items(model: Model) -> list[str]:
-    """Texts, or random rows for a network that takes these."""
-    return TEXTS if model.spec.preprocess is not None else [f"random:{number}" for number in range(len(TEXTS))]
+    """Texts, or random rows or recordings for a network that takes these; the recognisers hear words in the first."""
+    return TEXTS if model.spec.preprocess is not None else [f"random:{number}" for number in range(5, 5 + len(TEXTS))]
 
 
 def chained(model: Model, folder: Path) -> Model:
@@ -180,16 +189,23 @@ def attempt(step: Step, model: Model) -> Model | UsageError:
 
 
 def applied(name: str, models: tuple[Model, ...]) -> tuple[Step, Model, Model]:
-    """The method with its defaults, the first model that it can change, and the changed one."""
-    step: Step = plugins.load("methods", name)()
-    fitting = [one for one in models if (one.spec.output == "class_logits") or name not in OF_CLASSES]
-    for model in fitting:
+    """The method with its defaults, or shorter, the first model that it can change, and the changed one."""
+    step: Step = plugins.load("methods", name)(**SHORTER.get(name, {}))
+    for model in (one for one in models if one.spec.output == OUTPUTS.get(name, one.spec.output)):
         result = attempt(step, model)
         if isinstance(result, Model):
             return step, model, result
         assert isinstance(result, NoEffect)
         assert name in str(result), "NoEffect says which step had none"
     pytest.fail(f"{name} changes neither a float model nor one with integer weights nor a classifier")
+
+
+def given_by(model: Model) -> Array:
+    """The vectors of its items, or the scores of what is said first in them."""
+    if model.spec.output != "transcript":
+        return choose.encoder(model, "of a test", 1).documents(items(model))
+    recogniser = choose.recognising(model, "of a test", 1)
+    return recogniser.scores(recogniser.input(items(model)))
 
 
 def parts(tensor: Tensor) -> tuple[Any, ...]:
@@ -258,10 +274,9 @@ def test_a_changed_model_still_encodes(name: str, models: tuple[Model, ...]) -> 
     as those before; pruning, tied blocks and a new design may lose more, which training wins back.
     """
     _, model, changed = applied(name, models)
-    vectors = choose.encoder(changed, "changed", 1).documents(items(model))
+    vectors, original = given_by(changed), given_by(model)
     assert vectors.shape == (len(TEXTS), changed.spec.dim)
     assert np.isfinite(vectors).all()
-    original = choose.encoder(model, "before", 1).documents(items(model))
     if name == "simplify.redesign":
         assert changed.spec.dim <= model.spec.dim
         return
@@ -379,7 +394,9 @@ def test_a_methods_notes_are_lines(name: str, models: tuple[Model, ...]) -> None
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_made_is_recorded_so_that_it_can_be_made_again(name: str, models: tuple[Model, ...]) -> None:
     step, model, changed = applied(name, models)
-    ran = compress.run(model, Recipe(steps=(RecipeStep(method=name),)), samples(model))
+    ran = compress.run(
+        model, Recipe(steps=(RecipeStep(method=name, parameters=SHORTER.get(name, {})),)), samples(model)
+    )
     assert ran.failed is None
     assert content(ran.model) == content(changed)
     [record] = ran.records
@@ -506,6 +523,14 @@ def all_alignments(output: Array, target: Any) -> Array:
     return np.array(found)
 
 
+def tokens_said(output: Array, target: Any) -> Array:
+    """By loops: of each transcript the places that count."""
+    return np.array([
+        np.mean([-np.log(softmax(place)[token]) for place, token in zip(row, said, strict=True) if token >= 0])
+        for row, said in zip(output, target["tokens"], strict=True)
+    ])  # fmt: skip
+
+
 def loss_cases() -> dict[str, LossCase]:
     random = np.random.default_rng(0)
     output, target = random.normal(size=(6, 4)), random.normal(size=(6, 4))
@@ -545,6 +570,10 @@ def loss_cases() -> dict[str, LossCase]:
         "ctc": LossCase(
             output=tokens[:, :, :3], touched=(2, (2,)), formula=all_alignments,
             target={"tokens": np.array([[1, 1], [2, 0], [2, 1]]), "lengths": np.array([2, 1, 2])},
+        ),
+        "transcript": LossCase(
+            output=tokens, target={"tokens": np.array([[-1, 1, 3, 0, -1], [-1, 2, -1, -1, -1], [-1, 0, 1, 2, 3]])},
+            touched=(2, (2,)), formula=tokens_said,
         ),
         "soft_label": LossCase(output=output, target={"teacher": target, "label": labels}, touched=(2, (2,)),
                                formula=soft_labels),

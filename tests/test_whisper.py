@@ -191,12 +191,12 @@ def test_an_artifact_is_rebuilt_and_compared_by_its_scores(
         rebuild.rebuild(made, tmp_path / "other", threads=1)
 
 
-def test_the_network_to_train_is_transformers_own(tiny: Fixture) -> None:
+def test_the_network_to_train_gives_what_transformers_own_gives(tiny: Fixture) -> None:
     _, network, model = tiny
     trained = Whisper().trainable(model)
     batch = torch.from_numpy(features(model)[FEATURES])
     ids = torch.tensor([[1, 2, 3]] * len(ITEMS))
-    logits = trained(input_features=batch, decoder_input_ids=ids).logits
+    logits = trained(**{FEATURES: batch, IDS: ids})
     assert torch.allclose(logits, network(input_features=batch, decoder_input_ids=ids).logits, atol=1e-4)
     logits.sum().backward()
     assert all(value.grad is not None for name, value in trained.named_parameters() if "embed_positions" not in name)

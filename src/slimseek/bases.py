@@ -60,9 +60,7 @@ class Family(ABC):
         """
 
     def functions(self, model: Model) -> Mapping[str, onnx.ModelProto]:
-        """The graphs that make up the model, each as :meth:`to_onnx` has it: one called ``model`` that gives a vector,
-        or those of a recogniser, ``encoder`` and ``decoder``.
-        """
+        """Graphs as :meth:`to_onnx` has them: ``model``, or of a recogniser ``encoder`` and ``decoder``."""
         return {"model": self.to_onnx(model)}
 
     def computed(self, model: Model, threads: int) -> Mapping[str, Function]:
@@ -80,9 +78,7 @@ class Family(ABC):
         raise UsageError(f"the shapes of a model of the family {model.spec.family} cannot be changed")
 
     def factorable(self, model: Model) -> tuple[Layer, ...]:
-        """The layers that :meth:`factored` can take: each is one matrix [outputs, inputs] that meets its whole input,
-        and none is already a factor.
-        """
+        """Layers for :meth:`factored`: a matrix [outputs, inputs] that meets its whole input, and is no factor yet."""
         return ()
 
     def factored(self, model: Model, factors: Mapping[str, tuple[Array, Array]]) -> Model:
@@ -103,6 +99,10 @@ class Family(ABC):
         brought to length one where they are; UsageError where the family cannot.
         """
         raise UsageError(f"vectors of a model of the family {model.spec.family} cannot be projected")
+
+    def windowed(self, model: Model, seconds: int) -> Model:
+        """The model that hears so many seconds at once, fewer than it does; UsageError where the family cannot."""
+        raise UsageError(f"the window of a model of the family {model.spec.family} cannot be made shorter")
 
     def widths(self, model: Model) -> Widths:
         """The shape that :meth:`narrowed` can change; UsageError where there is none."""

@@ -302,7 +302,8 @@ def cost(
 
 
 def samples(collection: Collection, splits: Splits, count: int = 64) -> Samples:
-    """Recordings that steps may look at: train and dev queries, none of which the test has too.
+    """Recordings that steps may look at, none of which the test has too: to calibrate by, train and dev queries; to
+    train on those of train alone, where there are some, so that dev judges a training by what it has not heard.
 
     Args:
         collection: with recordings.
@@ -320,7 +321,9 @@ def samples(collection: Collection, splits: Splits, count: int = 64) -> Samples:
     if not items:
         raise UsageError(f"{collection.path} has no recordings to calibrate by but those of the test; it needs "
                          "recordings of a train or dev split")  # fmt: skip
-    return Samples(calibration=items[:: max(1, -(-len(items) // count))], texts=items, queries=items)
+    train = {collection.queries[query] for query in collection.qrels.get("train", {}).keys() - splits.dev.keys()}
+    heard = [item for item in items if item in train] or items
+    return Samples(calibration=items[:: max(1, -(-len(items) // count))], texts=heard, queries=heard)
 
 
 def parts(before: Model, after: Model) -> dict[str, Model]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ BLOCK_SECONDS = 30
 LAST_PART = 6
 """A window may end so many times earlier than it must, at its quietest place: within its last sixth."""
 QUIET_SECONDS = 0.1
+SILENT_SECONDS = 1.0
+"""What a Whisper hears of silence at the end of each window at least: without any it says its words again."""
 MADE_SECONDS = 2.0
 HIGHEST_RATE = 768_000
 
@@ -50,8 +53,16 @@ class SoundInput:
         Raises:
             UsageError: it is no recording, is empty, or holds NaN or infinite samples.
         """
-        for samples in cut(self._samples(item), self._longest, self._sound.rate):
+        for samples in self._parts(item):
             yield self._features(samples, item)
+
+    def fits(self, item: str) -> bool:
+        """Whether all of a recording is in one window.
+
+        Raises:
+            UsageError: as :meth:`windows`.
+        """
+        return len(list(islice(self._parts(item), 2))) < 2
 
     def rows(self, items: Sequence[str], prefix: str = "") -> list[Array]:
         """What the model takes of the first window of each recording: all of it, but for long ones."""
@@ -77,6 +88,13 @@ class SoundInput:
     def _longest(self) -> int:
         """Samples of a window at most; 0 where recordings keep their length."""
         return round(self._sound.seconds * self._sound.rate)
+
+    def _parts(self, item: str) -> Iterator[Array]:
+        """The samples of each window, behind which a Whisper finds some silence."""
+        longest, rate = self._longest, self._sound.rate
+        if self._sound.features == "whisper":
+            longest -= min(round(SILENT_SECONDS * rate), longest // LAST_PART)
+        return cut(self._samples(item), longest, rate)
 
     def _samples(self, item: str) -> Iterator[Array]:
         if item.startswith(RANDOM):

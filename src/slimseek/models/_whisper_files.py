@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +22,8 @@ LANGUAGE = re.compile(r"<\|([a-z]+)\|>")
 FRAMES_OF_A_PLACE = 2
 """The second convolution takes every other frame."""
 TASK = "transcribe"
+TOKENS_A_SECOND = 224 / 30
+"""At most; OpenAI's own bound, in proportion to the window."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -69,6 +73,7 @@ def shape(files: Mapping[str, bytes], path: Path | str = "model") -> Shape:
 def spec(files: Mapping[str, bytes], widths: Shape) -> ModelSpec:
     """What the model takes and gives."""
     frames = widths.max_source_positions * FRAMES_OF_A_PLACE
+    sound = _sound(json_of(files, PREPROCESSOR), widths, frames)
     return ModelSpec(
         family="whisper",
         modality="speech",
@@ -77,9 +82,20 @@ def spec(files: Mapping[str, bytes], widths: Shape) -> ModelSpec:
         dim=widths.vocab_size,
         normalised=False,
         preprocess=None,
-        sound=_sound(json_of(files, PREPROCESSOR), widths, frames),
-        decoding=_decoding(json_of(files, CONFIG) | json_of(files, GENERATION), widths),
+        sound=sound,
+        decoding=_decoding(json_of(files, CONFIG) | json_of(files, GENERATION), widths, sound.seconds),
     )
+
+
+def with_window(files: Mapping[str, bytes], sound: SoundPreprocess, seconds: int) -> dict[str, bytes]:
+    """The files of the model whose window has so many seconds."""
+    frames = seconds * sound.rate // sound.hop
+    reading = {"chunk_length": seconds, "n_samples": seconds * sound.rate, "nb_max_frames": frames}
+    changed = {
+        CONFIG: json_of(files, CONFIG) | {"max_source_positions": frames // FRAMES_OF_A_PLACE},
+        PREPROCESSOR: json_of(files, PREPROCESSOR) | reading,
+    }
+    return dict(files) | {name: json.dumps(content, indent=1).encode() for name, content in changed.items()}
 
 
 def _sound(found: Mapping[str, Any], widths: Shape, frames: int) -> SoundPreprocess:
@@ -95,7 +111,7 @@ def _sound(found: Mapping[str, Any], widths: Shape, frames: int) -> SoundPreproc
     )
 
 
-def _decoding(found: Mapping[str, Any], widths: Shape) -> Decoding:
+def _decoding(found: Mapping[str, Any], widths: Shape, seconds: float) -> Decoding:
     """As transformers' ``generate`` reads the two files: start, language, task, and no times."""
     start, end = found.get("decoder_start_token_id"), found.get("eos_token_id")
     end = end[0] if isinstance(end, list) else end
@@ -114,5 +130,5 @@ def _decoding(found: Mapping[str, Any], widths: Shape) -> Decoding:
         language=language if several else "",
         suppressed=tuple(token for token in found.get("suppress_tokens") or () if 0 <= token < widths.vocab_size),
         suppressed_first=tuple(found.get("begin_suppress_tokens") or ()),
-        most=min(Decoding(kind="autoregressive", end=end).most, widths.max_target_positions - 4),
+        most=min(math.ceil(TOKENS_A_SECOND * seconds), widths.max_target_positions - 4),
     )

@@ -55,6 +55,11 @@ def load(model: Model, rounded: bool = False) -> Any:
     return network
 
 
+def said(network: Any, input_features: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """Features [batch, mels, frames] and ids [batch, n] to the logits [batch, n, tokens] behind each of the ids."""
+    return stepped(network, encoded(network, input_features) | {IDS: input_ids})[LOGITS]
+
+
 def functions(network: Any, threads: int) -> dict[str, Function]:
     """``encoder`` and ``decoder`` of a network, from arrays to arrays."""
 
@@ -96,9 +101,9 @@ def stepped(network: Any, given: Tensors) -> Tensors:
     """
     decoder, ids = network.model.decoder, given[IDS]
     before = given[f"{PAST}key_0"].shape[2] if f"{PAST}key_0" in given else 0
-    places = torch.arange(before, before + ids.shape[1])
+    places = torch.arange(before, before + ids.shape[1], device=ids.device)
     hidden = decoder.embed_tokens(ids) + decoder.embed_positions.weight[places]
-    mask = torch.arange(before + ids.shape[1])[None, :] <= places[:, None]
+    mask = torch.arange(before + ids.shape[1], device=ids.device)[None, :] <= places[:, None]
     found: Tensors = {}
     for number, layer in enumerate(decoder.layers):
         rows = layer.self_attn_layer_norm(hidden)

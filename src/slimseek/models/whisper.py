@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ from slimseek import reading
 from slimseek.bases import Family
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
-from slimseek.integers import dense
+from slimseek.integers import dense, take_rows
 from slimseek.models import _text_files as text_files
 from slimseek.models import _whisper_graph as graphs
 from slimseek.models import _whisper_network as networks
-from slimseek.models._whisper_files import CONFIG, FRAMES_OF_A_PLACE, Shape, is_whisper, shape, spec
+from slimseek.models._whisper_files import CONFIG, FRAMES_OF_A_PLACE, Shape, is_whisper, shape, spec, with_window
 from slimseek.recognise import FEATURES, IDS, decoded
 from slimseek.schema import Array, Batch, Encode, Function, Layer, Model, Tensor
 
@@ -29,6 +31,7 @@ WEIGHTS = "model*.safetensors"
 SAVED = "model.safetensors"
 NO_VECTOR = "a recogniser gives transcripts, not vectors"
 TIED = {"proj_out.weight": graphs.TABLE}
+PLACES = "model.encoder.embed_positions.weight"
 KINDS: dict[type, tuple[Any, int]] = {
     nn.Linear: ("linear", 0),
     nn.Conv1d: ("convolution", 0),
@@ -83,11 +86,25 @@ class Whisper(Family):
                 hook.remove()
 
     def trainable(self, model: Model) -> nn.Module:
-        """Transformers' network: features and the ids of the decoder to logits [batch, n, tokens]."""
+        """Transformers' network, which gives the logits [batch, n, tokens] behind each of the ids of the decoder."""
         network = networks.load(model)
         for parameter in network.parameters():
             parameter.requires_grad_(True)
+        network.forward = partial(networks.said, network)
         return network  # type: ignore[no-any-return]
+
+    def windowed(self, model: Model, seconds: int) -> Model:
+        """The first places of the encoder stay."""
+        assert model.spec.sound
+        files = with_window(model.files, model.spec.sound, seconds)
+        now = spec(files, shape(files))
+        rows = np.arange(shape(files).max_source_positions)
+        assert model.spec.decoding
+        assert now.decoding
+        decoding = msgspec.structs.replace(model.spec.decoding, most=min(model.spec.decoding.most, now.decoding.most))
+        changed = msgspec.structs.replace(model.spec, inputs=now.inputs, sound=now.sound, decoding=decoding)
+        tensors = dict(model.tensors) | {PLACES: take_rows(model.tensors[PLACES], rows)}
+        return dataclasses.replace(model, spec=changed, files=files, tensors=tensors)
 
     def to_onnx(self, model: Model) -> Any:
         """Refused: there are two graphs."""

@@ -219,7 +219,11 @@ def _judge(model: Model, dev: SearchSet, metric: str, seen: list[Measurement], t
 
         try:
             with shown_on(None):  # the bar of the training goes on
-                found = _measured(model, encode, dev, metric, threads)
+                if model.spec.autoregressive:  # of two functions, neither of which is the network's own
+                    now = dataclasses.replace(model, tensors=trained(model, network))
+                    found = _measured(now, None, dev, metric, threads)
+                else:
+                    found = _measured(model, encode, dev, metric, threads)
         except UsageError:
             if not seen:
                 raise

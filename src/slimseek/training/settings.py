@@ -11,7 +11,7 @@ from slimseek.training.examples import Examples
 from slimseek.training.train import Loss, Training
 from slimseek.value import Value
 
-LOSSES = ("contrastive", "cross_entropy", "ctc", "margin_mse", "normalised_softmax")
+LOSSES = ("contrastive", "cross_entropy", "ctc", "margin_mse", "normalised_softmax", "transcript")
 
 
 class Settings(Value, frozen=True):
@@ -20,8 +20,8 @@ class Settings(Value, frozen=True):
     Attributes:
         loss: ``contrastive`` or ``margin_mse`` for a collection to search; for a labelled one ``cross_entropy``, which
             makes a classifier, or ``normalised_softmax``, which makes vectors by which items of a class find each
-            other; ``ctc`` for a recogniser that gives a token for each frame; empty for the first that fits, of
-            pictures the latter.
+            other; ``ctc`` for a recogniser that gives a token for each frame, ``transcript`` for one with a decoder;
+            empty for the first that fits, of pictures the latter.
         teacher: the MODEL whose margins ``margin_mse`` learns.
         hard_negatives: passages for each query that the model takes for relevant and that are not judged so.
         temperature: of ``contrastive``; 1 is taken for models whose vectors are not of length one.

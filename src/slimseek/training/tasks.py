@@ -19,9 +19,11 @@ from slimseek.metrics._said import normalised
 from slimseek.schema import Array, Model
 from slimseek.training import examples as feeding
 from slimseek.training import pairs
+from slimseek.training import transcripts as spoken
 from slimseek.training.examples import Example, Examples, Lazy
 from slimseek.training.settings import Settings, Task
 from slimseek.training.targets import shortened
+from slimseek.training.transcripts import Heard
 
 OF_LABELS = ("cross_entropy", "normalised_softmax")
 HEAD_SHARE = 10.0
@@ -38,7 +40,7 @@ def check(model: Model, found: Collection, splits: Splits, settings: Settings) -
         UsageError: as :func:`fitting`, or there is nothing to train on.
     """
     name, train = fitting(model, found, settings), trainable(found, splits)
-    if name == "ctc" and not any(found.said.get(found.queries[query]) for query in train):
+    if model.spec.output == "transcript" and not any(found.said.get(found.queries[query]) for query in train):
         raise UsageError(f"train: {found.name} has no train recording with a transcript")
     return name
 
@@ -78,6 +80,8 @@ def task(model: Model, found: Collection, splits: Splits, settings: Settings, th
     name, qrels = check(model, found, splits, settings), trainable(found, splits)
     if name == "ctc":
         return _transcripts(model, found, qrels, settings)
+    if name == "transcript":
+        return _dictated(model, found, qrels, settings)
     if found.labelled:
         return _classification(model, found, qrels, settings, name)
     return pairs.searching(model, found, qrels, settings, name, threads)
@@ -112,11 +116,10 @@ def trainable(found: Collection, splits: Splits) -> Qrels:
 
 
 def _of_transcripts(model: Model, settings: Settings) -> str:
-    if model.spec.autoregressive:
-        raise UsageError("train: recognisers with a decoder are not trained; those with a token for each frame are")
-    if settings.loss not in ("", "ctc"):
-        raise UsageError(f"train: loss is {settings.loss}, and the model gives transcripts; ctc is allowed")
-    return "ctc"
+    name = "transcript" if model.spec.autoregressive else "ctc"
+    if settings.loss not in ("", name):
+        raise UsageError(f"train: loss is {settings.loss}, and the model gives transcripts; {name} is allowed")
+    return name
 
 
 def _transcripts(model: Model, found: Collection, qrels: Qrels, settings: Settings) -> Task:
@@ -129,6 +132,20 @@ def _transcripts(model: Model, found: Collection, qrels: Qrels, settings: Settin
     some = feeding.transcribed(read, said, vocabulary.blank, training.batch_size, training.batches, training.seed)
     return Task(model=model, name="ctc", loss=plugins.load("losses", "ctc")(blank=vocabulary.blank), items=len(said),
                 examples=Examples(train=some, held_out=()), shares={})  # fmt: skip
+
+
+def _dictated(model: Model, found: Collection, qrels: Qrels, settings: Settings) -> Task:
+    """Recordings with the transcripts that a decoder should write of them, in the language that it is asked for."""
+    assert model.spec.decoding
+    language, said = model.spec.decoding.language, found.said
+    items = [item for item in dict.fromkeys(found.queries[query] for query in qrels) if said.get(item)]
+
+    def heard(chosen: Sequence[str]) -> list[Heard]:
+        return [Heard(text=said[item], language=language) for item in chosen]
+
+    some = spoken.examples(model, items, heard, settings.training)
+    return Task(model=model, name="transcript", loss=plugins.load("losses", "transcript")(), items=len(items),
+                examples=Examples(train=some.train, held_out=()), shares={})  # fmt: skip
 
 
 # ---------------------------------------------------------------- classes

@@ -52,7 +52,7 @@ def vectors(
     """
     if not items:
         return np.zeros((0, teacher.spec.dim), np.float32)
-    place = _place(folder)
+    place = cache_folder(folder)
     if place is None:
         if compute is not None:
             return compute(items)
@@ -109,7 +109,7 @@ def _parts(whole: Path) -> Path:
     return whole.with_suffix(".parts")
 
 
-def _place(folder: str) -> Path | None:
+def cache_folder(folder: str) -> Path | None:
     """The folder, made; ``None`` where the user's own cannot be written, without which a training does as well."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     place = Path(folder) if folder else Path(home) / "slimseek" / "teachers"

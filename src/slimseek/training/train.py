@@ -297,7 +297,7 @@ def trained(model: Model, network: nn.Module) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = dict(model.tensors)
     for name, tensor in model.tensors.items():
         if name in state and not isinstance(tensor, QuantizedTensor) and is_float(tensor):
-            value = state[name].numpy().astype(tensor.dtype)
+            value = state[name].cpu().numpy().astype(tensor.dtype)
             if not np.array_equal(value, tensor):
                 tensors[name] = value
     return tensors

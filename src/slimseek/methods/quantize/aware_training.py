@@ -1,4 +1,4 @@
-"""Weights as integers of few bits, trained to give the original's vectors: no labels are needed."""
+"""Weights as integers of few bits, trained to give what the float model gives: no labels are needed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from slimseek.methods._training import TrainingStep
 from slimseek.methods.quantize._outline import rounded
 from slimseek.schema import Granularity, Layer, LayerKind, Model, QuantizedTensor, QuantSpec, Samples
 from slimseek.training import targets, train
+from slimseek.training.examples import Examples
 from slimseek.training.train import trained
 
 STEP_RATE = 0.1
@@ -20,9 +21,10 @@ STEP_RATE = 0.1
 class AwareTraining(TrainingStep, frozen=True, kw_only=True):
     """Round weights as ``quantize.weights_int`` does, then train them on their grid (quantization-aware training).
 
-    The loss is 1 - cosine of the vector to the float model's, on documents and on train and dev queries. Weights get
-    gradients as if rounding were not there; the step of each group is trained too (Esser et al., 2020). The state with
-    the least loss on held-out items is kept, the untrained one among them.
+    The loss is 1 - cosine of the vector to the float model's, on documents and on train and dev queries. A recogniser
+    with a decoder learns to say what the original hears, as in ``distil.transcript``. Weights get gradients as if
+    rounding were not there; the step of each group is trained too (Esser et al., 2020). The state with the least loss
+    on held-out items is kept, the untrained one among them.
 
     Attributes:
         bits: 2 to 8.
@@ -66,13 +68,22 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
         }
         # Bfloat16 would round what was rounded to the grid once more.
         settings = msgspec.structs.replace(self._training(), precision="float32")
-        float_vectors = targets.vectors_of(dataclasses.replace(model, activations={}), self.max_tokens, self.cache)
-        found = targets.examples(model, self._items(samples.texts), float_vectors, settings)
-        train.fit(network, found, plugins.load("losses", "cosine")(), settings, label="quantization-aware training",
-                  shares={".step": STEP_RATE})  # fmt: skip
+        found, loss = self._taught(model, samples, settings)
+        train.fit(network, found, loss, settings, label="quantization-aware training", shares={".step": STEP_RATE})
         tensors = trained(model, network)
         tensors |= {weight: integers_of() for weight, integers_of in quantized.items()}
         return dataclasses.replace(model, tensors=tensors)
+
+    def _taught(self, model: Model, samples: Samples, settings: train.Training) -> tuple[Examples, train.Loss]:
+        """The batches with what the float model gives of them, and the loss."""
+        given = dataclasses.replace(model, activations={})
+        if model.spec.autoregressive:
+            transcripts = plugins.require("slimseek.training.transcripts")
+            heard = transcripts.heard_by(samples.original or given, self.cache)
+            return transcripts.examples(model, samples.texts, heard, settings), plugins.load("losses", "transcript")()
+        vectors = targets.vectors_of(given, self.max_tokens, self.cache)
+        found = targets.examples(model, self._items(samples.texts), vectors, settings)
+        return found, plugins.load("losses", "cosine")()
 
     def outline(self, model: Model, samples: Samples) -> Model:
         """As that of ``quantize.weights_int``."""

@@ -1,0 +1,46 @@
+"""A recogniser's window of fixed length becomes shorter: whoever searches by voice says little at a time."""
+
+from __future__ import annotations
+
+from slimseek import choose
+from slimseek.bases import Step
+from slimseek.errors import NoEffect, UsageError
+from slimseek.schema import Model, Samples
+
+
+class ShorterWindow(Step, frozen=True, kw_only=True):
+    """Cut a Whisper's window, which costs the same however little is said in it, and the places that it no more has.
+
+    Longer recordings are cut where they are quiet, window by window, as before. The network was trained on windows of
+    its old length and hears worse at first, until ``distil.transcript`` trains it.
+
+    Attributes:
+        seconds: of the new window.
+    """
+
+    seconds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.seconds < 1:
+            raise UsageError(f"simplify.window: seconds is {self.seconds}; 1 or more is allowed")
+
+    def apply(self, model: Model, samples: Samples) -> Model:
+        """The first places of the encoder stay, and the configurations say how many."""
+        if not model.spec.sound or not model.spec.sound.seconds:
+            raise UsageError("simplify.window: this model has no window of recordings")
+        if self.seconds >= model.spec.sound.seconds:
+            raise NoEffect(f"simplify.window: the model's window has {model.spec.sound.seconds:g} seconds")
+        try:
+            return choose.family(model).windowed(model, self.seconds)
+        except UsageError as error:
+            raise UsageError(f"simplify.window: {error}") from None
+
+    def outline(self, model: Model, samples: Samples) -> Model:
+        """The same: places but leave."""
+        return self.apply(model, samples)
+
+    def notes(self, before: Model, after: Model) -> tuple[str, ...]:
+        """The window before and after."""
+        assert before.spec.sound
+        assert after.spec.sound
+        return (f"windows of {after.spec.sound.seconds:g} seconds, {before.spec.sound.seconds:g} before",)
