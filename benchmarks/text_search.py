@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--collections", nargs="+", default=COLLECTIONS)
     parser.add_argument("--without", nargs="+", default=(), help="words of alternatives to leave out, such as torchao")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quality", action="store_true", help="only quality")
+    parser.add_argument("--quality", action="store_true", help="only quality, and a table without times")
     parser.add_argument("--time", action="store_true", help="only time, of packages made before")
     arguments = parser.parse_args()
     with shown_on(Console(stderr=True)):
@@ -71,10 +71,10 @@ def main() -> None:
             found = subjects(original, collection, arguments.recipes, arguments.without, place, arguments.threads)
             if not arguments.time:
                 quality(collection, found, place)
-            if not arguments.quality:
-                results["collections"][name] = table(collection, found, place, arguments.threads)
+            timed = {} if arguments.quality else costs(collection, found, place, arguments.threads)
+            results["collections"][name] = table(found, place, timed)
+        write_atomically(arguments.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
         if not arguments.quality:
-            write_atomically(arguments.out, msgspec.json.format(json.dumps(results).encode(), indent=1))
             print_markdown(results)
 
 
@@ -202,13 +202,19 @@ def quality(collection: Collection, found: dict[str, Callable[[], Encoder]], pla
         write_atomically(file, msgspec.json.encode(document))
 
 
-def table(
+def costs(
     collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path, threads: int
-) -> dict[str, object]:
-    """One row a subject: bytes, quality against the baseline, times at each shape and on real queries."""
+) -> dict[str, dict[str, float]]:
+    """What each subject takes: times at each shape and on real queries, memory, seconds to compress."""
     test = data.search_set(collection, collection.qrels["test"], "test")
-    encoders = {name: open_subject() for name, open_subject in found.items()}
-    times = clock(encoders, test)
+    clocked = clock({name: open_subject() for name, open_subject in found.items()}, test)
+    return {name: row | footprint(place, name, threads) for name, row in clocked.items()}
+
+
+def table(
+    found: dict[str, Callable[[], Encoder]], place: Path, timed: dict[str, dict[str, float]]
+) -> dict[str, object]:
+    """One row a subject: bytes, quality against the baseline, and what was timed."""
     rows: dict[str, object] = {}
     measured = {name: read(place, name) for name in found}
     for name in found:
@@ -222,8 +228,7 @@ def table(
             "n": change.n,
             "overlap@10": evaluate.overlap(measured[BASELINE]["ranking"], measured[name]["ranking"]),
             "invariance": measured[name]["invariance"],
-            **times[name],
-            **footprint(place, name, threads),
+            **timed.get(name, {}),
         }
     return rows
 
