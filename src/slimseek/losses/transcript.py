@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from slimseek.losses._loss import Loss
 
-UNSAID = -1
-"""Stands for a place that nobody asks about: the beginning of every transcript, and what follows its end."""
-
 
 class TranscriptLoss(Loss, frozen=True):
     """-log of the probability that softmax gives the tokens of a transcript, their mean."""
@@ -20,7 +17,5 @@ class TranscriptLoss(Loss, frozen=True):
         counts. A transcript without any counts 0.
         """
         tokens = target["tokens"].long()
-        losses = nn.functional.cross_entropy(
-            output.transpose(1, 2), tokens, ignore_index=UNSAID, reduction="none"
-        )  # fmt: skip
-        return losses.sum(1) / (tokens != UNSAID).sum(1).clamp(min=1)
+        losses = nn.functional.cross_entropy(output.transpose(1, 2), tokens, ignore_index=-1, reduction="none")
+        return losses.sum(1) / (tokens >= 0).sum(1).clamp(min=1)

@@ -35,6 +35,7 @@ PART = 64
 """Recordings that a teacher hears between two writes of its file: what a run that is killed loses at most."""
 TOKENS = "tokens"
 UNSAID = -1
+"""In the place of a token that is not asked for: in the prompt, and behind the end."""
 
 
 class Heard(Value, frozen=True):

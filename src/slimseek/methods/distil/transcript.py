@@ -16,8 +16,8 @@ class TranscriptDistillation(DistillationStep, frozen=True, kw_only=True):
 
     The teacher hears each recording once and writes down what is said in it; the student, which may have another
     vocabulary, fewer blocks, or a shorter window, learns each next token behind those before it. Recordings are the
-    train and dev queries that are no longer than the student's window; nobody needs to know what is said in them. The
-    state with the least loss on held-out recordings is kept.
+    train queries that fit into the student's window, those of dev where there are none; nobody needs to know what is
+    said in them. The state with the least loss on held-out recordings is kept.
 
     Whom it learns from, and on what, is told by :class:`slimseek.methods.distil._step.DistillationStep`.
     """

@@ -11,8 +11,8 @@ from slimseek.schema import Model, Samples
 class ShorterWindow(Step, frozen=True, kw_only=True):
     """Cut a Whisper's window, which costs the same however little is said in it, and the places that it no more has.
 
-    Longer recordings are cut where they are quiet, window by window, as before. The network was trained on windows of
-    its old length and hears worse at first, until ``distil.transcript`` trains it.
+    Recordings that fit are heard nearly as before. Longer ones are cut where they are quiet, window by window, and a
+    window that begins in their middle is heard worse; ``distil.transcript`` may follow.
 
     Attributes:
         seconds: of the new window.
