@@ -269,7 +269,7 @@ def test_what_cannot_be_fine_tuned_is_refused_in_a_line(
     for wrong, reason in (
         (
             {"loss": "cosine"},
-            "loss is 'cosine'; contrastive, cross_entropy, ctc, margin_mse, normalised_softmax are allowed",
+            "loss is 'cosine'; contrastive, cross_entropy, ctc, margin_mse, normalised_softmax, transcript are allowed",
         ),
         ({"loss": "margin_mse"}, "needs a teacher"),
         ({"teacher": "minilm"}, "no other loss takes one"),
