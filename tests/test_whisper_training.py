@@ -202,19 +202,19 @@ def test_a_teacher_hears_each_recording_once(
     assert {one.language for one in heard_by(several, cache)(ITEMS[:6])} <= {"en", "es"}
     real, asked = transcripts._listened, []
 
-    def listened(teacher: Model, items: Any) -> Iterator[Heard]:
+    def listened(teacher: Model, functions: Any, items: Any) -> Iterator[Heard]:
         asked.append(list(items))
-        return real(teacher, items)  # type: ignore[return-value]
+        return real(teacher, functions, items)  # type: ignore[return-value]
 
     monkeypatch.setattr(transcripts, "_listened", listened)
     assert heard_by(model, cache)(ITEMS[:8])[:6] == heard
     assert asked == [ITEMS[6:8]]
     monkeypatch.setattr(transcripts, "PART", 4)
 
-    def killed(teacher: Model, items: Any) -> Iterator[Heard]:
+    def killed(teacher: Model, functions: Any, items: Any) -> Iterator[Heard]:
         if ITEMS[16] in items:
             raise KeyboardInterrupt
-        return listened(teacher, items)
+        return listened(teacher, functions, items)
 
     monkeypatch.setattr(transcripts, "_listened", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -18,12 +18,10 @@ from slimseek.inputs.vocabulary import Vocabulary
 from slimseek.metrics._said import normalised
 from slimseek.schema import Array, Model
 from slimseek.training import examples as feeding
-from slimseek.training import pairs
-from slimseek.training import transcripts as spoken
+from slimseek.training import pairs, transcripts
 from slimseek.training.examples import Example, Examples, Lazy
 from slimseek.training.settings import Settings, Task
 from slimseek.training.targets import shortened
-from slimseek.training.transcripts import Heard
 
 OF_LABELS = ("cross_entropy", "normalised_softmax")
 HEAD_SHARE = 10.0
@@ -140,10 +138,10 @@ def _dictated(model: Model, found: Collection, qrels: Qrels, settings: Settings)
     language, said = model.spec.decoding.language, found.said
     items = [item for item in dict.fromkeys(found.queries[query] for query in qrels) if said.get(item)]
 
-    def heard(chosen: Sequence[str]) -> list[Heard]:
-        return [Heard(text=said[item], language=language) for item in chosen]
+    def heard(chosen: Sequence[str]) -> list[transcripts.Heard]:
+        return [transcripts.Heard(text=said[item], language=language) for item in chosen]
 
-    some = spoken.examples(model, items, heard, settings.training)
+    some = transcripts.examples(model, items, heard, settings.training)
     return Task(model=model, name="transcript", loss=plugins.load("losses", "transcript")(), items=len(items),
                 examples=Examples(train=some.train, held_out=()), shares={})  # fmt: skip
 

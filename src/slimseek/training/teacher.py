@@ -73,14 +73,19 @@ def _key(teacher: Model, items: Sequence[str]) -> str:
     """What the vectors hang on: the teacher with its longest sequence, and the items; of files their content."""
     digest = hashlib.sha256(FORMAT + fingerprint(teacher).encode())
     for item in items:
-        content = item.encode("utf-8", "surrogatepass")
-        if teacher.spec.preprocess is None and not item.startswith(RANDOM):
-            try:
-                content = Path(item).read_bytes()
-            except OSError as error:
-                raise UsageError(f"{item} cannot be read: {error.strerror}") from error
-        digest.update(hashlib.sha256(content).digest())
+        digest.update(content(item, text=teacher.spec.preprocess is not None))
     return digest.hexdigest()
+
+
+def content(item: str, text: bool) -> bytes:
+    """The sha256 of a text, or of what the file of an item holds; of a made one that of its name."""
+    held = item.encode("utf-8", "surrogatepass")
+    if not text and not item.startswith(RANDOM):
+        try:
+            held = Path(item).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{item} cannot be read: {error.strerror}") from error
+    return hashlib.sha256(held).digest()
 
 
 def _encoder(teacher: Model) -> Encoder:

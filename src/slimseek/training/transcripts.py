@@ -5,7 +5,6 @@ What a teacher heard is kept on disk, a file for each teacher.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,16 +16,15 @@ from slimseek import choose, plugins
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.folder import write_atomically
-from slimseek.inputs.arrays import RANDOM
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
 from slimseek.preprocess import Decoding
 from slimseek.progress import say, track
 from slimseek.recognise import IDS, decoded
-from slimseek.schema import Array, Model
+from slimseek.schema import Array, Function, Model
 from slimseek.training import targets
 from slimseek.training.examples import Example, Examples, Lazy
-from slimseek.training.teacher import cache_folder
+from slimseek.training.teacher import cache_folder, content
 from slimseek.training.train import Training
 from slimseek.value import Value
 
@@ -90,15 +88,17 @@ def heard_by(teacher: Model, cache: str = "") -> Callable[[Sequence[str]], list[
     def heard(items: Sequence[str]) -> list[Heard]:
         folder = cache_folder(cache)
         file = folder / f"{fingerprint(teacher)}.json" if folder else None
-        keys = [_content(item) for item in items]
+        keys = [content(item, text=False).hex() for item in items]
         known = _read(file)
-        new = [item for item, key in zip(items, keys, strict=True) if key not in known]
+        new = [(key, item) for key, item in zip(keys, items, strict=True) if key not in known]
+        functions = choose.family(teacher).computed(teacher, plugins.require("torch").get_num_threads()) if new else {}
         if file and new:
             say(f"{LABEL} are kept in {folder}")
         with track(LABEL, len(new)) as advance:
             for start in range(0, len(new), PART):
                 some = new[start : start + PART]
-                known |= zip(map(_content, some), _listened(teacher, some), strict=True)
+                found = _listened(teacher, functions, [item for _, item in some])
+                known |= zip((key for key, _ in some), found, strict=True)
                 if file:
                     write_atomically(file, msgspec.json.encode(known))
                 advance(len(some))
@@ -107,10 +107,9 @@ def heard_by(teacher: Model, cache: str = "") -> Callable[[Sequence[str]], list[
     return heard
 
 
-def _listened(teacher: Model, items: Sequence[str]) -> list[Heard]:
-    """What the teacher hears now."""
+def _listened(teacher: Model, functions: Mapping[str, Function], items: Sequence[str]) -> list[Heard]:
+    """What the teacher hears now, computed by its functions."""
     assert teacher.spec.decoding
-    functions = choose.family(teacher).computed(teacher, plugins.require("torch").get_num_threads())
     read, decoding = SoundInput(teacher.spec), teacher.spec.decoding
     names = {token: language for language, token in decoding.languages.items()}
     tokenizer, rows = _tokenizer(teacher), read.rows(items)
@@ -172,15 +171,6 @@ def _window(model: Model) -> float:
 
 def _tokenizer(model: Model) -> Tokenizer:
     return Tokenizer.from_buffer(model.files[TOKENIZER])
-
-
-def _content(item: str) -> str:
-    """What tells a recording apart from others."""
-    try:
-        content = item.encode() if item.startswith(RANDOM) else Path(item).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{item} cannot be read: {error.strerror}") from error
-    return hashlib.sha256(content).hexdigest()
 
 
 def _read(file: Path | None) -> dict[str, Heard]:
