@@ -231,14 +231,20 @@ def subjects(file: Path, collection: Collection, place: Path, threads: int) -> d
                 folder.mkdir(exist_ok=True)
                 deploy.write(model, target, folder, texts=calibration[:32], threads=threads)
             found[f"{name} {target}"] = choose.choose(folder, threads)
+    made = others(original, calibration, place, threads)
+    return found | {name: make() for name, make in made.items()}
+
+
+def others(original: Model, items: list[str], place: Path, threads: int) -> dict[str, Callable[[], Encoder]]:
+    """The alternatives by name, made of the same ONNX file and calibrated on the same items."""
     plain = place / "plain.onnx"
     onnx.save(choose.family(original).to_onnx(original), plain)
-    found["static int8 onnxruntime (theirs)"] = theirs(original, plain, calibration, place, threads)
-    found["static int8 onnxruntime (Neural Compressor)"] = neural_compressor(
-        original, plain, calibration, place, threads
-    )
-    found["static int8 openvino (NNCF)"] = nncf_static(original, plain, calibration, place, threads)
-    return found
+    named = {
+        "static int8 onnxruntime (theirs)": theirs,
+        "static int8 onnxruntime (Neural Compressor)": neural_compressor,
+        "static int8 openvino (NNCF)": nncf_static,
+    }
+    return {name: lambda make=make: make(original, plain, items, place, threads) for name, make in named.items()}  # type: ignore[misc]
 
 
 def theirs(model: Model, plain: Path, calibration: list[str], place: Path, threads: int) -> Encoder:

@@ -178,7 +178,7 @@ def table(collection: Collection, found: dict[str, Callable[[], Encoder]], place
     measured = {name: text_search.read(place, name) for name in found}
     rows: dict[str, object] = {}
     for name in found:
-        change = evaluate.compare(measured[BASELINE]["ndcg"], measured[name]["ndcg"])  # type: ignore[arg-type]
+        change = evaluate.compare(measured[BASELINE]["score"], measured[name]["score"])  # type: ignore[arg-type]
         rows[name] = {
             "size_bytes": measured[name]["size"], "ndcg@10": change.after, "kept": 1 + change.relative, "n": change.n,
             "kept_interval": [1 + change.interval[0], 1 + change.interval[1]],

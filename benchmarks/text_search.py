@@ -185,7 +185,10 @@ def seconds_file(place: Path, shorthand: str) -> Path:
     return place / f"seconds-{Path(shorthand).stem}.json"
 
 
-def quality(collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path) -> None:
+def quality(
+    collection: Collection, found: dict[str, Callable[[], Encoder]], place: Path,
+    metrics: Sequence[str] = evaluate.METRICS,
+) -> None:  # fmt: skip
     """Scores of every subject, one file each; what is there is not computed again."""
     test = data.search_set(collection, collection.qrels["test"], "test")
     for name, open_subject in found.items():
@@ -194,7 +197,7 @@ def quality(collection: Collection, found: dict[str, Callable[[], Encoder]], pla
             continue
         encoder = open_subject()
         say(f"{collection.name}: {name}")
-        scored = evaluate.quality(encoder, test)
+        scored = evaluate.quality(encoder, test, metrics)
         invariance = evaluate.invariance(encoder, list(test.queries.values())[:256])
         document = {"measurements": scored.measurements, "ranking": {q: r[:10] for q, r in scored.ranking.items()},
                     "invariance": invariance.value, "size": sum(encoder.shipped.values()),
@@ -218,7 +221,7 @@ def table(
     rows: dict[str, object] = {}
     measured = {name: read(place, name) for name in found}
     for name in found:
-        change = evaluate.compare(measured[BASELINE]["ndcg"], measured[name]["ndcg"])
+        change = evaluate.compare(measured[BASELINE]["score"], measured[name]["score"])
         rows[name] = {
             "size_bytes": measured[name]["size"],
             "weights_bytes": measured[name]["weights"],
@@ -242,10 +245,11 @@ def footprint(place: Path, name: str, threads: int) -> dict[str, float]:
     return found | ({"compress_seconds": json.loads(seconds.read_text())} if seconds.is_file() else {})
 
 
-def read(place: Path, name: str) -> dict[str, object]:
+def read(place: Path, name: str, metric: str = "ndcg@10") -> dict[str, object]:
+    """What :func:`quality` kept of a subject, with the ``score`` that counts."""
     document = json.loads((place / f"quality-{name.replace(' ', '-')}.json").read_bytes())
-    ndcg = next(m for m in document["measurements"] if m["name"] == "ndcg@10")
-    return document | {"ndcg": msgspec.convert(ndcg, evaluate.Measurement)}
+    score = next(m for m in document["measurements"] if m["name"] == metric)
+    return document | {"score": msgspec.convert(score, evaluate.Measurement)}
 
 
 def clock(encoders: dict[str, Encoder], test: SearchSet) -> dict[str, dict[str, float]]:

@@ -231,7 +231,7 @@ def changed(change: Change) -> dict[str, Any]:
 
 def clock(chosen: Subjects, test: SearchSet) -> dict[str, dict[str, float]]:
     """Real-time factor and latency of a recording, in turns."""
-    opened = {name: one() for name, one in chosen.items()}
+    opened = {name: (one(), "") for name, one in chosen.items()}
     measured = spoken.cost(opened, list(test.queries.values()))
     return {name: {one.name: one.value for one in row} for name, row in measured.items()}
 

@@ -208,11 +208,11 @@ def test_mixed_bits_say_what_cannot_be_reached(model: Model) -> None:
 def test_the_predicted_size_is_that_of_the_package(
     name: str, target: str, model: Model, built: dict[str, Model], tmp_path: Path
 ) -> None:
-    """Of a package of a hundred kilobytes, half of which are nodes; those of real models are nearer."""
+    """But for some nodes: those that round an input which several layers read are counted for each of these."""
     outline = sizes.outlined(model, RECIPES[name], SAMPLES)
     manifest = sizes.PACKAGE + len(sizes.msgspec.json.encode(outline.spec))
     true = shipped(built[name], target, tmp_path / "package") + manifest
-    assert sizes.predicted(outline, target) == pytest.approx(true, rel=0.035)
+    assert sizes.predicted(outline, target) == pytest.approx(true, abs=3600)
 
 
 @pytest.mark.parametrize("target", BACKENDS)

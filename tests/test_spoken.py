@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from slimseek import choose, compress, data, evaluate, hearing, spoken
+from slimseek import choose, compress, data, evaluate, hearing, spoken, timing
 from slimseek.collection import Collection, SearchSet
 from slimseek.errors import UsageError
 from slimseek.preprocess import SoundPreprocess
@@ -34,6 +34,9 @@ class Made(Recogniser):
 
     def transcripts(self, items: Sequence[str], advance: Callable[[int], None] | None = None) -> list[str]:
         return [self.known[Path(item).name] for item in items]
+
+    def begin(self, item: str) -> None:
+        """Nothing is computed."""
 
 
 def made(known: Mapping[str, str], name: str = "made") -> Made:
@@ -145,13 +148,15 @@ def test_evaluation_against_a_baseline(
     recognisers = {"good": made(heard(), "good"), "bad": made(heard(d1="a forest engine"), "bad")}
     monkeypatch.setattr(choose, "recogniser", lambda source, threads=None: recognisers[source])
     monkeypatch.setattr(choose, "choose", lambda source, threads=None: found.encoder)
+    monkeypatch.setattr(timing, "fresh_start", lambda source, threads: timing.Start(seconds=1, peak_memory_bytes=2))
     said = hearing.evaluation("bad", collection, baseline="good", search_with="tiny")
     assert [one.name for one in said.typed] == list(spoken.SEARCH)
     [words] = [change for change in said.changes if change.metric == "word_error_rate"]
     assert (words.points, words.relative) == (True, pytest.approx(-6 / 22))
     assert [change.metric for change in said.spoken] == list(spoken.SEARCH)
     names = {one.name for one in said.subject.measurements}
-    assert names >= {"size", "real_time_factor", "latency_p50", "word_error_rate", "ndcg@10"}
+    assert names >= {"size", "real_time_factor", "latency_p50", "latency_first_token", "word_error_rate", "ndcg@10",
+                     "cold_start", "peak_memory"}  # fmt: skip
     factor = said.subject.get("real_time_factor")
     assert factor is not None
     assert factor.n == 3
@@ -166,6 +171,12 @@ def test_a_batch_that_changes_words_is_no_invariance() -> None:
     base = {field.name: getattr(made(heard()), field.name) for field in dataclasses.fields(Made)}
     assert spoken.invariance(Uneven(**base), ["a", "b"]).status == "failed"
     assert spoken.invariance(made(heard()), [f"{name}.wav" for name in SAID]).status == "passed"
+
+
+def test_a_recogniser_that_says_no_word_anywhere_says_the_same_in_a_batch() -> None:
+    silent = made({"a.wav": "", "b.wav": "...", "c.wav": "–"})
+    found = spoken.invariance(silent, ["a.wav", "b.wav", "c.wav"])
+    assert (found.status, found.value) == ("passed", 0.0)
 
 
 # ---------------------------------------------------------------- compression

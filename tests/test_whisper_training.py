@@ -166,7 +166,7 @@ def test_the_network_reads_a_transcript_and_should_say_it_one_token_earlier(mode
 
 
 def test_a_language_that_the_student_does_not_have_is_named(several: Model) -> None:
-    with pytest.raises(UsageError, match="a recording is in de; the model has en, es"):
+    with pytest.raises(UsageError, match="the model has no language 'de'; it has en, es"):
         transcripts.examples(several, ITEMS, lambda items: [Heard(text="x", language="de") for _ in items], TRAINING)
 
 

@@ -133,11 +133,11 @@ def test_vectors_of_the_original_are_kept_for_the_proof_and_done_without_where_t
                            seed=0)  # fmt: skip
 
     measured = opened()
-    assert measured.sets["part"].corpus.items() <= measured.sets["whole"].corpus.items()
-    items = list(measured.sets["whole"].corpus.values())
+    assert measured.examiner.sets["part"].corpus.items() <= measured.examiner.sets["whole"].corpus.items()
+    items = list(measured.examiner.sets["whole"].corpus.values())
     known = measured.vectors
     assert known.keys() == set(items)
-    vectors = measured.encoder.documents(items)
+    vectors = measured.package.documents(items)
     assert np.abs(np.stack([known[item] for item in items]) - vectors).max() < 1e-6
     whole, file = measured.seconds_of_proof(0.5), tmp_path / "cache" / bench.VECTORS
     for damaged in (file.read_bytes()[:200], b"", b"no array"):

@@ -85,7 +85,8 @@ def evaluation(
     chosen = [choose.recogniser(path, threads or None) for path in (source, baseline) if path]
     found = search(queries, search_with, threads) if set(names) - set(RATES) or search_with else None
     heard = [quality(one, queries, names, found) for one in chosen]
-    times = cost({str(number): one for number, one in enumerate(chosen)}, list(queries.queries.values()))
+    named = zip(chosen, (path for path in (source, baseline) if path), strict=True)
+    times = cost({str(number): pair for number, pair in enumerate(named)}, list(queries.queries.values()))
     reports = [evaluate.report(f"{one.name} ({one.runtime})", one.threads, times[str(number)],
                                heard[number].measurements) for number, one in enumerate(chosen)]  # fmt: skip
     plain = typed(queries, names, found) if found is not None else None

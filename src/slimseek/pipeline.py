@@ -102,6 +102,7 @@ def compress(
         original = choose.model(source)
         integers.check_finite(original, "compressed")
         deploy.check_target(options.target, original)
+        prove_spoken.check(source, original, options)
         found = data.load_for(str(collection), original.spec)
         if original.spec.output == "transcript":
             return prove_spoken.compressed(folder, source, original, found, steps, threads, options)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from slimseek.errors import UsageError
 from slimseek.value import Value
 
 
@@ -128,3 +129,15 @@ class Decoding(Value, frozen=True, omit_defaults=True):
     suppressed: tuple[int, ...] = ()
     suppressed_first: tuple[int, ...] = ()
     most: int = 224
+
+    def prompt_in(self, language: str) -> list[int]:
+        """What a transcript in this language begins with.
+
+        Raises:
+            UsageError: the model has several, and this is none of them.
+        """
+        if not self.languages:
+            return list(self.prompt)
+        if language not in self.languages:
+            raise UsageError(f"the model has no language {language!r}; it has {', '.join(self.languages)}")
+        return [*self.prompt[:1], self.languages[language], *self.prompt[1:]]

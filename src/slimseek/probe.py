@@ -14,6 +14,7 @@ import msgspec
 TEXT = "how do I reset my password"
 BATCH = 64
 TOKENS = 128
+RECORDINGS = 8
 
 
 def encode(source: str, threads: int, out: str, stand_in: bool) -> None:
@@ -36,16 +37,28 @@ def start(source: str, threads: int) -> None:
     """Print one JSON line: the time of the first vector, and the peak of resident memory after a batch. The time is of
     the system's monotonic clock, which all processes share and nobody sets.
 
-    The batch is 64 texts of 128 tokens (or the longest the model takes), or 64 arrays.
+    The batch is 64 texts of 128 tokens (or the longest the model takes), 64 arrays, or eight recordings to be heard.
     """
-    from slimseek.choose import choose
+    from slimseek.choose import choose, recogniser, spec_of
     from slimseek.inputs.samples import examples
 
+    if spec_of(source).output == "transcript":
+        hears = recogniser(source, threads)
+        recordings = examples(hears.spec)[:RECORDINGS]
+        hears.transcripts(recordings[:1])
+        ready = time.monotonic()
+        hears.transcripts(recordings)
+        _tell(ready)
+        return
     encoder = choose(source, threads)
     item = TEXT if encoder.spec.preprocess is not None else examples(encoder.spec)[0]
     encoder.queries([item])
     ready = time.monotonic()
     encoder.documents([" ".join([TEXT] * (TOKENS // 8)) if item == TEXT else item] * BATCH)
+    _tell(ready)
+
+
+def _tell(ready: float) -> None:
     print(msgspec.json.encode({"ready": ready, "peak_memory_bytes": peak_memory()}).decode())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from slimseek import compress as machine
 from slimseek.collection import Collection, SearchSet
 from slimseek.compress import Compressed, Judge
 from slimseek.errors import UsageError
-from slimseek.measurement import Comparison, Measurement
+from slimseek.measurement import Change, Comparison, Measurement
 from slimseek.progress import say
 from slimseek.prove import Options, judged, packaged
 from slimseek.schema import Gates, Model, Recipe
@@ -42,41 +43,90 @@ def compressed(
     Raises:
         UsageError: an option or a metric that is not for recognisers, or recordings without transcripts.
     """
-    _check(recipe, options)
-    name, splits = choose.name_of(source), data.split(collection)
+    student = choose.model(recipe.student) if recipe.student else original
+    if student.spec.output != "transcript":
+        raise UsageError(f"the student {recipe.student} gives no transcripts, as the original does")
+    splits = data.split(collection)
     say(splits.notice)
-    test = spoken.asked(data.search_set(collection, splits.test, "test"))
+    test = _test(collection)
     dev = spoken.asked(data.search_set(collection, splits.dev, "dev", max_queries=DEV_RECORDINGS, seed=recipe.seed))
     if recipe.gates.metric == Gates().metric:
         recipe = msgspec.structs.replace(
             recipe, gates=msgspec.structs.replace(recipe.gates, metric=spoken.metrics_of(test)[0])
         )
-    metrics = tuple(dict.fromkeys((recipe.gates.metric, *spoken.metrics_of(test))))
-    spoken.check_metrics(metrics, test)
+    spoken.check_metrics(_metrics(recipe, test), test)
     found = spoken.search(test, options.search_with, threads)
     judge = Judge(
         search_set=dev, threads=threads, search=found,
         original=spoken.quality(choose.recognising(original, "original", threads), dev,
                                 list(dict.fromkeys([recipe.gates.metric, spoken.RATES[0]])), found),
     )  # fmt: skip
-    made = machine.run(original, recipe, spoken.samples(collection, splits), judge)
+    samples = dataclasses.replace(spoken.samples(collection, splits), original=original)
+    made = machine.run(student, recipe, samples, judge)
     assert isinstance(judge.original, spoken.Heard)
     alone = spoken.attribution(original, made.model, dev, judge.original, threads)
-    comparison = _proved(name, original, made, test, metrics, found, recipe, threads, options)
+    return _written(folder, source, original, made, collection, recipe, threads, options, found, alone)
+
+
+def proven(
+    folder: Path, source: str | Path, original: Model, made: Compressed, collection: Collection, recipe: Recipe,
+    threads: int, options: Options,
+) -> Comparison:  # fmt: skip
+    """Prove a result on the collection's test recordings, and write the artifact with its report.
+
+    Args:
+        folder: an existing empty one.
+        source: the MODEL, for its name.
+        original: the model as it was given.
+        made: what the recipe made of it.
+        collection: whose test recordings no step has heard.
+        recipe: what made it, and its gate.
+        threads: of the runtime.
+        options: target and search.
+    """
+    found = spoken.search(_test(collection), options.search_with, threads)
+    return _written(folder, source, original, made, collection, recipe, threads, options, found)
+
+
+def check(source: str | Path, original: Model, options: Options) -> None:
+    """Refuse what is about vectors for a model that gives transcripts, and what is about transcripts for others.
+
+    Raises:
+        UsageError: an option that is not for this model.
+    """
+    if original.spec.output != "transcript":
+        if options.search_with:
+            raise UsageError(f"--search-with is for recognisers; {source} gives no transcripts")
+        return
+    refused = {"--keep-index": options.keep_index, "--alternatives": options.alternatives,
+               "a precision of the index": options.precision != "f32"}  # fmt: skip
+    for name, given in refused.items():
+        if given:
+            raise UsageError(f"{name} is not for recognisers, which keep no vectors and have no alternatives here; "
+                             "leave it out")  # fmt: skip
+
+
+def _test(collection: Collection) -> SearchSet:
+    return spoken.asked(data.search_set(collection, data.split(collection).test, "test"))
+
+
+def _metrics(recipe: Recipe, test: SearchSet) -> tuple[str, ...]:
+    """The gate's first."""
+    return tuple(dict.fromkeys((recipe.gates.metric, *spoken.metrics_of(test))))
+
+
+def _written(
+    folder: Path, source: str | Path, original: Model, made: Compressed, collection: Collection, recipe: Recipe,
+    threads: int, options: Options, found: spoken.Search | None, alone: dict[str, Change] | None = None,
+) -> Comparison:  # fmt: skip
+    """The artifact with its proof; ``alone``: what each part's compression alone does."""
+    test, name = _test(collection), choose.name_of(source)
+    comparison = _proved(name, original, made, test, _metrics(recipe, test), found, recipe, threads, options)
     comparison = msgspec.structs.replace(comparison, alone=alone or msgspec.UNSET)
     artifact.write(made.model, folder, recipe=recipe, comparison=comparison, collection=collection.path,
                    versions=timing.versions(timing.LIBRARIES))  # fmt: skip
     report.write(comparison, folder / "report.html", options.lang)
     return comparison
-
-
-def _check(recipe: Recipe, options: Options) -> None:
-    refused = {"--keep-index": options.keep_index, "--alternatives": options.alternatives,
-               "a precision of the index": options.precision != "f32", "--student": bool(recipe.student)}  # fmt: skip
-    for name, given in refused.items():
-        if given:
-            raise UsageError(f"{name} is not for recognisers, which keep no vectors and have no alternatives here; "
-                             "leave it out")  # fmt: skip
 
 
 def _proved(
@@ -90,7 +140,7 @@ def _proved(
         places, gates = packaged(models, Path(temporary), items[:PARITY_RECORDINGS], options.target, threads)
         opened = {label: choose.recogniser(place, threads) for label, place in places.items()}
         heard = {label: spoken.quality(one, test, metrics, found) for label, one in opened.items()}
-        costs = spoken.cost(opened, items)
+        costs = spoken.cost({label: (one, places[label]) for label, one in opened.items()}, items)
     before, after = heard.values()
     reports = [
         evaluate.report(label, threads, costs[label], heard[label].measurements, _static(model))

@@ -76,6 +76,15 @@ class Recogniser:
             advance(len(items) - done)
         return [" ".join(filter(None, texts)) for texts in found]
 
+    def begin(self, item: str) -> Array | None:
+        """Scores of what is said first in a recording, float32 [tokens]: what a person waits for before anything can
+        be shown; ``None`` for silence.
+        """
+        for _, row in self._windows([item]):
+            first: Array = self.scores(self.input.batch([row]))[0]
+            return first
+        return None
+
     def _windows(self, items: Sequence[str]) -> Iterator[tuple[int, Array]]:
         """Place of each recording with each of its windows that is not silent."""
         for place, item in enumerate(items):
@@ -178,18 +187,14 @@ def prompted(decoder: Function, decoding: Decoding, cross: Batch) -> Array:
         UsageError: a language that the model does not have.
     """
     count = len(next(iter(cross.values())))
-    prompt = np.tile(np.array(decoding.prompt, np.int64), (count, 1))
-    if not decoding.languages:
-        return prompt
-    if decoding.language:
-        if decoding.language not in decoding.languages:
-            raise UsageError(f"the model has no language {decoding.language!r}; it has {', '.join(decoding.languages)}")
-        tokens = np.full(count, decoding.languages[decoding.language], np.int64)
-    else:
-        known = np.array(sorted(decoding.languages.values()), np.int64)
-        logits = decoder(cross | _nothing(cross) | {IDS: prompt[:, :1]})[LOGITS]
-        tokens = known[logits[:, known].argmax(1)]
-    return np.concatenate([prompt[:, :1], tokens[:, None], prompt[:, 1:]], axis=1)
+    if decoding.language or not decoding.languages:
+        return np.tile(np.array(decoding.prompt_in(decoding.language), np.int64), (count, 1))
+    names = {token: name for name, token in decoding.languages.items()}
+    known = np.array(sorted(names), np.int64)
+    first = np.full((count, 1), decoding.prompt[0], np.int64)
+    logits = decoder(cross | _nothing(cross) | {IDS: first})[LOGITS]
+    heard = known[logits[:, known].argmax(1)]
+    return np.array([decoding.prompt_in(names[int(token)]) for token in heard], np.int64)
 
 
 def looped(ids: Sequence[int]) -> int:

@@ -231,6 +231,16 @@ class Model:
         return {**self.tensors, **{name: self.tensors[own] for name, own in self.tied.items()}}
 
     @property
+    def token_table(self) -> str | None:
+        """Name of the tensor with one row a token, of a recogniser the one that its output is tied to; ``None`` where
+        there is none or it is not known.
+        """
+        if not self.spec.decoding:
+            return self.spec.token_table
+        tables = {layer.weight for layer in self.layers if layer.kind == "embedding"}
+        return next((name for name in self.tied.values() if name in tables), None)
+
+    @property
     def parameters(self) -> int:
         """Number of weights, integer buffers left out."""
         return sum(

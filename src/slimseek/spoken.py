@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,8 @@ def search(search_set: SearchSet, search_with: str = "", threads: int = 0) -> Se
 
 
 def quality(
-    recogniser: Recogniser, search_set: SearchSet, metrics: Sequence[str], found: Search | None = None
+    recogniser: Recogniser, search_set: SearchSet, metrics: Sequence[str], found: Search | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Heard:  # fmt: skip
     """Transcribe every spoken query, search by what was heard, score both.
 
@@ -177,14 +178,17 @@ def quality(
         search_set: as :func:`asked` gives it.
         metrics: such as ``word_error_rate`` or ``ndcg@10``.
         found: the search; needed for metrics of one.
+        known: what this recogniser heard in some of the recordings before, by path.
 
     Raises:
         UsageError: a recording that cannot be read.
     """
-    items = list(search_set.queries.values())
+    known = known or {}
+    items = [item for item in search_set.queries.values() if item not in known]
     with track(f"transcribe {len(items):,} recordings, {recogniser.name}", len(items)) as advance:
-        texts = recogniser.transcripts(items, advance)
-    return scored(dict(zip(search_set.queries, texts, strict=True)), search_set, metrics, found)
+        heard = dict(zip(items, recogniser.transcripts(items, advance), strict=True))
+    texts = {query: known[item] if item in known else heard[item] for query, item in search_set.queries.items()}
+    return scored(texts, search_set, metrics, found)
 
 
 def typed(search_set: SearchSet, metrics: Sequence[str], found: Search) -> Heard:
@@ -224,13 +228,18 @@ def invariance(recogniser: Recogniser, items: Sequence[str]) -> GateResult:
     """Whether recordings are heard alike alone and in one batch: word errors of the one against the other."""
     rate = error_rate(RATES[0])
     assert rate is not None
-    together = {item: text or NOTHING for item, text in zip(items, recogniser.transcripts(items), strict=True)}
-    alone = {item: recogniser.transcripts([item])[0] or NOTHING for item in items}
+    together = {item: _heard(text) for item, text in zip(items, recogniser.transcripts(items), strict=True)}
+    alone = {item: _heard(recogniser.transcripts([item])[0]) for item in items}
     value = float(np.mean(list(rate.per_query(together, alone).values())))
     return GateResult(
         gate="invariance", status="passed" if value <= MOST_DIFFERENT else "failed", value=value, limit=MOST_DIFFERENT,
         detail=f"{len(items)} recordings alone and in one batch: {value:.1%} of the words differ",
     )  # fmt: skip
+
+
+def _heard(text: str) -> str:
+    """A transcript with a word in any case: an error rate needs one."""
+    return text if normalised(text) else NOTHING
 
 
 # ---------------------------------------------------------------- examples
@@ -271,31 +280,42 @@ def seconds(item: str) -> float:
 
 
 def cost(
-    recognisers: Mapping[str, Recogniser], items: Sequence[str], *, rounds: int = 3
+    recognisers: Mapping[str, tuple[Recogniser, str]], items: Sequence[str], *, rounds: int = 3
 ) -> dict[str, tuple[Measurement, ...]]:
-    """Bytes and times of several recognisers, measured in turns in one run.
+    """Bytes, times and memory of several recognisers, measured in turns in one run.
 
     The real-time factor is the seconds that transcribing takes for each second of sound, one recording after the
-    other, the file read and its features computed too; below 1 is faster than speech. Latency is of a whole recording.
+    other, the file read and its features computed too; below 1 is faster than speech. Latency is of a whole recording,
+    that of the first token of its first window. Cold start and memory are of a fresh process.
 
     Args:
-        recognisers: by name.
+        recognisers: by name, each with the MODEL that it opens from (``""`` if it has none).
         items: recordings, of which the first eight are timed.
         rounds: turns of each.
     """
     some = list(items)[:TIMED_RECORDINGS]
     lengths = np.array([seconds(item) for item in some])
-    timed = timing.interleaved(
-        {name: lambda number, r=one: r.transcripts([some[number % len(some)]])  # type: ignore[misc]
-         for name, one in recognisers.items()}, rounds=rounds, calls=len(some), warm_up=1,
-    )  # fmt: skip
+    heard = _clock({name: lambda item, r=one: r.transcripts([item]) for name, (one, _) in recognisers.items()},  # type: ignore[misc]
+                   some, rounds)  # fmt: skip
+    begun = _clock({name: one.begin for name, (one, _) in recognisers.items()}, some, rounds)
     found = {}
-    for name, one in recognisers.items():
-        each = np.median(timed[name].reshape(rounds, len(some)), axis=0)
+    for name, (one, source) in recognisers.items():
+        each = np.median(heard[name].reshape(rounds, len(some)), axis=0)
         factor = Measurement(name="real_time_factor", value=float(each.sum() / lengths.sum()), unit="s/s",
                              higher_is_better=False, n=len(some))  # fmt: skip
-        found[name] = (*costs.shipped(one), *costs.latencies(timed[name]), factor)
+        first = Measurement(name="latency_first_token", value=float(np.median(begun[name])) * 1000, unit="ms",
+                            higher_is_better=False, n=len(begun[name]))  # fmt: skip
+        found[name] = (*costs.shipped(one), *costs.latencies(heard[name]), first, factor,
+                       *costs.fresh(source, one.threads))  # fmt: skip
     return found
+
+
+def _clock(asked: Mapping[str, Callable[[str], object]], items: Sequence[str], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each item in each round, in turns; by name float64 [rounds * items]."""
+    return timing.interleaved(
+        {name: lambda number, ask=ask: ask(items[number % len(items)]) for name, ask in asked.items()},  # type: ignore[misc]
+        rounds=rounds, calls=len(items), warm_up=1,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- compression
@@ -313,17 +333,22 @@ def samples(collection: Collection, splits: Splits, count: int = 64) -> Samples:
     Raises:
         UsageError: nothing is left.
     """
-    hidden = {collection.queries[query] for query in splits.test}
-    items = list(dict.fromkeys(
-        item for query, item in collection.queries.items()
-        if query not in splits.test and item in collection.said and item not in hidden
-    ))  # fmt: skip
+    items = apart(collection, splits)
     if not items:
         raise UsageError(f"{collection.path} has no recordings to calibrate by but those of the test; it needs "
                          "recordings of a train or dev split")  # fmt: skip
     train = {collection.queries[query] for query in collection.qrels.get("train", {}).keys() - splits.dev.keys()}
     heard = [item for item in items if item in train] or items
     return Samples(calibration=items[:: max(1, -(-len(items) // count))], texts=heard, queries=heard)
+
+
+def apart(collection: Collection, splits: Splits) -> list[str]:
+    """Recordings with a transcript that the test has not."""
+    hidden = {collection.queries[query] for query in splits.test}
+    return list(dict.fromkeys(
+        item for query, item in collection.queries.items()
+        if query not in splits.test and item in collection.said and item not in hidden
+    ))  # fmt: skip
 
 
 def parts(before: Model, after: Model) -> dict[str, Model]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from slimseek import __version__, choose, data, deploy, integers, kept, plugins, recipe, timing
+from slimseek import __version__, choose, data, deploy, integers, kept, plugins, prove_spoken, recipe, spoken, timing
 from slimseek import evaluate as measuring
 from slimseek import folder as folders
 from slimseek.budget import front, loop, store
-from slimseek.budget.bench import WHOLE_QUERIES, Bench, bench
+from slimseek.budget.bench import bench
 from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
 from slimseek.budget.proposer import Proposer
@@ -24,12 +27,13 @@ from slimseek.compress import Compressed
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.measurement import Comparison
+from slimseek.memory import give_back
 from slimseek.progress import say
 from slimseek.prove import Options, proven
 from slimseek.report import search as page
 from slimseek.scale.connect import connected
 from slimseek.scale.trials import cluster
-from slimseek.schema import Gates, Model, Recipe
+from slimseek.schema import Array, Gates, Model, Recipe
 from slimseek.trial import Budget, Found, Trial, numbered
 
 FRONT = "front"
@@ -55,7 +59,8 @@ def compress_within(
         out: the folder of the search.
         effort: how long.
         options: how to measure; its ``force`` begins anew where another model or collection was searched.
-        metric: whose loss counts; by default nDCG@10, accuracy of classes, or MAP@R of items alike.
+        metric: whose loss counts; by default nDCG@10, accuracy of classes, or MAP@R of items alike; of a recogniser
+            what is found by what it hears, or where nothing is searched its error rate, whose loss is in points.
         seed: of every random choice.
         ray: address of a Ray cluster that tries the plans: HOST:PORT, ``auto``, or ``local`` to start one here.
         at_once: plans that are asked for at once; 0 for one, or with a cluster for as many as it has machines. What is
@@ -73,6 +78,8 @@ def compress_within(
     threads, out = options.threads or timing.default_threads(), Path(out)
     original, found = _opened(source, collection)
     _check(original, out)
+    prove_spoken.check(source, original, options)
+    _check_index(original, limits)
     deploy.check_target(options.target, original)
     metric = _metric(metric or options.metric, original, found, options)
     say(data.split(found).notice)
@@ -80,22 +87,58 @@ def compress_within(
     with ExitStack() as stack:
         connection = stack.enter_context(connected(ray)) if ray else None
         opened = stack.enter_context(store.opened(out, run, force=options.force))
-        measured = bench(original, found, opened, target=options.target, metric=metric, threads=threads, seed=seed,
-                         memory=bool(limits.memory), keep_index=options.keep_index)  # fmt: skip
-        budget = limits.absolute(measured.baseline.figures, metric=metric, target=options.target,
-                                 keep_index=options.keep_index)  # fmt: skip
-        proposer = Proposer(original, measured, budget, effort.seconds, seed)
-        _check_reachable(budget, proposer)
-        workers: loop.Workers = loop.Alone(measured, at_once or 1)
-        if connection is not None:
-            workers = stack.enter_context(cluster(connection, original, found, measured, at_once))
-        left = msgspec.structs.replace(effort, seconds=max(0.0, effort.seconds - (time.perf_counter() - start)))
-        trials = loop.run(measured, budget, opened, left, proposer, workers)
-        chosen = numbered(trials, front.choose(trials, budget)[0])
-        comparison = _written(source, original, found, chosen, measured, budget, out, options)
-        result = _found(choose.name_of(source), found, budget, trials, comparison, options)
+        tried = _tried(original, found, limits, opened, run, connection, at_once, effort, start)
+        give_back()
+        comparison = _written(source, original, found, tried, threads, out, options)
+        result = _found(choose.name_of(source), found, tried, comparison, options)
         _write(result, out, options.lang)
     return result
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tried:
+    """What the trials came to; the models and packages that they needed are gone.
+
+    Attributes:
+        trials: all of them.
+        budget: what was asked.
+        chosen: the trial that is written.
+        made: its model.
+        vectors: what the original gave for some of the documents.
+        queries: how many chose, at most.
+    """
+
+    trials: list[Trial]
+    budget: Budget
+    chosen: Trial
+    made: Compressed
+    vectors: Mapping[str, Array]
+    queries: int
+
+
+def _tried(
+    original: Model, collection: Collection, limits: Limits, opened: store.Store, run: store.Run, connection: Any,
+    at_once: int, effort: Effort, start: float,
+) -> _Tried:  # fmt: skip
+    """Measure the original, and try plans until no effort is left, which began at ``start``."""
+    measured = bench(original, collection, opened, target=run.target, metric=run.metric, threads=run.threads,
+                     seed=run.seed, memory=bool(limits.memory), keep_index=run.keep_index,
+                     search_with=run.search_with)  # fmt: skip
+    budget = limits.absolute(measured.baseline.figures, metric=run.metric, target=run.target, keep_index=run.keep_index)
+    proposer = Proposer(original, measured, budget, effort.seconds, run.seed)
+    _check_reachable(budget, proposer)
+    with ExitStack() as stack:
+        workers: loop.Workers = loop.Alone(measured, at_once or 1)
+        if connection is not None:
+            workers = stack.enter_context(cluster(connection, original, collection, measured, at_once))
+        left = msgspec.structs.replace(effort, seconds=max(0.0, effort.seconds - (time.perf_counter() - start)))
+        trials = loop.run(measured, budget, opened, left, proposer, workers)
+    chosen = numbered(trials, front.choose(trials, budget)[0])
+    model, records = measured.prefixes.run(chosen.plan.recipe)
+    return _Tried(
+        trials=trials, budget=budget, chosen=chosen, made=Compressed(model=model, records=records, failed=None),
+        vectors=measured.vectors, queries=len(measured.examiner.sets["whole"].queries),
+    )  # fmt: skip
 
 
 def _check_tools(target: str) -> None:
@@ -113,6 +156,11 @@ def _opened(source: str | Path, collection: str | Path) -> tuple[Model, Collecti
 
 def _metric(named: str, original: Model, collection: Collection, options: Options) -> str:
     """The metric whose loss counts: the one that was named, else that of the task."""
+    if original.spec.output == "transcript":
+        asked = spoken.asked(data.search_set(collection, data.split(collection).test, "test"))
+        metric = named or spoken.metrics_of(asked)[0]
+        spoken.check_metrics([metric], asked)
+        return metric
     if options.keep_index:
         kept.check(original, original, Recipe(steps=()), collection.labelled)
     metric = named or measuring.decisive(collection)
@@ -123,8 +171,6 @@ def _metric(named: str, original: Model, collection: Collection, options: Option
 
 def _check(original: Model, out: Path) -> None:
     """Refuse what cannot be compressed, and a disk that is too full for it."""
-    if original.spec.output == "transcript":
-        raise UsageError("a search over recipes (--max-size, --max-loss, ...) takes no recognisers; give --recipe")
     integers.check_finite(original, "compressed")
     check_float(original)
     place = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
@@ -133,6 +179,13 @@ def _check(original: Model, out: Path) -> None:
     if free < needed:
         raise UsageError(f"{place} has {free / 1e6:,.0f} MB free, and a search of this model may take "
                          f"{needed / 1e6:,.0f} MB; make room, or choose another --out")  # fmt: skip
+
+
+def _check_index(original: Model, limits: Limits) -> None:
+    """Refuse limits of an index for a model that gives no vectors."""
+    for option, given in (("--max-index", limits.index), ("--max-total", limits.total)):
+        if given and original.spec.output == "transcript":
+            raise UsageError(f"{option} is not for recognisers, which keep no vectors; leave it out")
 
 
 def _check_reachable(budget: Budget, proposer: Proposer) -> None:
@@ -152,32 +205,32 @@ def _run(
         format_version=store.FORMAT_VERSION, made_with=__version__, model_sha256=fingerprint(original),
         collection_sha256=data.fingerprint(collection), metric=metric, target=options.target,
         keep_index=options.keep_index, cpu=timing.environment(threads).cpu, threads=threads, seed=seed,
+        search_with=options.search_with,
     )  # fmt: skip
 
 
 def _written(
-    source: str | Path, original: Model, collection: Collection, trial: Trial, measured: Bench, budget: Budget,
-    out: Path, options: Options,
+    source: str | Path, original: Model, collection: Collection, tried: _Tried, threads: int, out: Path,
+    options: Options,
 ) -> Comparison:  # fmt: skip
     """The chosen model as an artifact with its proof on the test queries."""
-    model, records = measured.prefixes.run(trial.plan.recipe)
+    trial = tried.chosen
     steps = msgspec.structs.replace(
-        trial.plan.recipe, gates=budget.gates, targets=(options.target,), name=trial.plan.name
+        trial.plan.recipe, gates=tried.budget.gates, targets=(options.target,), name=trial.plan.name
     )
-    made = Compressed(model=model, records=records, failed=None)
     say(f"proof of trial {trial.number} on the test queries: {trial.plan.name}")
     asked = dataclasses.replace(options, precision=trial.plan.precision)
     place = out / choose.SEARCHED
     with folders.writing(place, force=place.exists()) as folder:
-        return proven(folder, source, original, made, collection, steps, measured.threads, asked,
-                      measured.vectors)  # fmt: skip
+        if original.spec.output == "transcript":
+            return prove_spoken.proven(folder, source, original, tried.made, collection, steps, threads, asked)
+        return proven(folder, source, original, tried.made, collection, steps, threads, asked, tried.vectors)
 
 
-def _found(
-    source: str, collection: Collection, budget: Budget, trials: list[Trial], comparison: Comparison, options: Options
-) -> Found:  # fmt: skip
+def _found(source: str, collection: Collection, tried: _Tried, comparison: Comparison, options: Options) -> Found:
+    trials, budget = tried.trials, tried.budget
     number, met = front.choose(trials, budget)
-    unmet = front.unmet(numbered(trials, number), budget)
+    unmet = front.unmet(tried.chosen, budget)
     failed = next((gate for gate in comparison.gates if gate.status == "failed" and gate.gate != "smaller"), None)
     if met and failed is not None:
         met, unmet = False, f"on the test queries the gate {failed.gate} failed: {failed.detail}"
@@ -186,7 +239,7 @@ def _found(
         chosen=number, met=met, unmet=unmet, test=comparison, command=options.command,
         environment=comparison.original.environment, seconds=sum(trial.seconds for trial in trials),
         notes=(
-            f"Trials were measured on at most {WHOLE_QUERIES} development queries, in {options.target}; the test "
+            f"Trials were measured on at most {tried.queries} development queries, in {options.target}; the test "
             f"queries were asked once, by the trial that was chosen.",
         ),
     )  # fmt: skip

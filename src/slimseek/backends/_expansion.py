@@ -24,9 +24,10 @@ def expanded(editor: Editor, name: str, tensor: QuantizedTensor, transposed: boo
     scale = scale_constant(editor, f"{name}.block_scale", _beside(blocks, tensor.scale))
     values = editor.node("Mul", [values, scale])
     values = editor.node("Reshape", [values, numbers(editor, len(blocks), blocks.shape[1] * blocks.shape[2])])
-    values = _cut(editor, values, tensor, blocks, axis=1)
+    whole, values = values, _cut(editor, values, tensor, blocks, axis=1)
     axis, shape = tensor.spec.axis, tensor.shape
-    values = editor.node("Reshape", [values, numbers(editor, shape[axis], *shape[:axis], *shape[axis + 1 :])])
+    if len(shape) > 2 or values != whole:
+        values = editor.node("Reshape", [values, numbers(editor, shape[axis], *shape[:axis], *shape[axis + 1 :])])
     order = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
     return editor.node("Transpose", [values], perm=order[::-1] if transposed else order)
 
@@ -36,6 +37,8 @@ def _steps(editor: Editor, name: str, tensor: QuantizedTensor, blocks: Array) ->
 
     def wide(label: str, integers: Array) -> str:
         stored = packed(editor, f"{name}.{label}", integers, tensor.spec.bits, tensor.spec.symmetric)
+        if in_planes(tensor.spec.bits, integers):
+            return stored
         return editor.node("Cast", [editor.node("Cast", [stored], to=TensorProto.FLOAT16)], to=TensorProto.FLOAT)
 
     label = of_channels("blocks", tensor)
@@ -50,6 +53,21 @@ def _steps(editor: Editor, name: str, tensor: QuantizedTensor, blocks: Array) ->
     places = editor.node("Reshape", [numbered(editor, f"{name}.spread", used), numbers(editor, *blocks.shape)])
     steps = editor.node("Sub", [_looked_up(editor, values, places), wide("block_zero_point", zero_point)])
     return editor.node("Where", [editor.node("Cast", [places], to=TensorProto.BOOL), steps, _zero(editor)])
+
+
+def sparsely_stored(tensor: QuantizedTensor) -> bool:
+    """Whether so many stand for zero that only the others are stored."""
+    blocks = _blocks(tensor)
+    zero: Array | int = 0 if tensor.zero_point is None else _beside(blocks, tensor.zero_point)
+    return pays((blocks != zero).reshape(-1), tensor.spec.bits)
+
+
+def whole_blocks(tensor: QuantizedTensor) -> bool:
+    """Whether they are rows of whole blocks of four bits, and not so sparse that only some are stored."""
+    spec = tensor.spec
+    if spec.bits != 4 or spec.granularity != "group" or spec.axis != 0 or len(tensor.shape) != 2:
+        return False
+    return tensor.shape[1] % (spec.group_size or 1) == 0 and not sparsely_stored(tensor)
 
 
 def gather_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: str, output: str) -> bool:
@@ -88,8 +106,7 @@ def product_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: st
     if tensor.spec.axis != 0:
         return False
     blocks = _blocks(tensor)
-    if tensor.zero_point is not None and pays((blocks != _beside(blocks, tensor.zero_point)).reshape(-1),
-                                              tensor.spec.bits):  # fmt: skip
+    if tensor.zero_point is not None and sparsely_stored(tensor):
         return False
 
     def rows(label: str, array: Array) -> str:
@@ -112,13 +129,22 @@ def product_rows(editor: Editor, name: str, tensor: QuantizedTensor, indices: st
     return True
 
 
-def packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
-    """Integers of one to eight bits, stored at that width; whole numbers of some type once the graph is loaded.
-
-    ONNX has no types of 3, 5, 6 or 7 bits, and runtimes lack that of 2: these are stored as planes of one bit, whose
-    bytes a table turns into eight numbers each. Where most are zero, only the others are.
+def in_planes(bits: int, integers: Array) -> bool:
+    """Whether integers are stored as planes of one bit: ONNX has no types of 3, 5, 6 or 7 bits, and runtimes lack that
+    of 2.
     """
-    if bits in (4, 8) or not integers.size:
+    return bits not in (4, 8) and integers.size > 0
+
+
+def packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool) -> str:
+    """Integers of one to eight bits, stored at that width; whole numbers of some type once the graph is loaded, of
+    float32 where they are stored in planes.
+
+    A table turns each byte of a plane into eight numbers, which have the worth of that plane. Where most are zero, only
+    the others are stored. ONNX Runtime holds what every node gives until the whole graph is folded, so that nodes are
+    few: they are what a package takes to be opened.
+    """
+    if not in_planes(bits, integers):
         return narrow(editor, name, integers, bits, signed)
     flat = np.ascontiguousarray(integers).reshape(-1).view(np.uint8)
     used = flat != 0
@@ -128,12 +154,15 @@ def packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool) 
     bytes_of = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
     worth = 2.0 ** np.arange(bits)
     worth[-1] *= -1 if signed else 1  # two's complement
+    worths = (worth.astype(np.float32)[:, None, None] * bytes_of).reshape(-1, 8)
+    rows = editor.constant(f"slim_rows_{bits}", 256 * np.arange(bits, dtype=np.int32)[:, None])
     places = editor.node("Cast", [editor.constant(name, planes)], to=TensorProto.INT32)
-    values = editor.node("Gather", [editor.constant("slim_bits_of_bytes", bytes_of), places])
-    weights = editor.constant(f"slim_bits_{bits}_{signed}", worth.astype(np.float32).reshape(bits, 1, 1))
-    values = editor.node("ReduceSum", [editor.node("Mul", [values, weights]), numbers(editor, 0)], keepdims=0)
-    values = editor.node("Reshape", [values, numbers(editor, -1)])
-    values = editor.node("Slice", [values, *(numbers(editor, number) for number in (0, held.size, 0))])
+    values = editor.node("Gather", [editor.constant(f"slim_bits_{bits}_{signed}", worths),
+                                    editor.node("Add", [places, rows])])  # fmt: skip
+    values = editor.node("ReduceSum", [values, numbers(editor, 0)], keepdims=0)
+    if held.size % 8 or thin:
+        values = editor.node("Reshape", [values, numbers(editor, -1)])
+        values = editor.node("Slice", [values, *(numbers(editor, number) for number in (0, held.size, 0))])
     if thin:
         values = _looked_up(editor, values, numbered(editor, f"{name}.spread", used))
     return editor.node("Reshape", [values, numbers(editor, *integers.shape)])

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from slimseek.backends._codebook import shared_rows, shared_values
 from slimseek.backends._editor import Editor, finish, inner_nodes, narrow, scale_constant
-from slimseek.backends._expansion import expanded, product_rows
+from slimseek.backends._expansion import expanded, product_rows, whole_blocks
 from slimseek.backends._places import check_places
 from slimseek.backends._saturation import middle, shifted
 from slimseek.integers import eight_bit_scale, is_eight_bit, is_integer, is_shared, unsmoothed
@@ -237,14 +237,17 @@ def dequantized(editor: Editor, name: str, tensor: QuantizedTensor, transposed: 
 
 
 def int8_weight(
-    editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bool = False, table: bool = False
-) -> tuple[str, str, str]:
+    editor: Editor, name: str, tensor: QuantizedTensor, unsigned: bool = False, table: bool = False,
+    by_operator: bool = False,
+) -> tuple[str, str, str]:  # fmt: skip
     """Names of int8 (or uint8) integers [in, out], their scale [out] and zero point for arithmetic on eight bits.
 
     Eight bits a channel are the artifact's own integers. Fewer bits, or groups, expand when the runtime loads the
     graph: constant nodes dequantize the packed integers and round them to eight bits with one scale a channel, at
     most half a step of that finer grid away. ``unsigned`` adds 128 to signed integers and to their zero point.
     Those of a ``table`` are stored as its rows are, once for both, and come to the same when the graph is loaded.
+    ``by_operator`` dequantizes blocks by one DequantizeLinear where it can, for a runtime that folds it behind a
+    Transpose: of what a graph is folded by, every node's result is held until the end.
     """
     spec = tensor.spec
     if is_eight_bit(tensor) and not table:
@@ -265,7 +268,10 @@ def int8_weight(
         scale = np.broadcast_to(tensor.scale.reshape(-1), scale.shape).astype(np.float32)
     scale_name = editor.constant(f"{name}.int8_scale", scale)
     zero_name = editor.constant(f"{name}.int8_zero_point", middle(scale.shape, unsigned))
-    wide = expanded(editor, name, tensor, transposed=spec.axis == 0)
+    if by_operator and not table and whole_blocks(tensor):
+        wide = editor.node("Transpose", [dequantized(editor, name, tensor, transposed=False)], perm=[1, 0])
+    else:
+        wide = expanded(editor, name, tensor, transposed=spec.axis == 0)
     return editor.node("QuantizeLinear", [wide, scale_name, zero_name], axis=1), scale_name, zero_name
 
 

@@ -78,7 +78,9 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
         weight = require("slimseek.backends._expansion").expanded(editor, layer.name, layer.weight, transposed)
         _with_bias(editor, "MatMul", [layer.input, weight], layer)
         return
-    weight, scale, zero = lowering.int8_weight(editor, layer.name, layer.weight, _saturates(), layer.table)
+    weight, scale, zero = lowering.int8_weight(
+        editor, layer.name, layer.weight, _saturates(), layer.table, by_operator=True
+    )
     if layer.activation.mode == "static":
         rounded, input_scale, input_zero = lowering.quantized_input(editor, layer)
         inputs = [rounded, weight, input_scale, scale, input_zero, zero, *([layer.bias] if layer.bias else [])]

@@ -16,26 +16,23 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from slimseek import choose, data, deploy, evaluate, indexes, kept, reading, timing
+from slimseek import choose, data, deploy, evaluate, indexes, reading, spoken, timing
 from slimseek import folder as folders
 from slimseek.budget import sizes
+from slimseek.budget.examiners import Examiner, Package, examiner
 from slimseek.budget.prefixes import Prefixes
 from slimseek.budget.store import Store
-from slimseek.collection import Collection, Qrels, SearchSet
-from slimseek.encoder import Encoder
+from slimseek.collection import Collection, SearchSet
+from slimseek.data import Splits
 from slimseek.errors import ArtifactError, SlimseekError
 from slimseek.evaluate import Quality
+from slimseek.fingerprint import hashed
 from slimseek.measurement import Measurement, StepRecord
 from slimseek.memory import give_back
 from slimseek.schema import Array, Model, Recipe, Samples
 from slimseek.trial import Budget, Figures, Plan, Reached, Trial
 from slimseek.value import Value
 
-WHOLE_QUERIES = 400
-ASKED: Mapping[Reached, tuple[int, int]] = {"part": (100, 300), "whole": (WHOLE_QUERIES, 1200)}
-"""Development queries, and documents that they search, at most. More documents cost time, fewer hide losses: a table of
-token vectors keeps 87 % of MiniLM's nDCG@10 on all 5,183 documents of scifact, and 93 % on 600 at random."""
-TIMED_QUERIES = 40
 ROUNDS = 5
 PACKED_SECONDS = 45.0
 """To write two packages, open them in fresh processes and time them."""
@@ -48,7 +45,7 @@ class Baseline(Value, frozen=True):
     Attributes:
         scores: by ``part`` and ``whole``.
         figures: costs.
-        seconds_per_item: to encode a document of the whole.
+        seconds_per_item: to encode a document of the whole, or to hear a recording.
     """
 
     scores: dict[str, Measurement]
@@ -71,45 +68,46 @@ class Bench:
     """What all trials of a search are measured with.
 
     Attributes:
-        sets: the development queries: ``part`` of them, and the ``whole``; the documents of the part are of the whole.
-        originals: what the original found there, where its index is kept; else none.
+        examiner: asks packages the development queries.
         baseline: the original there.
-        encoder: the original's package, for times in turns.
+        package: the original's, opened, for times in turns.
         prefixes: runs recipes.
-        vectors: what the original gave for the documents of the whole, by text or path; empty where it is not known.
-        documents: how many the collection has, for the bytes of an index.
-        tested: documents and queries that the proof at the end encodes.
+        vectors: what the original gave for the documents of the whole, by text or path; empty where it is not known,
+            and of recognisers.
+        documents: how many an index would hold, for its bytes.
         target: the runtime.
         metric: that decides.
         threads: of the runtime.
         seed: of the trials.
+        keep_index: whether queries search the vectors that the original gave.
+        search_with: of a recogniser, the MODEL of the texts that are found by what it hears.
         measured: what packages gave, by the steps of their recipes.
         known: what the bytes of the original's package tell of others that are not built yet.
     """
 
-    sets: Mapping[Reached, SearchSet]
-    originals: Mapping[Reached, Quality]
+    examiner: Examiner
     baseline: Baseline
-    encoder: Encoder
+    package: Package
     prefixes: Prefixes
     vectors: Mapping[str, Array]
     documents: int
-    tested: int
     target: str
     metric: str
     threads: int
     seed: int
+    keep_index: bool
+    search_with: str
     known: Sequence[sizes.Known]
     measured: dict[bytes, _Measured] = field(default_factory=dict)
 
     def seconds_of_proof(self, share: float) -> float:
-        """What the proof at the end is likely to take: both models encode everything, are written and opened anew.
+        """What the proof at the end is likely to take: both models give all there is, are written and opened anew.
 
         Args:
             share: of the original's time that the chosen model takes.
         """
-        original = self.tested - len(self.vectors)
-        return (original + share * self.tested) * self.baseline.seconds_per_item + PACKED_SECONDS
+        tested = self.examiner.tested
+        return (tested - len(self.vectors) + share * tested) * self.baseline.seconds_per_item + PACKED_SECONDS
 
     def original(self) -> Trial:
         """Trial 0: the original as it is."""
@@ -129,7 +127,7 @@ class Bench:
         """
         start = time.perf_counter()
         trial = Trial(number=number, plan=plan, reached="size", figures=Figures(), seed=self.seed)
-        known = None if self.originals else self.measured.get(msgspec.json.encode(plan.recipe.steps))
+        known = None if self.keep_index else self.measured.get(msgspec.json.encode(plan.recipe.steps))
         try:
             if known is not None:
                 trial = self._at_precision(trial, known, budget)
@@ -149,17 +147,18 @@ class Bench:
         self, trial: Trial, model: Model, place: Path, promising: Callable[[Trial], str], budget: Budget
     ) -> Trial:
         deploy.export(model, self.target, place)
-        package = choose.choose(place, self.threads)
+        package = self.examiner.open(place)
         size = sum(package.shipped.values())
         figures = self._sized(Figures(size=size), trial.plan, model.spec.dim)
-        part = self._quality(package, "part", trial.plan)
+        part = self.examiner.quality(package, "part", trial.plan.precision)
         trial = self._scored(msgspec.structs.replace(trial, figures=figures), "part", part, budget)
         figures = self._timed(figures, package, place, budget)
         trial = msgspec.structs.replace(trial, figures=figures)
         why = promising(trial)
         if why:
             return msgspec.structs.replace(trial, ended=why)
-        whole = self._quality(package, "whole", trial.plan, _by_item(self.sets["part"], part))
+        known = self.examiner.given("part", part)
+        whole = self.examiner.quality(package, "whole", trial.plan.precision, known)
         if budget.total or budget.index_size:  # other precisions may follow
             self.measured[msgspec.json.encode(trial.plan.recipe.steps)] = _Measured(
                 records=trial.records, figures=figures, dim=model.spec.dim, found=whole
@@ -171,7 +170,7 @@ class Bench:
         figures = self._sized(known.figures, trial.plan, known.dim)
         trial = msgspec.structs.replace(trial, records=known.records, figures=figures)
         vectors = known.found.documents, known.found.queries
-        found = evaluate.ranked(*vectors, self.sets["whole"], [self.metric], trial.plan.precision)
+        found = evaluate.ranked(*vectors, self.examiner.sets["whole"], [self.metric], trial.plan.precision)
         return self._scored(trial, "whole", found, budget)
 
     def _sized(self, figures: Figures, plan: Plan, dim: int) -> Figures:
@@ -179,23 +178,16 @@ class Bench:
         return msgspec.structs.replace(figures, index_size=indexes.bytes_of(*asked),
                                        rescore_size=indexes.rescore_bytes_of(*asked))  # fmt: skip
 
-    def _quality(
-        self, package: Encoder, reached: Reached, plan: Plan, known: Mapping[str, Array] | None = None
-    ) -> Quality:
-        if self.originals:
-            return kept.quality(package, self.sets[reached], self.originals[reached], [self.metric], plan.precision)
-        return evaluate.quality(package, self.sets[reached], [self.metric], precision=plan.precision, known=known)
-
     def _scored(self, trial: Trial, reached: Reached, found: Quality, budget: Budget) -> Trial:
         score = found.get(self.metric)
         change = evaluate.compare(self.baseline.scores[reached], score, budget.max_loss)
         return msgspec.structs.replace(trial, reached=reached, change=change, per_query=score.per_query or ())
 
-    def _timed(self, figures: Figures, package: Encoder, place: Path, budget: Budget) -> Figures:
+    def _timed(self, figures: Figures, package: Package, place: Path, budget: Budget) -> Figures:
         """Milliseconds of one query, in turns with the original: what the machine's mood adds falls on both alike and
         is taken out by what the original took at first.
         """
-        found = latencies({"original": self.encoder, "trial": package}, self.sets["whole"])
+        found = latencies(self.examiner, {"original": self.package, "trial": package})
         drift = self.baseline.figures.latency_p50 / found["original"][0] if self.baseline.figures.latency_p50 else 1.0
         median, high = found["trial"]
         memory = timing.fresh_start(str(place), self.threads).peak_memory_bytes if budget.memory else None
@@ -204,7 +196,7 @@ class Bench:
 
 def bench(
     original: Model, collection: Collection, store: Store, *, target: str, metric: str, threads: int, seed: int,
-    memory: bool = False, keep_index: bool = False,
+    memory: bool = False, keep_index: bool = False, search_with: str = "",
 ) -> Bench:  # fmt: skip
     """Measure the original once, or read what an earlier run measured.
 
@@ -218,54 +210,44 @@ def bench(
         seed: of every random choice.
         memory: whether memory is limited, and has to be measured.
         keep_index: whether queries alone are encoded anew, and judged by what the original finds.
+        search_with: of a recogniser, the MODEL of the texts that are found by what it hears.
     """
-    splits = data.split(collection)
+    splits = judging(original, collection)
     samples = unseen(original, collection, seed=seed, keep_index=keep_index)
-    sets = _sets(collection, splits.dev, seed)
-    encoder = choose.choose(_package(original, store, target), threads)
+    asking = examiner(original, collection, splits, metric=metric, threads=threads, seed=seed, keep_index=keep_index,
+                      search_with=search_with)  # fmt: skip
+    package = asking.open(_package(original, store, target))
     baseline = _known(store, memory)
     found: dict[Reached, Quality] = {}
-    documents = 0 if collection.labelled else len(collection.corpus)
+    hears = original.spec.output == "transcript"
+    documents = 0 if collection.labelled or hears else len(collection.corpus)
     if baseline is None or keep_index:
-        measure = kept.original if keep_index else evaluate.quality
-        start, whole = time.perf_counter(), sets["whole"]
-        found["whole"] = measure(encoder, whole, [metric])
-        pace = (time.perf_counter() - start) / (len(whole.items) + len(whole.queries))
-        found["part"] = measure(encoder, sets["part"], [metric], known=_by_item(whole, found["whole"]))
-        encoder = choose.choose(store.cache / ORIGINAL, threads)  # anew: it keeps the memory of its longest batch
+        start = time.perf_counter()
+        found["whole"] = asking.original(package, "whole")
+        pace = (time.perf_counter() - start) / asking.items
+        found["part"] = asking.original(package, "part", asking.given("whole", found["whole"]))
+        package = asking.open(store.cache / ORIGINAL)  # anew: it keeps the memory of its longest batch
         give_back()
     if baseline is None:
         if documents:
             with (store.cache / VECTORS).open("wb") as file:
                 np.save(file, found["whole"].documents, allow_pickle=False)
-        median, high = latencies({"original": encoder}, sets["whole"])["original"]
+        median, high = latencies(asking, {"original": package})["original"]
         used = timing.fresh_start(str(store.cache / ORIGINAL), threads).peak_memory_bytes if memory else None
-        figures = Figures(size=sum(encoder.shipped.values()), latency_p50=median, latency_p95=high, memory=used,
+        figures = Figures(size=sum(package.shipped.values()), latency_p50=median, latency_p95=high, memory=used,
                           index_size=indexes.bytes_of(documents, original.spec.dim, "f32"))  # fmt: skip
         scores: dict[str, Measurement] = {reached: quality.get(metric) for reached, quality in found.items()}
         baseline = Baseline(scores=scores, figures=figures, seconds_per_item=pace)
         folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(baseline))
     assert baseline.figures.size is not None
-    known = [sizes.learned(original, target, baseline.figures.size)]
-    vectors = _by_item(sets["whole"], found["whole"]) if found else _kept(store, sets["whole"], original.spec.dim)
-    return Bench(sets=sets, originals=found if keep_index else {}, known=known, baseline=baseline, encoder=encoder,
-                 vectors=vectors, documents=documents, target=target, metric=metric, threads=threads,
-                 tested=len(collection.items) + len(splits.test), seed=seed,
+    vectors: Mapping[str, Array] = {}
+    if not hears:
+        whole = asking.sets["whole"]
+        vectors = asking.given("whole", found["whole"]) if found else _kept(store, whole, original.spec.dim)
+    return Bench(examiner=asking, known=[sizes.learned(original, target, baseline.figures.size)], baseline=baseline,
+                 package=package, vectors=vectors, documents=documents, target=target, metric=metric, threads=threads,
+                 seed=seed, keep_index=keep_index, search_with=search_with,
                  prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
-
-
-def _sets(collection: Collection, dev: Qrels, seed: int) -> dict[Reached, SearchSet]:
-    """Some of the development queries, and of these a part that searches a part of the same documents."""
-    (few, least), (many, most) = ASKED["part"], ASKED["whole"]
-    whole = data.search_set(collection, dev, "dev", max_queries=many, max_documents=most, seed=seed)
-    inside = dataclasses.replace(collection, corpus=whole.corpus, queries=whole.queries)
-    part = data.search_set(inside, whole.qrels, "dev", max_queries=few, max_documents=least, seed=seed)
-    return {"part": part, "whole": whole}
-
-
-def _by_item(asked: SearchSet, found: Quality) -> dict[str, Array]:
-    """The vectors of documents by text or path; of classes there are none."""
-    return {} if asked.labelled else dict(zip(asked.corpus.values(), found.documents, strict=True))
 
 
 def _kept(store: Store, asked: SearchSet, dim: int) -> dict[str, Array]:
@@ -279,22 +261,42 @@ def _kept(store: Store, asked: SearchSet, dim: int) -> dict[str, Array]:
     return dict(zip(items, found, strict=True)) if fits else {}
 
 
-def unseen(original: Model, collection: Collection, *, seed: int, keep_index: bool = False) -> Samples:
-    """What the steps of a search may look at: no test query, and no development query either, for these choose, and a
-    step that had seen them would look better than it is.
+def judging(original: Model, collection: Collection) -> Splits:
+    """The queries that choose, and those that prove.
+
+    The documents of a collection are there for steps to look at; of a recogniser there are recordings alone. So where
+    all of them are of dev or test, a third of the former do not choose.
     """
     splits = data.split(collection)
-    judging = dataclasses.replace(splits, test={**splits.test, **splits.dev})
-    found = data.samples(collection, judging, seed=seed, queries_first=keep_index)
+    if original.spec.output != "transcript" or spoken.apart(collection, _hiding(splits)):
+        return splits
+    ids = sorted(splits.dev, key=hashed)
+    return dataclasses.replace(splits, dev={query: splits.dev[query] for query in ids[: max(1, 2 * len(ids) // 3)]})
+
+
+def unseen(original: Model, collection: Collection, *, seed: int, keep_index: bool = False) -> Samples:
+    """What the steps of a search may look at: no test query, and none that chooses either, for a step that had seen
+    these would look better than it is.
+    """
+    hidden = _hiding(judging(original, collection))
+    if original.spec.output == "transcript":
+        found = spoken.samples(collection, hidden)
+    else:
+        found = data.samples(collection, hidden, seed=seed, queries_first=keep_index)
     return dataclasses.replace(found, original=original)
 
 
-def latencies(encoders: Mapping[str, Encoder], asked: SearchSet) -> dict[str, tuple[float, float]]:
-    """Milliseconds of one query by encoder, in turns: the median, and 95 of 100."""
-    queries = list(asked.queries.values())[:TIMED_QUERIES]
+def _hiding(splits: Splits) -> Splits:
+    """The same, with the queries that choose as those that no step may see."""
+    return dataclasses.replace(splits, test={**splits.test, **splits.dev})
+
+
+def latencies(asking: Examiner, packages: Mapping[str, Package]) -> dict[str, tuple[float, float]]:
+    """Milliseconds of one query by package, in turns: the median, and 95 of 100."""
+    queries = list(asking.sets["whole"].queries.values())[: asking.timed]
     found = timing.interleaved(
-        {name: lambda number, e=encoder: e.queries([queries[number % len(queries)]])  # type: ignore[misc]
-         for name, encoder in encoders.items()}, rounds=ROUNDS, calls=len(queries), warm_up=3,
+        {name: lambda number, p=package: asking.ask(p, queries[number % len(queries)])  # type: ignore[misc]
+         for name, package in packages.items()}, rounds=ROUNDS, calls=len(queries), warm_up=3,
     )  # fmt: skip
     return {
         name: (float(np.median(seconds)) * 1000, float(np.percentile(seconds, 95)) * 1000)

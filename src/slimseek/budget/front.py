@@ -232,11 +232,15 @@ def _loss(trial: Trial, most: float) -> Limit:
     if change is None or not math.isfinite(change.lower_bound) or change.n < 2:
         return Limit(name="loss", said=f"loss not measured, of at most {_percent(most)}", excess=math.inf)
     proven = max(-change.lower_bound, bootstrap.least_loss(change.n))
-    loss = f"loss {_percent(-change.relative)}" if change.relative < 0 else "no loss measured"
-    said = f"{loss}, proven to be at most {_percent_up(max(proven, 0.0) - 1e-9, 2)} with n = {change.n:,}, of at most "
+    lost, at_most, allowed = _percent(-change.relative), _percent_up(max(proven, 0.0) - 1e-9, 2), _percent(most)
+    loss = f"loss {lost}" if change.relative < 0 else "no loss measured"
+    if change.points is True:
+        lost, at_most, allowed = (text.removesuffix(" %") for text in (lost, at_most, allowed))
+        loss = f"{lost} points more errors" if change.relative < 0 else "no more errors measured"
+    said = f"{loss}, proven to be at most {at_most} with n = {change.n:,}, of at most {allowed}"
     flag = f"{_FLAGS['loss']} {_percent_up(max(proven, 0.0), 1).replace(' ', '')}" if proven <= LARGEST_LOSS else ""
     return Limit(
-        name="loss", said=said + _percent(most), excess=(proven - most) / max(most, SMALLEST_LOSS), flag=flag,
+        name="loss", said=said, excess=(proven - most) / max(most, SMALLEST_LOSS), flag=flag,
         queries=_queries(change, most) if proven > most else None,
     )  # fmt: skip
 

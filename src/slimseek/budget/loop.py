@@ -19,6 +19,7 @@ from slimseek.budget.bench import Bench
 from slimseek.budget.front import choose
 from slimseek.budget.store import Store
 from slimseek.errors import UsageError
+from slimseek.measurement import Change
 from slimseek.progress import countdown, say, shown_on
 from slimseek.trial import Budget, Plan, Trial, numbered
 from slimseek.value import Value
@@ -184,9 +185,16 @@ def line(trial: Trial) -> str:
         return f"trial {trial.number}: {trial.plan.name}: {trial.ended}"
     time_of = f", {figures.latency_p50:.2f} ms" if figures.latency_p50 is not None else ""
     return (
-        f"trial {trial.number}: {trial.plan.name}: {figures.size / 1e6:.1f} MB{time_of}, {1 + change.relative:.1%} of "
-        f"{change.metric}, {trial.seconds:.0f} s" + (f" ({trial.ended})" if trial.ended else "")
+        f"trial {trial.number}: {trial.plan.name}: {figures.size / 1e6:.1f} MB{time_of}, {_quality(change)}, "
+        f"{trial.seconds:.0f} s" + (f" ({trial.ended})" if trial.ended else "")
     )
+
+
+def _quality(change: Change) -> str:
+    """What is left of the metric, or of an error rate the points that it rose by."""
+    if change.points is True:
+        return f"{change.metric} {0 - 100 * change.relative:+.1f} points"
+    return f"{1 + change.relative:.1%} of {change.metric}"
 
 
 def _ordered(trials: Mapping[int, Trial]) -> list[Trial]:
@@ -228,6 +236,6 @@ def _now(asked: Round) -> str:
     assert best.change is not None
     return (
         f"{len(asked.history) - 1} trials, {'best' if met else 'nearest'} {best.figures.size / 1e6:.1f} MB "
-        f"{1 + best.change.relative:.1%} of {best.change.metric}; now "
+        f"{_quality(best.change)}; now "
         f"{', '.join(plan.name for plan in asked.plans.values())}"
     )

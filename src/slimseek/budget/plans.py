@@ -8,14 +8,16 @@ from typing import Any
 import msgspec
 
 from slimseek import indexes
-from slimseek.budget.space import ARRAYS, KEPT_FIRST, MIXED, TABLE_BATCHES, TEXTS, Space, spread
+from slimseek.budget.space import ARRAYS, MIXED, RECORDINGS, TABLE_BATCHES, TEXTS, Space, fewest_tokens, spread
 from slimseek.errors import UsageError
 from slimseek.recipe import build
 from slimseek.schema import Recipe, RecipeStep
 from slimseek.trial import Plan
 
-OF_NETWORKS = ("blocks", "width", "teach", "dim_first", "table_bits", "allocation", "activations")
+OF_NETWORKS = ("blocks", "window", "width", "teach", "dim_first", "table_bits", "allocation", "activations")
 """Choices that mean nothing for a table of token vectors."""
+CUTS = ("blocks", "window", "width")
+"""Choices that take something away which training may win back."""
 
 
 def completed(space: Space, choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def completed(space: Space, choices: Mapping[str, Any]) -> dict[str, Any]:
         found["table_bits"] = found["bits"]
     if found["bits"] > 8 or min(found["bits"], found["table_bits"]) == 8:
         found["group"] = space.neutral["group"]
-    whole = found["blocks"] == space.depth and found["width"] == 1
+    whole = all(found[name] == space.neutral[name] for name in CUTS)
     found["teach"] = 0 if whole else min(found["teach"], space.effort(found["blocks"]))
     if not found["teach"] or found["dim"] == space.dim:
         found["dim_first"] = False
@@ -94,6 +96,7 @@ def in_words(space: Space, chosen: Mapping[str, Any]) -> str:
     parts = (
         ("table of token vectors", chosen["network"] == "table"),
         (f"{chosen['blocks']} blocks", chosen["blocks"] != space.depth),
+        (f"windows of {chosen['window']:g} s", chosen["window"] != space.window),
         (f"width {chosen['width']:.0%}", chosen["width"] != 1),
         (f"taught {chosen['teach']:,} batches", chosen["teach"]),
         (f"mixed {weights}" if chosen["allocation"] == "mixed" else weights, weights),
@@ -115,14 +118,16 @@ def _unsaid(space: Space, chosen: Mapping[str, Any], name: str) -> Any:
 
 
 def _cutting(space: Space, chosen: Mapping[str, Any]) -> list[RecipeStep]:
-    kept = {} if space.output == "embedding" else {"keep_first": KEPT_FIRST}
-    vocabulary = [_step("simplify.vocabulary", min_count=1, **kept)] if chosen["vocabulary"] != "whole" else []
+    cut = chosen["vocabulary"] != "whole"
+    vocabulary = [_step("simplify.vocabulary", **fewest_tokens(space.output))] if cut else []
     if chosen["network"] == "table":
         table = _step("distil.static", dim=chosen["dim"], steps=TABLE_BATCHES, batch_size=TEXTS, sentences=True)
         return [*vocabulary, table]
     steps = []
     if chosen["blocks"] != space.depth:
         steps.append(_step("prune.layers", keep=list(spread(space.depth, chosen["blocks"]))))
+    if chosen["window"] != space.window:
+        steps.append(_step("simplify.window", seconds=chosen["window"]))
     if chosen["width"] != 1:
         measure = "activation" if space.depth else "taylor" if space.trains_by_gradient else "l2"
         steps.append(_step("prune.channels", amount=1 - chosen["width"], importance=measure))
@@ -139,6 +144,8 @@ def _cutting(space: Space, chosen: Mapping[str, Any]) -> list[RecipeStep]:
 def _teaching(space: Space, chosen: Mapping[str, Any]) -> RecipeStep:
     """With the settings that were measured: docs/distillation.md, docs/pruning.md, docs/training.md."""
     steps = chosen["teach"]
+    if space.output == "transcript":
+        return _step("distil.transcript", steps=steps, batch_size=RECORDINGS, learning_rate=5e-5)
     if space.output != "embedding":
         return _step("distil.soft_label", temperature=4, steps=steps, batch_size=32, learning_rate=2e-4)
     if not space.text:
@@ -159,12 +166,14 @@ def _rounding(space: Space, chosen: Mapping[str, Any]) -> list[RecipeStep]:
         # As many bytes as so many bits everywhere: a scale of 16 bits and a zero point for each group.
         share = space.rest_share + (1 - space.rest_share) * (bits + (16 + bits) / chosen["group"]) / 32
         steps.append(_step("quantize.mixed", size=round(share, 4), bits=list(MIXED), group_size=chosen["group"]))
-    elif table == bits:
+    elif table == bits and not (space.few_convolutions and bits < 8):
         steps.append(_integers(bits, chosen["group"]))
     else:
         # Tables first: inputs of linear layers are then those that the rounded tables give.
+        apart, rest = (["convolution"], []) if space.few_convolutions else ([], ["convolution"])
         steps.append(_integers(table, chosen["group"], layers=["embedding"]))
-        steps.append(_integers(bits, chosen["group"], layers=["linear", "convolution", "recurrent"]))
+        steps += [_integers(8, chosen["group"], layers=apart)] if apart else []
+        steps.append(_integers(bits, chosen["group"], layers=["linear", *rest, "recurrent"]))
     if static:
         steps.append(_step("quantize.activations_int", mode="static", estimator="percentile"))
     elif chosen["activations"] == "dynamic":

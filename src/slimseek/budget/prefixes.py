@@ -16,7 +16,7 @@ from slimseek.measurement import StepRecord
 from slimseek.schema import Model, Recipe, RecipeStep, Samples
 from slimseek.value import Value
 
-KEPT_BYTES = 600_000_000
+KEPT_BYTES = 300_000_000
 RECORDS = "records.json"
 State = tuple[Model, tuple[StepRecord, ...]]
 
@@ -30,7 +30,7 @@ class _Records(Value, frozen=True):
 class Prefixes:
     """Runs recipes on one original, and keeps what their first steps gave.
 
-    In memory the models used last are kept, 600 MB in all; what was trained is kept on disk.
+    In memory the models used last are kept, 300 MB in all; what was trained is kept on disk.
     """
 
     def __init__(self, original: Model, samples: Samples, folder: Path, seed: int) -> None:

@@ -107,6 +107,10 @@ def _candidates(space: Space) -> list[dict[str, Any]]:
             {"bits": 4, "activations": static, "vocabulary": "used"},
             {"bits": 4, "activations": by_row, "vocabulary": "used"},
         ]
+    for window in space.values.get("window", ())[-1:]:
+        # Whisper's token table bears 4 bits, and what a decoder says is worth 5 (docs/voice_search.md).
+        few = {"bits": 5, "table_bits": 4, "activations": by_row, "vocabulary": "used"}
+        found += [few, {**few, "window": window}, {"bits": 8, "activations": by_row, "window": window}]
     # Compensated rounding keeps 99.3 % at 3 bits.
     found.append({"bits": 3, "activations": by_row, "vocabulary": "used"})
     taught = _taught(space, static, by_row)

@@ -162,7 +162,7 @@ def _graph(model: Model, target: str, known: Sequence[Known]) -> int:
         nearest = min(near, key=lambda one: abs(one.layers - layers))
         return nearest.bytes + each * (layers - nearest.layers)
     tables = [model.tensors[layer.weight].shape[0] for layer in model.layers
-              if layer.kind == "embedding" and layer.weight != model.spec.token_table]  # fmt: skip
+              if layer.kind == "embedding" and layer.weight != model.token_table]  # fmt: skip
     return fixed + each * layers + POSITION * max(tables, default=0) + PACKAGE
 
 

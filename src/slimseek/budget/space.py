@@ -47,6 +47,17 @@ TEACHERS_PASS = 1 / 3
 """Of the time of training on an item, what the teacher's vector of it takes."""
 KEPT_FIRST = 8000
 """Tokens that a classifier keeps in any case: labelled items are few, and later ones bring other words."""
+SAID_FIRST = 30_000
+"""Tokens that a recogniser keeps, which says what no collection lists: of Whisper's 51,865 the merges that broad text
+made first."""
+FEW = 0.1
+"""Share of the bytes of linear layers below which convolutions beside them are not worth few bits."""
+WINDOWS = (20, 12)
+"""Seconds that a Whisper may hear at once in the place of 30: most of its time goes by them (docs/voice_search.md)."""
+RECORDINGS = 8
+"""In a batch of training; the decoder reads what was said at once there, and not token by token."""
+TRAINED_PER_HEARD = 2
+"""Of a recogniser: time of training on a recording for that of hearing it; Whisper tiny takes 4 s for a batch of 8."""
 
 
 class Space(Value, frozen=True):
@@ -55,18 +66,20 @@ class Space(Value, frozen=True):
     Attributes:
         values: by the name of a choice, what it may be, the least change first; a choice of one value is not named.
             ``network``: ``whole``, or a ``table`` of token vectors in its place, taught by it. ``blocks``: how many are
-            kept. ``width``: share of channels, or of the feed-forward part, that is kept. ``teach``: batches of
-            distillation after a cut. ``dim``: elements of a vector; ``dim_first``: whether they go before the
-            distillation. ``vocabulary``: ``whole`` or what is ``used``. ``bits`` of weights, 32 and 16
-            for floats; ``table_bits`` of tables apart; ``allocation``: ``even``, or ``mixed`` layer by layer in the
-            same bytes; ``group``: weights that share a scale below 8 bits. ``activations``: ``float``, ``dynamic``
-            or ``static``. ``precision`` of the index.
+            kept. ``window``: seconds that a recogniser hears at once. ``width``: share of channels, or of the
+            feed-forward part, that is kept. ``teach``: batches of distillation after a cut. ``dim``: elements of a
+            vector; ``dim_first``: whether they go before the distillation. ``vocabulary``: ``whole`` or what is
+            ``used``. ``bits`` of weights, 32 and 16 for floats; ``table_bits`` of tables apart; ``allocation``:
+            ``even``, or ``mixed`` layer by layer in the same bytes; ``group``: weights that share a scale below 8 bits.
+            ``activations``: ``float``, ``dynamic`` or ``static``. ``precision`` of the index.
         depth: blocks of a transformer; 0 for other models.
         dim: width of its vectors.
+        window: seconds that it hears at once; 0 where they are not fixed.
         output: what it gives.
         text: whether its items are texts.
         table_share: share of its bytes that is the token table, 0 to 1.
         rest_share: share of its bytes that belongs to no layer, 0 to 1.
+        few_convolutions: whether they are a small part beside linear layers, and stay at 8 bits.
         trains_by_gradient: whether a gradient can tell which channels count.
         documents: how many vectors the index holds; 0 where it is not known.
         batches: of training of all its blocks, which the time allows.
@@ -77,10 +90,12 @@ class Space(Value, frozen=True):
     values: dict[str, tuple[Any, ...]]
     depth: int = 0
     dim: int = 0
+    window: float = 0.0
     output: OutputKind = "embedding"
     text: bool = True
     table_share: float = 0.0
     rest_share: float = 0.0
+    few_convolutions: bool = False
     trains_by_gradient: bool = False
     documents: int = 0
     batches: float = math.inf
@@ -91,9 +106,9 @@ class Space(Value, frozen=True):
     def neutral(self) -> dict[str, Any]:
         """Every choice as it is where nothing is chosen."""
         return {
-            "network": "whole", "blocks": self.depth, "width": 1.0, "teach": 0, "dim": self.dim, "dim_first": False,
-            "vocabulary": "whole", "bits": 32, "table_bits": 8, "allocation": "even", "group": 64,
-            "activations": "float", "precision": "f32",
+            "network": "whole", "blocks": self.depth, "window": self.window, "width": 1.0, "teach": 0,
+            "dim": self.dim, "dim_first": False, "vocabulary": "whole", "bits": 32, "table_bits": 8,
+            "allocation": "even", "group": 64, "activations": "float", "precision": "f32",
         }  # fmt: skip
 
     @property
@@ -133,7 +148,7 @@ def space(
     trains = _trains(model)
     depth = _depth(model)
     batches = _batches(model, seconds, pace)
-    cuts = _cuts(model, samples, depth)
+    cuts = _windows(model, samples) if model.spec.output == "transcript" else _cuts(model, samples, depth)
     smallest = cuts["blocks"][-1] / depth if "blocks" in cuts else 1
     found = {
         "network": ("whole", "table") if _tabled(model, samples, budget, batches) else (),
@@ -142,7 +157,7 @@ def space(
         **_of_index(model, samples, budget),
         **_of_weights(model, samples),
     }
-    if "blocks" not in found and "width" not in found:
+    if not cuts:
         found["teach"] = ()
     if len(found["teach"]) > 1 and "dim" in found:
         found["dim_first"] = (False, True)
@@ -150,10 +165,12 @@ def space(
         values={name: values for name, values in found.items() if len(values) > 1},
         depth=depth,
         dim=model.spec.dim,
+        window=(model.spec.sound.seconds or 0.0) if model.spec.sound else 0.0,
         output=model.spec.output,
         text=model.spec.preprocess is not None,
-        table_share=sizes.get(model.spec.token_table or "", 0) / total,
+        table_share=sizes.get(model.token_table or "", 0) / total,
         rest_share=1 - sum(sizes[name] for name in {layer.weight for layer in model.layers}) / total,
+        few_convolutions=_few_convolutions(model),
         trains_by_gradient=trains,
         documents=documents,
         batches=batches,
@@ -201,11 +218,24 @@ def _cuts(model: Model, samples: Samples, depth: int) -> dict[str, tuple[Any, ..
     return found
 
 
+def _windows(model: Model, samples: Samples) -> dict[str, tuple[Any, ...]]:
+    """A recogniser hears less at once. Blocks and channels stay: what a Whisper tiny loses without some of them takes
+    more speech to learn again than a collection has (docs/voice_search.md).
+    """
+    if not _works("simplify.window", model, samples, seconds=WINDOWS[-1]):
+        return {}
+    assert model.spec.sound
+    whole = model.spec.sound.seconds or 0.0
+    return {"window": (whole, *(seconds for seconds in WINDOWS if seconds < whole))}
+
+
 def _batches(model: Model, seconds: float | None, pace: float) -> float:
     """Batches of training of the whole network that the time allows, roughly."""
     if seconds is None:
         return math.inf
-    if model.spec.preprocess is None:
+    if model.spec.output == "transcript":
+        step = RECORDINGS * pace * TRAINED_PER_HEARD
+    elif model.spec.preprocess is None:
         step = ARRAYS * pace * TRAINED_PER_ENCODED
     else:
         step = TEXTS * choose.family(model).macs(model, choose.REFERENCE_LENGTH) * SECONDS_PER_MAC
@@ -240,10 +270,9 @@ def _of_index(model: Model, samples: Samples, budget: Budget) -> dict[str, tuple
 
 def _of_weights(model: Model, samples: Samples) -> dict[str, tuple[Any, ...]]:
     """Bits by the kinds of layers, and how inputs are rounded; tokens that may leave."""
-    kinds = {layer.kind for layer in model.layers}
+    kinds = {layer.kind for layer in model.layers} - ({"convolution"} if _few_convolutions(model) else set())
     found: dict[str, tuple[Any, ...]] = {}
-    kept = 0 if model.spec.output == "embedding" else KEPT_FIRST
-    if _works("simplify.vocabulary", model, samples, min_count=1, keep_first=kept):
+    if _works("simplify.vocabulary", model, samples, **fewest_tokens(model.spec.output)):
         found["vocabulary"] = ("whole", "used")
     if not kinds:
         return found
@@ -258,6 +287,20 @@ def _of_weights(model: Model, samples: Samples) -> dict[str, tuple[Any, ...]]:
     elif "linear" in kinds:
         found["activations"] = ("float", "dynamic", "static")
     return found
+
+
+def _few_convolutions(model: Model) -> bool:
+    """Whether convolutions are a small part beside linear layers, as the two in front of a Whisper."""
+    sizes = {"linear": 0, "convolution": 0}
+    for kind, weight in {(layer.kind, layer.weight) for layer in model.layers if layer.kind in sizes}:
+        sizes[kind] += integers.stored_bytes(model.tensors[weight])
+    return 0 < sizes["convolution"] < FEW * sizes["linear"]
+
+
+def fewest_tokens(output: OutputKind) -> dict[str, int]:
+    """Parameters of the vocabulary's cut: which tokens stay, whoever uses them."""
+    first = {"class_logits": KEPT_FIRST, "transcript": SAID_FIRST}.get(output)
+    return {"min_count": 1} | ({"keep_first": first} if first else {})
 
 
 def _depth(model: Model) -> int:

@@ -37,6 +37,7 @@ class Run(Value, frozen=True):
         metric: that decides.
         target: the runtime.
         keep_index: whether queries search the original's vectors.
+        search_with: of a recogniser, the MODEL of the texts that are found by what it hears.
         cpu: the machine's, for latencies of different CPUs cannot stand in one table.
         threads: of the runtime.
         seed: of every random choice.
@@ -52,6 +53,7 @@ class Run(Value, frozen=True):
     cpu: str
     threads: int
     seed: int
+    search_with: str = ""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def search(found: Found, console: Console, out: Path) -> None:
     table.add_column("")
     table.add_column("trial", overflow="fold")
     costs = [trials.COSTS[name][0] for name in trials.costs(found)]
-    for column in (*costs, f"{form.metric_label(found.budget.metric)} kept"):
+    for column in (*costs, trials.kept_label(found)):
         table.add_column(column, justify="right")
     rows = trials.rows(found)
     shown = trials.thinned(rows)

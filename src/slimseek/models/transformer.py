@@ -241,9 +241,9 @@ class Transformer(Family):
         return int(counter.get_total_flops() // 2)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _graph(model: Model) -> Any:
-    """The exported graph; the last two models are kept, since several backends ask for the same one in a row."""
+    """The exported graph; the last model's is kept, since several backends ask for the same one in a row."""
     network = _load(model)
     ids = torch.randint(1, 5, (3, 9))
     mask = torch.ones_like(ids)

@@ -23,7 +23,8 @@ MINUS = "\N{MINUS SIGN}"
 _CLOCKED = ("latency", "throughput", "cold", "real")
 _ROWS = (
     "size", "size_weights", "index_size", "rescore_size", "parameters", "latency_p50", "latency_p95", "throughput",
-    "real_time_factor", "cold_start", "peak_memory", "invariance", "macs", "size_rest", "latency_p99",
+    "latency_first_token", "real_time_factor", "cold_start", "peak_memory", "invariance", "macs", "size_rest",
+    "latency_p99",
 )  # fmt: skip
 
 
@@ -223,6 +224,12 @@ def moved(change: Change, loss: float | None = None) -> str:
     if change.points is not True:
         return percent(loss, signed=True)
     return say("{change} points", change=percent(0 - loss, signed=True, unit=False))
+
+
+def lost(share: float, *, points: bool) -> str:
+    """A loss that is allowed: "loss of 1 %"; of an error rate, "+1 points"."""
+    said = percent(share, trim=True)
+    return say("{change} points", change=f"+{said.removesuffix(' %')}") if points else say("loss of {loss}", loss=said)
 
 
 def moved_interval(change: Change) -> str:

@@ -111,6 +111,7 @@ def _ends(row: _trials.Row) -> tuple[float, ...]:
 
 def _down(drawing: _Drawing, found: Found, rows: Sequence[_trials.Row]) -> Callable[[float], float]:
     """Draw the lines of the quality kept; what is lost beyond the scale stands at its lower edge."""
+    points = _trials.in_points(found)
     deepest = -max(SHOWN_LOSS, 5 * (found.budget.max_loss or 0.0))
     inside = [row for row in rows if (_kept(row) or 0.0) >= deepest]
     ends = [end for row in inside for end in (*_ends(row), _kept(row) or 0.0)]
@@ -123,8 +124,10 @@ def _down(drawing: _Drawing, found: Found, rows: Sequence[_trials.Row]) -> Calla
 
     for tick in _ticks(low, high):
         drawing.line(0, y(tick), drawing.width, y(tick), colour=LINE if tick else SOFT)
-        drawing.text(-7, y(tick), f"{_tick(round(100 * (1 + tick), 6))} %", align="right", colour=SOFT)
-    drawing.text(-42, -18, say("{metric} kept  ↑ higher is better", metric=_format.metric_label(found.budget.metric)))
+        said = f"{-round(100 * tick, 6):+g}" if points else f"{_tick(round(100 * (1 + tick), 6))} %"
+        drawing.text(-7, y(tick), "0" if points and not tick else said, align="right", colour=SOFT)
+    label = later("{metric}, points more  ↑ fewer is better") if points else later("{metric} kept  ↑ higher is better")
+    drawing.text(-42, -18, phrase(label).format(metric=_format.metric_label(found.budget.metric)))
     return y
 
 
@@ -138,9 +141,16 @@ def _dot(row: _trials.Row, cost: str, x: Callable[[float], float], y: Callable[[
     return Dot(
         row=row, x=round(x(_trials.value(row.trial, cost)), 1), y=round(height - 5 * below, 1), below=below,
         ends=() if below else tuple(round(y(end), 1) for end in _ends(row)),
-        said=say("{number} {name}: {figures}, {kept} kept{between}; {said}", number=row.trial.number, name=row.name,
-                 figures=figures, kept=row.kept.text, between=between, said=row.said),
+        said=say("{number} {name}: {figures}, {kept}{between}; {said}", number=row.trial.number, name=row.name,
+                 figures=figures, kept=_said(row), between=between, said=row.said),
     )  # fmt: skip
+
+
+def _said(row: _trials.Row) -> str:
+    """The quality in words."""
+    change = row.trial.change
+    points = change is not None and change.points is True
+    return row.kept.text if points else say("{share} kept", share=row.kept.text)
 
 
 def _moved(dot: Dot, label: Place | None) -> Dot:
@@ -171,7 +181,7 @@ def _limits(
         drawing.text(
             drawing.width,
             y(-loss) + 9,
-            say("loss of {loss}", loss=_format.percent(loss, trim=True)),
+            _format.lost(loss, points=_trials.in_points(found)),
             align="right",
             colour=LOSS,
         )

@@ -13,6 +13,7 @@ LABELS = {
     "latency_p50": (later("Latency p50"), later("one query, median")),
     "latency_p95": (later("Latency p95"), later("one query, 95th percentile")),
     "latency_p99": (later("Latency p99"), later("one query, 99th percentile")),
+    "latency_first_token": (later("First token"), later("what is said first in a recording")),
     "throughput": (later("Throughput"), later("items in batches")),
     "cold_start": (later("Cold start"), later("load to first answer")),
     "peak_memory": (later("Peak memory"), ""),

@@ -38,7 +38,8 @@ class Row:
         said: the same in words, with the reason where it ended early.
         kinds: methods of its steps, and how the index keeps vectors where that is not float32; each once.
         costs: figures of the costs shown, in the order of :func:`costs`.
-        known: the same as numbers, and the share of quality ``kept``; what was not measured is left out.
+        known: the same as numbers, and the share of quality ``kept``, or of an error rate 1 less what it rose by; what
+            was not measured is left out.
         kept: share of quality that is left, with its interval as the small print.
         recipe: YAML that makes it again; ``""`` for one without steps.
         file: name for the recipe's file.
@@ -100,18 +101,32 @@ def thinned(shown: Sequence[Row], most: int = 10) -> tuple[Row, ...]:
     return tuple(row for row in shown if row.trial.number in picked)
 
 
+def in_points(found: Found) -> bool:
+    """Whether the metric is an error rate, whose change is a difference in points and no share."""
+    return any(trial.change is not None and trial.change.points is True for trial in found.trials)
+
+
+def kept_label(found: Found) -> str:
+    """What the column of the quality is called."""
+    label = _format.metric_label(found.budget.metric)
+    return label if in_points(found) else say("{share} kept", share=label)
+
+
 def kept(trial: Trial) -> _format.Cell:
-    """The share of quality that is left, with its interval, and n where it is not of all development queries."""
-    if trial.number == 0:
-        return _format.Cell(text="100 %")
+    """The share of quality that is left, with its interval, and n where it is not of all development queries; of an
+    error rate the points that it rose by.
+    """
     change = trial.change
+    if trial.number == 0:
+        return _format.Cell(text=_format.moved(change) if change and change.points is True else "100 %")
     if change is None or not math.isfinite(change.relative):
         return _format.Cell(text=_format.DASH)
     detail = _format.kept_interval(change) if all(map(math.isfinite, change.interval)) else ""
     if trial.reached != "whole":
         n = f"n = {change.n:,}"
         detail = say("{interval}, {n}", interval=detail, n=n) if detail else n
-    return _format.Cell(text=_format.percent(1 + change.relative), detail=detail)
+    text = _format.moved(change) if change.points is True else _format.percent(1 + change.relative)
+    return _format.Cell(text=text, detail=detail)
 
 
 def _row(found: Found, trial: Trial, shown: Sequence[str]) -> Row:

@@ -25,8 +25,10 @@ SCRIPT = "search.js.j2"
 MOST_EFFECTS = 12
 
 
-def asked(budget: Budget) -> str:
-    """The budget in words: "at most 8.0 MB, 5.00 ms (p95) and a loss of nDCG@10 of 1 %"."""
+def asked(budget: Budget, *, points: bool = False) -> str:
+    """The budget in words: "at most 8.0 MB, 5.00 ms (p95) and a loss of nDCG@10 of 1 %"; ``points``: its metric is an
+    error rate.
+    """
     sizes = {
         later("{size}"): budget.size, later("{size} of memory"): budget.memory,
         later("{size} of index"): budget.index_size, later("{size} of package and index"): budget.total,
@@ -36,7 +38,9 @@ def asked(budget: Budget) -> str:
         said.append(f"{_format.milliseconds(budget.latency_p95)} (p95)")
     if budget.max_loss is not None:
         loss = _format.percent(budget.max_loss, trim=True)
-        said.append(say("a loss of {metric} of {loss}", metric=_format.metric_label(budget.metric), loss=loss))
+        form = later("{metric} {loss} higher") if points else later("a loss of {metric} of {loss}")
+        loss = say("{change} points", change=loss.removesuffix(" %")) if points else loss
+        said.append(phrase(form).format(metric=_format.metric_label(budget.metric), loss=loss))
     listed = say(" and ").join([say(", ").join(said[:-1]), said[-1]] if len(said) > 1 else said)
     return say("at most {most}", most=listed) if listed else say("no limit")
 
@@ -60,7 +64,10 @@ def headline(found: Found) -> str:
     trial = chosen(found)
     result = say("met" if found.met else "not met")
     head = say(
-        "{source}, asked for {budget}: {result}. ", source=found.source, budget=asked(found.budget), result=result
+        "{source}, asked for {budget}: {result}. ",
+        source=found.source,
+        budget=asked(found.budget, points=_trials.in_points(found)),
+        result=result,
     )
     parts = [part for part in (_size(found, trial), _speed(found, trial), _quality(found, trial)) if part]
     name = _trials.name_of(found, trial) if trial.number else say("the original as it is")
@@ -109,6 +116,7 @@ def _rendered(found: Found, tag: str) -> str:
         off_front=[row for row in rows if row.role in ("beaten", "ended")],
         names=_trials.costs(found), costs=[phrase(_trials.COSTS[cost][0]) for cost in _trials.costs(found)],
         kinds=sorted({kind for row in rows for kind in row.kinds}), metric=_format.metric_label(found.budget.metric),
+        kept_label=_trials.kept_label(found),
         steps=charts.steps(trial.records), saved=attribution.attribution(trial, original(found), found.trials),
         effects={kind: [effect for effect in effects if effect.kind == kind] for kind in ("choice", "step", "order")},
         most=MOST_EFFECTS, test_rows=_format.rows(found.test) if found.test else [], test=_on_test(found.test),
@@ -168,7 +176,7 @@ def _quality(found: Found, trial: Trial) -> str:
     if trial.number == 0 or change is None:
         return ""
     between = say(", interval {bounds}", bounds=cell.detail) if cell.detail else ""
-    return say("{metric} {share} kept{between}, n = {n:,} development queries", metric=label, share=cell.text,
+    return say("{metric} {said}{between}, n = {n:,} development queries", metric=label, said=_format.kept(change),
                between=between, n=change.n)  # fmt: skip
 
 

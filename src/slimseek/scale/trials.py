@@ -51,6 +51,7 @@ class Settings(Value, frozen=True):
         torch_threads: of PyTorch.
         seed: of every random choice.
         keep_index: whether queries search the vectors that the original gave.
+        search_with: of a recogniser, the MODEL of the texts that are found by what it hears.
         folder: name of the worker's own folder, among the temporary files of its machine.
     """
 
@@ -62,6 +63,7 @@ class Settings(Value, frozen=True):
     torch_threads: int
     seed: int
     keep_index: bool
+    search_with: str
     folder: str
 
 
@@ -85,7 +87,7 @@ class Worker:
             folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(settings.baseline))
             self._bench = bench(*self._parts, store, target=settings.target, metric=settings.metric,
                                 threads=settings.threads, seed=settings.seed,
-                                keep_index=settings.keep_index)  # fmt: skip
+                                keep_index=settings.keep_index, search_with=settings.search_with)  # fmt: skip
         except SlimseekError as error:
             return str(error)
         return ""
@@ -276,7 +278,7 @@ def cluster(ray: Any, original: Model, collection: Collection, measured: Bench, 
     settings = Settings(
         version=__version__, baseline=measured.baseline, target=measured.target, metric=measured.metric,
         threads=measured.threads, torch_threads=plugins.require("torch").get_num_threads(), seed=measured.seed,
-        keep_index=bool(measured.originals), folder=f"slimseek-{uuid.uuid4().hex[:12]}",
+        keep_index=measured.keep_index, search_with=measured.search_with, folder=f"slimseek-{uuid.uuid4().hex[:12]}",
     )  # fmt: skip
     found = Cluster(ray, original, collection, settings, count)
     try:

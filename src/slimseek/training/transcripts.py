@@ -13,12 +13,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from slimseek import choose, plugins
-from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.folder import write_atomically
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
-from slimseek.preprocess import Decoding
 from slimseek.progress import say, track
 from slimseek.recognise import IDS, decoded
 from slimseek.schema import Array, Function, Model
@@ -131,7 +129,7 @@ def _rows(model: Model, heard: Sequence[Heard]) -> dict[str, Array]:
     rows = []
     for one in heard:
         said = tokenizer.encode(f" {one.text}", add_special_tokens=False).ids[: decoding.most] if one.text else []
-        rows.append((_prompt(decoding, one.language), [*said, decoding.end]))
+        rows.append((decoding.prompt_in(one.language), [*said, decoding.end]))
     longest = max(len(prompt) + len(said) for prompt, said in rows) - 1
     ids = np.full((len(rows), longest), decoding.end, np.int64)
     tokens = np.full((len(rows), longest), UNSAID, np.int64)
@@ -139,17 +137,6 @@ def _rows(model: Model, heard: Sequence[Heard]) -> dict[str, Array]:
         ids[row, : len(prompt) + len(said) - 1] = [*prompt, *said[:-1]]
         tokens[row, len(prompt) - 1 : len(prompt) + len(said) - 1] = said
     return {IDS: ids, TOKENS: tokens}
-
-
-def _prompt(decoding: Decoding, language: str) -> list[int]:
-    """What a transcript begins with; the language's token stands behind the first where there are several."""
-    prompt = list(decoding.prompt)
-    if not decoding.languages:
-        return prompt
-    if language not in decoding.languages:
-        raise UsageError(f"a recording is in {language or 'no named language'}; the model has "
-                         f"{', '.join(decoding.languages)}")  # fmt: skip
-    return [*prompt[:1], decoding.languages[language], *prompt[1:]]
 
 
 def _read_back(found: Sequence[Example]) -> Lazy:

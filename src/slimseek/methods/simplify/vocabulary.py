@@ -50,7 +50,7 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Cut the table's rows and rewrite the tokenizer's ids alike."""
-        table = _table(model)
+        table = model.token_table
         if table is None:
             raise UsageError("simplify.vocabulary: this model's token table is not known")
         vocabulary = Vocabulary.read(model.files[TOKENIZER])
@@ -66,7 +66,7 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
 
     def outline(self, model: Model, samples: Samples) -> Model:
         """The same, with a hollow table."""
-        table = _table(model)
+        table = model.token_table
         if table is None:
             return self.apply(model, samples)  # which says why it cannot
         emptied = dataclasses.replace(model, tensors=dict(model.tensors) | {table: hollow.tensor(model.tensors[table])})
@@ -74,7 +74,7 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
 
     def notes(self, before: Model, after: Model) -> tuple[str, ...]:
         """Tokens kept."""
-        table = _table(before)
+        table = before.token_table
         assert table is not None
         kept, rows = after.tensors[table].shape[0], before.tensors[table].shape[0]
         return (f"{kept:,} of {rows:,} tokens kept",)
@@ -96,14 +96,6 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
             assert model.spec.preprocess is not None
             kept |= vocabulary.always | {model.spec.preprocess.pad_id}
         return np.array(sorted(vocabulary.closed(kept)), np.int64)
-
-
-def _table(model: Model) -> str | None:
-    """Name of the tensor with one row a token: of a recogniser the table that its output is tied to."""
-    if not model.spec.decoding:
-        return model.spec.token_table
-    tables = {layer.weight for layer in model.layers if layer.kind == "embedding"}
-    return next((name for name in model.tied.values() if name in tables), None)
 
 
 def _said(decoding: Decoding) -> set[int]:
