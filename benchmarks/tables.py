@@ -87,7 +87,10 @@ def kept(row: Row) -> str:
 
 
 def milliseconds(key: str) -> Callable[[Row], str]:
-    return lambda row: f"{row[key]:.3g}" if key in row else ""
+    def written(row: Row) -> str:
+        return "" if key not in row else f"{row[key]:.3g}" if row[key] < 999.5 else f"{row[key]:,.0f}"
+
+    return written
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from slimseek import choose, compress, data, evaluate, hearing, spoken, timing
+from slimseek import choose, compress, data, evaluate, hearing, prove_spoken, spoken, timing
 from slimseek.collection import Collection, SearchSet
 from slimseek.errors import UsageError
 from slimseek.preprocess import SoundPreprocess
@@ -206,7 +206,7 @@ def network(scale: float) -> Model:
 
 def test_each_part_is_compressed_alone() -> None:
     before, after = network(1.0), network(2.0)
-    found = spoken.parts(before, after)
+    found = prove_spoken.parts(before, after)
     changed = {
         part: {name for name, tensor in model.tensors.items() if float(tensor[0, 0]) == 2.0}  # type: ignore[index]
         for part, model in found.items()
@@ -218,9 +218,9 @@ def test_each_part_is_compressed_alone() -> None:
     half = dataclasses.replace(
         before, tensors=dict(before.tensors) | {"encoder.fc.weight": after.tensors["encoder.fc.weight"]}
     )
-    assert set(spoken.parts(before, half)) == {"encoder"}
+    assert set(prove_spoken.parts(before, half)) == {"encoder"}
     smaller = dataclasses.replace(before, tensors={"encoder.fc.weight": before.tensors["encoder.fc.weight"]})
-    assert spoken.parts(before, smaller) == {}
+    assert prove_spoken.parts(before, smaller) == {}
 
 
 def test_the_loss_is_attributed_to_the_part_that_has_it(
@@ -234,7 +234,7 @@ def test_the_loss_is_attributed_to_the_part_that_has_it(
 
     monkeypatch.setattr(choose, "recognising", opened)
     original = spoken.quality(made(heard()), asked, ["hit@1"], found)
-    losses = spoken.attribution(network(1.0), network(2.0), asked, original, 1)
+    losses = prove_spoken.attribution(network(1.0), network(2.0), asked, original, 1)
     assert {part: round(22 * change.relative) for part, change in losses.items()} == {
         "encoder": 0, "decoder": -3, "token table": 0
     }  # fmt: skip

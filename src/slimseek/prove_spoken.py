@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -64,7 +66,7 @@ def compressed(
     samples = dataclasses.replace(spoken.samples(collection, splits), original=original)
     made = machine.run(student, recipe, samples, judge)
     assert isinstance(judge.original, spoken.Heard)
-    alone = spoken.attribution(original, made.model, dev, judge.original, threads)
+    alone = attribution(original, made.model, dev, judge.original, threads)
     return _written(folder, source, original, made, collection, recipe, threads, options, found, alone)
 
 
@@ -170,3 +172,62 @@ def _notes(
             notes.append(f"{one.name} of the same queries typed, by {found.encoder.name}: {one.value:.3f}; spoken "
                          f"{spoken_ones[0]:.3f} before and {spoken_ones[1]:.3f} after.")  # fmt: skip
     return tuple(notes)
+
+
+# ---------------------------------------------------------------- where the loss comes from
+
+
+def parts(before: Model, after: Model) -> dict[str, Model]:
+    """The original with one part of what a recipe made of it: ``encoder``, ``decoder`` and ``token table``.
+
+    Empty where the recipe has changed names or shapes, so that the parts of both do not fit together.
+    """
+    if before.tensors.keys() != after.tensors.keys() or any(
+        before.tensors[name].shape != after.tensors[name].shape for name in before.tensors
+    ):
+        return {}
+    tables = {layer.weight for layer in before.layers if layer.kind == "embedding" and "position" not in layer.name}
+    found: dict[str, Model] = {}
+    for part in ("encoder", "decoder", "token table"):
+        chosen = {name for name in before.tensors if _part(name, tables) == part}
+        if not any(after.tensors[name] is not before.tensors[name] for name in chosen):
+            continue
+        found[part] = dataclasses.replace(
+            before,
+            tensors={name: (after if name in chosen else before).tensors[name] for name in before.tensors},
+            activations=_of(after.activations, chosen), smoothing=_of(after.smoothing, chosen),
+        )  # fmt: skip
+    return found
+
+
+def attribution(
+    before: Model, after: Model, search_set: SearchSet, original: spoken.Heard, threads: int
+) -> dict[str, Change]:
+    """What each part's compression alone does to the word error rate, in the reference implementation.
+
+    Args:
+        before: the original.
+        after: what a recipe made of it.
+        search_set: development recordings.
+        original: what the original heard there.
+        threads: of the reference implementation.
+    """
+    name = spoken.RATES[0]
+    base = original if any(one.name == name for one in original.measurements) else spoken.scored(
+        original.transcripts, search_set, [name], None)  # fmt: skip
+    found = {}
+    for part, model in parts(before, after).items():
+        say(f"the {part} alone, compressed")
+        one = spoken.quality(choose.recognising(model, f"{part} alone", threads), search_set, [name])
+        found[part] = evaluate.compare(base.get(name), one.get(name))
+    return found
+
+
+def _part(name: str, tables: set[str]) -> str:
+    if name in tables:
+        return "token table"
+    return "decoder" if "decoder" in name else "encoder"
+
+
+def _of(named: Mapping[str, Any], chosen: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in named.items() if name.partition("#")[0] in chosen}

@@ -6,7 +6,6 @@ import dataclasses
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -18,11 +17,11 @@ from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.evaluate import Quality
 from slimseek.inputs.sound import blocks
-from slimseek.measurement import Change, GateResult, Measurement, QueryExample
+from slimseek.measurement import GateResult, Measurement, QueryExample
 from slimseek.metrics._said import normalised
-from slimseek.progress import say, track
+from slimseek.progress import track
 from slimseek.recognise import Recogniser
-from slimseek.schema import Model, Samples
+from slimseek.schema import Samples
 
 RATES = ("word_error_rate", "character_error_rate")
 SEARCH = ("ndcg@10", "recall@10", "hit@1")
@@ -349,57 +348,3 @@ def apart(collection: Collection, splits: Splits) -> list[str]:
         item for query, item in collection.queries.items()
         if query not in splits.test and item in collection.said and item not in hidden
     ))  # fmt: skip
-
-
-def parts(before: Model, after: Model) -> dict[str, Model]:
-    """The original with one part of what a recipe made of it: ``encoder``, ``decoder`` and ``token table``.
-
-    Empty where the recipe has changed names or shapes, so that the parts of both do not fit together.
-    """
-    if before.tensors.keys() != after.tensors.keys() or any(
-        before.tensors[name].shape != after.tensors[name].shape for name in before.tensors
-    ):
-        return {}
-    tables = {layer.weight for layer in before.layers if layer.kind == "embedding" and "position" not in layer.name}
-    found: dict[str, Model] = {}
-    for part in ("encoder", "decoder", "token table"):
-        chosen = {name for name in before.tensors if _part(name, tables) == part}
-        if not any(after.tensors[name] is not before.tensors[name] for name in chosen):
-            continue
-        found[part] = dataclasses.replace(
-            before,
-            tensors={name: (after if name in chosen else before).tensors[name] for name in before.tensors},
-            activations=_of(after.activations, chosen), smoothing=_of(after.smoothing, chosen),
-        )  # fmt: skip
-    return found
-
-
-def attribution(before: Model, after: Model, search_set: SearchSet, original: Heard, threads: int) -> dict[str, Change]:
-    """What each part's compression alone does to the word error rate, in the reference implementation.
-
-    Args:
-        before: the original.
-        after: what a recipe made of it.
-        search_set: development recordings.
-        original: what the original heard there.
-        threads: of the reference implementation.
-    """
-    name = RATES[0]
-    base = original if any(one.name == name for one in original.measurements) else scored(
-        original.transcripts, search_set, [name], None)  # fmt: skip
-    found = {}
-    for part, model in parts(before, after).items():
-        say(f"the {part} alone, compressed")
-        one = quality(choose.recognising(model, f"{part} alone", threads), search_set, [name])
-        found[part] = evaluate.compare(base.get(name), one.get(name))
-    return found
-
-
-def _part(name: str, tables: set[str]) -> str:
-    if name in tables:
-        return "token table"
-    return "decoder" if "decoder" in name else "encoder"
-
-
-def _of(named: Mapping[str, Any], chosen: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in named.items() if name.partition("#")[0] in chosen}

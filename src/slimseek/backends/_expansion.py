@@ -151,14 +151,14 @@ def packed(editor: Editor, name: str, integers: Array, bits: int, signed: bool) 
     thin = pays(used, bits)
     held = flat[used] if thin else flat
     planes = np.packbits((held >> np.arange(bits, dtype=np.uint8)[:, None]) & 1, axis=1, bitorder="little")
-    bytes_of = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
-    worth = 2.0 ** np.arange(bits)
+    bits_of_bytes = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    worth = 2 ** np.arange(bits)
     worth[-1] *= -1 if signed else 1  # two's complement
-    worths = (worth.astype(np.float32)[:, None, None] * bytes_of).reshape(-1, 8)
+    worths = (worth[:, None, None] * bits_of_bytes).reshape(-1, 8).astype(np.int8)
+    table = editor.node("Cast", [editor.constant(f"slim_bits_{bits}_{signed}", worths)], to=TensorProto.FLOAT)
     rows = editor.constant(f"slim_rows_{bits}", 256 * np.arange(bits, dtype=np.int32)[:, None])
     places = editor.node("Cast", [editor.constant(name, planes)], to=TensorProto.INT32)
-    values = editor.node("Gather", [editor.constant(f"slim_bits_{bits}_{signed}", worths),
-                                    editor.node("Add", [places, rows])])  # fmt: skip
+    values = editor.node("Gather", [table, editor.node("Add", [places, rows])])
     values = editor.node("ReduceSum", [values, numbers(editor, 0)], keepdims=0)
     if held.size % 8 or thin:
         values = editor.node("Reshape", [values, numbers(editor, -1)])
