@@ -212,7 +212,7 @@ def test_the_predicted_size_is_that_of_the_package(
     outline = sizes.outlined(model, RECIPES[name], SAMPLES)
     manifest = sizes.PACKAGE + len(sizes.msgspec.json.encode(outline.spec))
     true = shipped(built[name], target, tmp_path / "package") + manifest
-    assert sizes.predicted(outline, target) == pytest.approx(true, abs=3600)
+    assert sizes.predicted(outline, target) == pytest.approx(true, rel=0.035, abs=3600)
 
 
 @pytest.mark.parametrize("target", BACKENDS)
