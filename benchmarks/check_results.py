@@ -79,6 +79,11 @@ CLAIMS = (
         figures=tuple((("share", side), 100) for side in ("search", "by hand", "both", "its first part")),
     ),
     Claim(
+        document="docs/budget.md", file="budget_pictures.json",
+        text="The search's front holds {:.1f} %, what is made by hand {:.1f} %, and both together {:.1f} %: 8 bits",
+        figures=tuple((("share", side), 100) for side in ("search", "by hand", "both")),
+    ),
+    Claim(
         document="README.md", file="small_encoder.json",
         text="becomes a student of {:.1f} MB that keeps {:.1f} % of its nDCG@10 on xquad_en ({:.1f} to {:.1f}, "
              "n = {:,.0f})",
