@@ -79,7 +79,15 @@ def proven(
     name, test = choose.name_of(source), data.search_set(collection, data.split(collection).test, "test")
     comparison = prove(name, original, compressed, test, recipe, threads, options, known)
     index = kept.index_of(choose.encoder(original, name, threads), original) if options.keep_index else None
-    artifact.write(compressed.model, folder, recipe=recipe, comparison=comparison, collection=collection.path,
+    return written(folder, compressed.model, recipe, comparison, collection, options, index)
+
+
+def written(
+    folder: Path, model: Model, recipe: Recipe, comparison: Comparison, collection: Collection, options: Options,
+    index: artifact.KeptIndex | None = None,
+) -> Comparison:  # fmt: skip
+    """Write an artifact with its report, and give what was proven of it."""
+    artifact.write(model, folder, recipe=recipe, comparison=comparison, collection=collection.path,
                    versions=timing.versions(timing.LIBRARIES), index_of=index)  # fmt: skip
     report.write(comparison, folder / "report.html", options.lang)
     return comparison

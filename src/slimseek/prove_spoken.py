@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 
-from slimseek import artifact, choose, data, evaluate, report, spoken, timing
+from slimseek import choose, data, evaluate, spoken
 from slimseek import compress as machine
 from slimseek.collection import Collection, SearchSet
 from slimseek.compress import Compressed, Judge
 from slimseek.errors import UsageError
 from slimseek.measurement import Change, Comparison, Measurement
 from slimseek.progress import say
-from slimseek.prove import Options, judged, packaged
+from slimseek.prove import Options, judged, packaged, written
 from slimseek.schema import Gates, Model, Recipe
 
 DEV_RECORDINGS = 100
@@ -56,7 +56,8 @@ def compressed(
         recipe = msgspec.structs.replace(
             recipe, gates=msgspec.structs.replace(recipe.gates, metric=spoken.metrics_of(test)[0])
         )
-    spoken.check_metrics(_metrics(recipe, test), test)
+    metrics = _metrics(recipe, test)
+    spoken.check_metrics(metrics, test)
     found = spoken.search(test, options.search_with, threads)
     judge = Judge(
         search_set=dev, threads=threads, search=found,
@@ -67,7 +68,10 @@ def compressed(
     made = machine.run(student, recipe, samples, judge)
     assert isinstance(judge.original, spoken.Heard)
     alone = attribution(original, made.model, dev, judge.original, threads)
-    return _written(folder, source, original, made, collection, recipe, threads, options, found, alone)
+    name = choose.name_of(source)
+    comparison = _proved(name, original, made, test, metrics, found, recipe, threads, options)
+    comparison = msgspec.structs.replace(comparison, alone=alone or msgspec.UNSET)
+    return written(folder, made.model, recipe, comparison, collection, options)
 
 
 def proven(
@@ -86,8 +90,10 @@ def proven(
         threads: of the runtime.
         options: target and search.
     """
-    found = spoken.search(_test(collection), options.search_with, threads)
-    return _written(folder, source, original, made, collection, recipe, threads, options, found)
+    test, name = _test(collection), choose.name_of(source)
+    found = spoken.search(test, options.search_with, threads)
+    comparison = _proved(name, original, made, test, _metrics(recipe, test), found, recipe, threads, options)
+    return written(folder, made.model, recipe, comparison, collection, options)
 
 
 def check(source: str | Path, original: Model, options: Options) -> None:
@@ -115,20 +121,6 @@ def _test(collection: Collection) -> SearchSet:
 def _metrics(recipe: Recipe, test: SearchSet) -> tuple[str, ...]:
     """The gate's first."""
     return tuple(dict.fromkeys((recipe.gates.metric, *spoken.metrics_of(test))))
-
-
-def _written(
-    folder: Path, source: str | Path, original: Model, made: Compressed, collection: Collection, recipe: Recipe,
-    threads: int, options: Options, found: spoken.Search | None, alone: dict[str, Change] | None = None,
-) -> Comparison:  # fmt: skip
-    """The artifact with its proof; ``alone``: what each part's compression alone does."""
-    test, name = _test(collection), choose.name_of(source)
-    comparison = _proved(name, original, made, test, _metrics(recipe, test), found, recipe, threads, options)
-    comparison = msgspec.structs.replace(comparison, alone=alone or msgspec.UNSET)
-    artifact.write(made.model, folder, recipe=recipe, comparison=comparison, collection=collection.path,
-                   versions=timing.versions(timing.LIBRARIES))  # fmt: skip
-    report.write(comparison, folder / "report.html", options.lang)
-    return comparison
 
 
 def _proved(
