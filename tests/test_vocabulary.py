@@ -15,6 +15,7 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.text import TOKENIZER
 from slimseek.methods.simplify._tokenizer import Vocabulary, rewrite
+from slimseek.methods.simplify.vocabulary import _alike
 from slimseek.preprocess import Decoding
 from slimseek.schema import Layer, Model, ModelSpec, Samples
 from small import tiny_bert
@@ -247,13 +248,13 @@ def test_texts_that_use_only_what_stays_keep_their_tokens_though_they_were_never
     assert same >= 3
 
 
-def recogniser() -> Model:
+def recogniser(*further: str) -> Model:
     """A recogniser's table of BPE tokens, row n being n everywhere, with its special tokens at the end."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=1)
-    tokenizer.train_from_iterator([f" {text}" for text in [*TEXTS, "engine of stone"]], trainer)
+    tokenizer.train_from_iterator([f" {text}" for text in [*TEXTS, "engine of stone", *further]], trainer)
     tokenizer.add_special_tokens(["<end>", "<start>", "<|en|>", "<|fr|>", "<transcribe>", "<translate>", "<silent>"])
     ids = tokenizer.get_vocab()
     decoding = Decoding(
@@ -296,6 +297,23 @@ def test_a_recogniser_keeps_what_broad_texts_say_and_what_a_transcript_begins_an
     generation = json.loads(smaller.files["generation_config.json"])
     assert generation == {"lang_to_id": {"<|en|>": after.languages["en"]}, "task_to_id": {}, "suppress_tokens": [],
                           "eos_token_id": after.end}  # fmt: skip
+
+
+def test_small_and_capital_letters_of_what_is_said_count_alike(tmp_path: Path) -> None:
+    """A recogniser's pauses decide on capitals, and no broad text tells where they are."""
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", "Ġth", "Ġthe", "ĠT", "ĠTh", "ĠThe", "Ġx", "Ã©", "ã©"]
+    ids = {piece: number for number, piece in enumerate(pieces)}
+    counts = {ids["Ġthe"]: 3, ids["ĠThe"]: 1, ids["Ġx"]: 1, ids["Ã©"]: 5}
+    alike = _alike(counts, ids)
+    assert alike[ids["Ġthe"]] == alike[ids["ĠThe"]] == 4
+    assert (alike[ids["Ġx"]], alike[ids["Ġth"]], alike[ids["ĠTh"]]) == (1, 0, 0)
+    assert (alike[ids["Ã©"]], alike[ids["ã©"]]) == (5, 0), "these are bytes, and no letters"
+    (tmp_path / "broad.txt").write_text("\n".join(TEXTS))
+    model = recogniser("Sleeps", "Stone")
+    kept = Tokenizer.from_buffer(cut(model, texts=str(tmp_path / "broad.txt")).files[TOKENIZER]).get_vocab()
+    assert {"Ġsleeps", "ĠSleeps"} <= set(kept)
+    assert "ĠStone" in Tokenizer.from_buffer(model.files[TOKENIZER]).get_vocab()
+    assert "ĠStone" not in kept
 
 
 def test_a_recogniser_needs_broad_texts() -> None:

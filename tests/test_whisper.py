@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import struct
@@ -19,19 +20,21 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, trainers
 
 from slimseek import artifact, choose, deploy, integers, plugins, rebuild, recognise
 from slimseek.errors import GateFailed, UsageError
 from slimseek.models import _whisper_built_in as built_in
 from slimseek.models._ctranslate2 import DTYPES
 from slimseek.models._whisper_conversion import converted
+from slimseek.models._whisper_files import PLACES, is_computed, sinusoids
 from slimseek.models._whisper_graph import TABLE
 from slimseek.models.whisper import Whisper
 from slimseek.preprocess import Decoding
 from slimseek.recognise import CROSS, FEATURES, IDS, LOGITS, PAST, PRESENT, decoded, looped
-from slimseek.schema import Array, Batch, Function, Model, QuantizedTensor, Samples
-from small import BACKENDS, tiny_whisper
+from slimseek.schema import Array, Batch, Function, Model, QuantizedTensor, QuantSpec, Samples
+from small import BACKENDS, SAID, tiny_whisper
 
 ITEMS = [f"random:{seed}" for seed in range(6)]
 MOST = 14
@@ -203,9 +206,9 @@ def test_the_network_to_train_gives_what_transformers_own_gives(tiny: Fixture) -
     assert set(dict(trained.named_parameters())) == set(model.tensors)
 
 
-def test_layers_name_every_matrix_and_the_table_twice(tiny: Fixture) -> None:
+def test_layers_name_every_matrix_that_is_stored_and_the_table_twice(tiny: Fixture) -> None:
     model = tiny[2]
-    matrices = {name for name, tensor in model.tensors.items() if len(tensor.shape) > 1}
+    matrices = {name for name, tensor in model.tensors.items() if len(tensor.shape) > 1} - {PLACES}
     assert {layer.weight for layer in model.layers} == matrices
     assert [layer.kind for layer in model.layers if layer.weight == TABLE] == ["embedding", "linear"]
     assert model.parameters == sum(value.numel() for value in tiny[1].parameters())
@@ -297,11 +300,50 @@ def test_graphs_give_what_the_reference_gives_at_every_shape(tiny: Fixture) -> N
         assert past["past_key_0"].shape[2] == 6
 
 
-def test_every_weight_is_one_initializer_of_one_graph(tiny: Fixture) -> None:
+def test_every_weight_that_no_graph_computes_is_one_initializer_of_one(tiny: Fixture) -> None:
     model = tiny[2]
     held = [constant.name for graph in Whisper().functions(model).values() for constant in graph.graph.initializer
             if constant.name in model.tensors]  # fmt: skip
-    assert sorted(held) == sorted(model.tensors)
+    assert sorted(held) == sorted(set(model.tensors) - {PLACES})
+
+
+@pytest.mark.parametrize(("moved", "computed"), [(0.0, True), (2**-12, True), (0.01, False)])
+def test_the_encoders_places_are_computed_where_they_are_sines(
+    moved: float, computed: bool, tiny: Fixture, tmp_path: Path
+) -> None:
+    folder, network, _ = tiny
+    shutil.copytree(folder, tmp_path / "moved")
+    tensors = load_file(folder / "model.safetensors")
+    assert np.array_equal(tensors[PLACES], network.model.encoder.embed_positions.weight.detach().numpy())
+    save_file(tensors | {PLACES: tensors[PLACES] + np.float32(moved)}, tmp_path / "moved/model.safetensors")
+    model = shortened(choose.model(tmp_path / "moved"))
+    assert Whisper().unused(model) == (frozenset([PLACES]) if computed else frozenset())
+    assert (PLACES in {layer.weight for layer in model.layers}) is not computed
+    package = deploy.export(model, "onnxruntime", tmp_path / "moved")
+    constants = {one.name for one in onnx.load(tmp_path / "moved/encoder.onnx").graph.initializer}
+    assert (PLACES in constants) is not computed
+    assert package.target == "onnxruntime"
+    found, expected = choose.recogniser(tmp_path / "moved", 1), choose.recognising(model, "own", 1)
+    batch = features(model)
+    assert found.scores(batch) == pytest.approx(expected.scores(batch), abs=0.02 if moved else 1e-3)
+
+
+def test_rounded_places_are_stored(tiny: Fixture) -> None:
+    """As artifacts that were made before have them."""
+    model = tiny[2]
+    rounded = integers.quantize(np.asarray(model.tensors[PLACES]), QuantSpec(bits=8, granularity="channel"))
+    model = dataclasses.replace(model, tensors=dict(model.tensors) | {PLACES: rounded})
+    assert Whisper().unused(model) == frozenset()
+    assert PLACES in {constant.name for constant in Whisper().functions(model)["encoder"].graph.initializer}
+
+
+def test_a_long_table_of_places_is_the_one_that_transformers_makes() -> None:
+    config = transformers.WhisperConfig(d_model=384)
+    expected = transformers.models.whisper.modeling_whisper.sinusoids(1500, config.d_model).numpy()
+    assert sinusoids(1500, config.d_model) == pytest.approx(expected, abs=3e-4)
+    assert is_computed(expected)
+    assert is_computed(expected.astype(np.float16))
+    assert not is_computed(np.roll(expected, 1, 0))
 
 
 # ---------------------------------------------------------------- methods
@@ -413,6 +455,22 @@ def test_onnxruntime_computes_attention_by_one_operator(tiny: Fixture, tmp_path:
         kinds = [node.op_type for node in onnx.load(tmp_path / f"{name}.onnx").graph.node]
         assert kinds.count("MultiHeadAttention") == count
         assert not {"Softmax", "Concat", "Where"}.intersection(kinds)
+
+
+def test_a_packages_tokenizer_decodes_and_holds_no_merges(tiny: Fixture, tmp_path: Path) -> None:
+    trained = Tokenizer.from_str((tiny[0] / "tokenizer.json").read_text())
+    words = ["a small network hears the small words", "the network of the hearing"] * 4
+    trained.train_from_iterator(words, trainers.BpeTrainer(vocab_size=320, special_tokens=list(SAID)))
+    files = dict(tiny[2].files) | {"tokenizer.json": trained.to_str().encode()}
+    assert json.loads(files["tokenizer.json"])["model"]["merges"]
+    deploy.export(dataclasses.replace(tiny[2], files=files), "onnxruntime", tmp_path)
+    kept = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert not json.loads(kept.to_str())["model"]["merges"]
+    assert len((tmp_path / "tokenizer.json").read_bytes()) < 0.9 * len(json.dumps(json.loads(trained.to_str())))
+    for text in ("a small hearing", "the words; what else?", "\u00fcber"):
+        ids = trained.encode(text).ids
+        assert kept.decode(ids) == trained.decode(ids)
+        assert len(ids) < len(text.encode()) + 1
 
 
 def test_deploy_checks_transcripts_in_a_fresh_process(tiny: Fixture, tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ import soundfile
 import torch
 import transformers
 
-from slimseek import choose, plugins
+from slimseek import choose, deploy, integers, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs import sound
-from slimseek.models.whisper import PLACES, Whisper
+from slimseek.models._whisper_files import PLACES
+from slimseek.models.whisper import Whisper
 from slimseek.progress import shown_on
-from slimseek.recognise import IDS
-from slimseek.schema import Model, QuantizedTensor, Samples
+from slimseek.recognise import IDS, LOGITS, transcriber
+from slimseek.schema import Batch, Model, QuantizedTensor, QuantSpec, Samples
 from slimseek.training import transcripts
 from slimseek.training.finetune import finetune
 from slimseek.training.settings import Settings
@@ -110,10 +111,112 @@ def test_a_shorter_window_is_an_ordinary_whisper(model: Model, tmp_path: Path) -
 
 
 def test_integers_of_places_leave_too(model: Model) -> None:
-    small = step(step(model, "quantize.weights_int", bits=4), "simplify.window", seconds=1)
+    """As artifacts have them that were made when places were rounded."""
+    rounded = integers.quantize(np.asarray(model.tensors[PLACES]), QuantSpec(bits=4, granularity="channel"))
+    before = dataclasses.replace(model, tensors=dict(model.tensors) | {PLACES: rounded})
+    small = step(before, "simplify.window", seconds=1)
     places = small.tensors[PLACES]
     assert isinstance(places, QuantizedTensor)
     assert places.shape == (50, 32)
+
+
+@pytest.fixture(scope="module")
+def unshortened(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The model that says as much as it has time for."""
+    folder = tmp_path_factory.mktemp("unshortened")
+    Whisper().save(model, folder)
+    return choose.model(folder)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of a short window of one second one that fits, one that does not, and one that takes two windows of three."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for number, seconds in enumerate((0.8, 1.6, 4.0)):
+        samples = np.concatenate([sound.made(number + part, 16000) for part in range(3)])
+        soundfile.write(folder / f"{number}.wav", samples[: round(seconds * 16000)], 16000, "FLOAT")
+    return [str(folder / f"{number}.wav") for number in range(3)]
+
+
+def test_a_short_window_hears_what_fits_and_the_whole_one_the_rest(
+    unshortened: Model, recordings: list[str], tmp_path: Path
+) -> None:
+    """Each as a model of that window alone; the weights are those of before."""
+    both = step(unshortened, "simplify.window", seconds=1, longer="whole")
+    alone = step(unshortened, "simplify.window", seconds=1)
+    assert both.spec.sound
+    assert (both.spec.sound.seconds, both.spec.sound.short) == (3, 1)
+    assert both.spec.inputs[0].shape == ("batch", 80, "frames")
+    assert all(both.tensors[name] is tensor for name, tensor in unshortened.tensors.items() if name != PLACES)
+    assert np.array_equal(both.tensors[PLACES], unshortened.tensors[PLACES])
+    heard = {name: choose.recognising(one, name, 1) for name, one in
+             (("both", both), ("short", alone), ("whole", unshortened))}  # fmt: skip
+    frames = [[row.shape[1] for row in heard["both"].input.windows(item)] for item in recordings]
+    assert frames == [[100], [300], [300, 300]]
+    expected = [heard["short"].transcripts(recordings[:1])[0], *heard["whole"].transcripts(recordings[1:2])]
+    assert heard["both"].transcripts(recordings[:2]) == expected
+    assert expected[0] != heard["whole"].transcripts(recordings[:1])[0]
+    assert heard["both"].transcripts(recordings[::-1]) == heard["both"].transcripts(recordings)[::-1]
+    with pytest.raises(NoEffect, match="has a short window of 1 seconds already"):
+        step(both, "simplify.window", seconds=1, longer="whole")
+    Whisper().save(both, tmp_path)
+    again = choose.model(tmp_path)
+    assert (again.spec.sound, again.spec.inputs, again.spec.decoding) == (
+        both.spec.sound, both.spec.inputs, both.spec.decoding)  # fmt: skip
+    _, info = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert transformers.WhisperFeatureExtractor.from_pretrained(tmp_path).chunk_length == 3
+    cut = step(both, "simplify.window", seconds=2)
+    assert cut.spec.sound
+    assert (cut.spec.sound.seconds, cut.spec.sound.short) == (2, 0)
+
+
+def test_a_short_window_says_as_many_tokens_as_it_has_time_for(unshortened: Model, recordings: list[str]) -> None:
+    both = step(unshortened, "simplify.window", seconds=1, longer="whole")
+    assert unshortened.spec.decoding
+    assert unshortened.spec.decoding.most == 23, "224 tokens in 30 seconds"
+    functions = Whisper().computed(both, 1)
+    asked: list[int] = []
+
+    def decoder(batch: Batch) -> Batch:
+        asked.append(1)
+        given = dict(functions["decoder"](batch))
+        given[LOGITS] = np.array(given[LOGITS])
+        given[LOGITS][:, both.spec.decoding.end] = -np.inf  # type: ignore[union-attr]
+        given[LOGITS][:, 40 + len(asked)] = np.inf  # no loop
+        return given
+
+    heard = transcriber({"encoder": functions["encoder"], "decoder": decoder}, both.spec, both.files)
+    for item, most in ((recordings[0], 8), (recordings[1], 23)):
+        asked.clear()
+        heard(choose.recognising(both, "both", 1).input([item]))
+        assert len(asked) == most
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_package_of_two_windows_says_what_its_artifact_says(
+    target: str, unshortened: Model, recordings: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip(target)
+    small = step(step(unshortened, "quantize.weights_int", bits=8), "simplify.window", seconds=1, longer="whole")
+    package = deploy.write(small, target, tmp_path, texts=recordings, threads=1)
+    assert [(gate.gate, gate.status) for gate in package.gates] == [("parity", "passed"), ("invariance", "passed")]
+    assert package.parity["equal_transcripts"] == 1
+    assert package.parity["recordings"] == 3
+    assert choose.recogniser(tmp_path, 1).transcripts(recordings) == choose.recognising(
+        small, "artifact", 1).transcripts(recordings)  # fmt: skip
+
+
+def test_a_short_window_is_learned_and_calibrated_in(model: Model, recordings: list[str], tmp_path: Path) -> None:
+    """Batches of one length each."""
+    both = step(model, "simplify.window", seconds=1, longer="whole")
+    items = [*recordings[:2], *(f"random:{seed}" for seed in range(8))]
+    learned = plugins.load("methods", "distil.transcript")(steps=2, batch_size=2, cache=str(tmp_path))
+    trained = learned.apply(both, Samples(calibration=items, texts=items, original=model))
+    assert any(not np.array_equal(trained.tensors[name], both.tensors[name]) for name in both.tensors)
+    rounded = plugins.load("methods", "quantize.weights_int")(bits=4, rounding="compensated", granularity="group")
+    assert any("error-compensated" in note for note in rounded.apply(
+        both, Samples(calibration=items, texts=items)).said)  # fmt: skip
 
 
 def test_windows_that_cannot_become_shorter(model: Model, tmp_path: Path) -> None:

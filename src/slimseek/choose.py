@@ -17,10 +17,9 @@ from slimseek.bases import Backend, Family
 from slimseek.encoder import Encoder
 from slimseek.errors import ArtifactError, SlimseekError, UsageError, first_line, of_the_system
 from slimseek.folder import FileEntry
+from slimseek.inputs.kept import KEPT
 from slimseek.inputs.reader import reader
 from slimseek.inputs.sound import SoundInput
-from slimseek.inputs.text import TOKENIZER
-from slimseek.inputs.vocabulary import FILE as TOKENS
 from slimseek.measurement import Comparison, GateResult
 from slimseek.models import _encoders_built_in as encoders
 from slimseek.models import _networks as networks
@@ -40,8 +39,6 @@ SEARCH = "search.json"
 """What a search under a budget writes into its folder."""
 REFERENCE_LENGTH = 128
 FUNCTIONS = ("encoder", "decoder")
-KEPT = frozenset({TOKENIZER, TOKENS})
-"""Small files of a model that its packages hold too."""
 WEIGHTS = ("model.", *(f"{name}." for name in FUNCTIONS))
 """What the names of a package's files of weights begin with."""
 

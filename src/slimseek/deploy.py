@@ -16,6 +16,7 @@ from slimseek.artifact import KeptIndex
 from slimseek.bases import Backend
 from slimseek.choose import PACKAGE, PACKAGE_VERSION, Package
 from slimseek.errors import GateFailed, SlimseekError, UsageError, first_line
+from slimseek.inputs.kept import kept
 from slimseek.inputs.samples import examples
 from slimseek.memory import give_back
 from slimseek.progress import say, track
@@ -192,8 +193,8 @@ def export(
     backend: Backend = plugins.load("backends", target)()
     say(f"export for {target}")
     backend.export(model, folder, ready)
-    for name in choose.KEPT & model.files.keys():
-        (folder / name).write_bytes(model.files[name])
+    for name, content in kept(model).items():
+        (folder / name).write_bytes(content)
     package = Package(
         format_version=PACKAGE_VERSION,
         target=target,

@@ -83,6 +83,7 @@ class SoundPreprocess(Value, frozen=True, omit_defaults=True):
         features: ``whisper`` (log-mel spectrum of windows of ``seconds``, as its authors define it), ``log_mel``,
             ``mfcc``, or the ``waveform`` itself.
         seconds: length that a recording is filled up or cut to; 0 for its own.
+        short: length that one which fits is filled up to instead, of ``whisper``; 0 for none.
         window: samples of a frame, and ``hop`` from one to the next.
         hop: see ``window``.
         mels: bands of the mel scale.
@@ -96,6 +97,7 @@ class SoundPreprocess(Value, frozen=True, omit_defaults=True):
     rate: int
     features: Literal["whisper", "log_mel", "mfcc", "waveform"]
     seconds: float = 0.0
+    short: float = 0.0
     window: int = 400
     hop: int = 160
     mels: int = 80

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -65,7 +67,7 @@ class Recogniser:
         """
         found: list[list[str]] = [[] for _ in items]
         done = 0
-        for chosen in _together(self._windows(items), self.input):
+        for chosen in together(self._windows(items), self.input):
             for (place, _), text in zip(chosen, self.transcribe(self.input.batch([row for _, row in chosen])),
                                         strict=True):  # fmt: skip
                 found[place].append(text)
@@ -107,7 +109,6 @@ def transcriber(functions: Mapping[str, Function], spec: ModelSpec, files: Mappi
     assert spec.decoding
     if spec.decoding.kind == "ctc":
         return _framewise(functions["model"], files)
-    decoding = spec.decoding
     try:
         tokenizer = Tokenizer.from_buffer(files[TOKENIZER])
     except KeyError:
@@ -116,10 +117,19 @@ def transcriber(functions: Mapping[str, Function], spec: ModelSpec, files: Mappi
         raise UsageError(f"{TOKENIZER} cannot be read: {error}") from error
 
     def transcribe(batch: Batch) -> list[str]:
-        said = decoded(functions["encoder"], functions["decoder"], decoding, batch)
+        said = decoded(functions["encoder"], functions["decoder"], _within(spec, batch), batch)
         return [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in said]
 
     return transcribe
+
+
+def _within(spec: ModelSpec, batch: Batch) -> Decoding:
+    """Of a short window no more tokens are said than it has time for."""
+    assert spec.decoding
+    if not spec.sound or not spec.sound.short:
+        return spec.decoding
+    share = batch[FEATURES].shape[-1] * spec.sound.hop / (spec.sound.seconds * spec.sound.rate)
+    return msgspec.structs.replace(spec.decoding, most=math.ceil(spec.decoding.most * share))
 
 
 def _framewise(scores: Function, files: Mapping[str, bytes]) -> Transcribe:
@@ -228,8 +238,8 @@ def _past(given: Batch) -> Batch:
     return {PAST + name.removeprefix(PRESENT): array for name, array in given.items() if name.startswith(PRESENT)}
 
 
-def _together(rows: Iterable[tuple[int, Array]], reader: SoundInput) -> Iterator[list[tuple[int, Array]]]:
-    """Neighbours of the same shape, as many as a batch takes."""
+def together(rows: Iterable[tuple[int, Array]], reader: SoundInput) -> Iterator[list[tuple[int, Array]]]:
+    """Numbered rows as they come, neighbours of the same shape together, as many as a batch takes."""
     waiting = iter(rows)
     held: list[tuple[int, Array]] = []
     for one in waiting:

@@ -20,7 +20,7 @@ from slimseek.errors import SlimseekError
 from slimseek.evaluate import cosines, invariance, neighbours_shared
 from slimseek.inputs.samples import examples
 from slimseek.measurement import GateResult
-from slimseek.recognise import Recogniser
+from slimseek.recognise import Recogniser, together
 from slimseek.schema import Array, Batch
 
 SHAPES = ((1, 3), (3, 17), (8, 128))
@@ -85,8 +85,9 @@ def verify_transcripts(
     expected, found = reference.transcripts(items), _in_fresh_process(folder, items, reference.threads, json=True)
     equal = float(np.mean([one == other for one, other in zip(expected, found, strict=True)]))
     package = choose.recogniser(folder, reference.threads)
-    batch = reference.input.batch([row for item in items for row in islice(reference.input.windows(item), 1)])
-    cosine = cosines(*(one.scores(batch) for one in (reference, package)))
+    first = ((place, row) for place, item in enumerate(items) for row in islice(reference.input.windows(item), 1))
+    batches = [reference.input.batch([row for _, row in some]) for some in together(first, reference.input)]
+    cosine = cosines(*(np.concatenate(list(map(one.scores, batches))) for one in (reference, package)))
     parity = {"cosine_mean": float(cosine.mean()), "cosine_min": float(cosine.min()), "equal_transcripts": equal,
               "recordings": float(len(items))}  # fmt: skip
     least = LEAST_PARITY_ROUNDED if rounded else LEAST_PARITY

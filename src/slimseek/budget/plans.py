@@ -127,7 +127,7 @@ def _cutting(space: Space, chosen: Mapping[str, Any]) -> list[RecipeStep]:
     if chosen["blocks"] != space.depth:
         steps.append(_step("prune.layers", keep=list(spread(space.depth, chosen["blocks"]))))
     if chosen["window"] != space.window:
-        steps.append(_step("simplify.window", seconds=chosen["window"]))
+        steps.append(_step("simplify.window", seconds=chosen["window"], longer="whole"))
     if chosen["width"] != 1:
         measure = "activation" if space.depth else "taylor" if space.trains_by_gradient else "l2"
         steps.append(_step("prune.channels", amount=1 - chosen["width"], importance=measure))

@@ -11,7 +11,7 @@ from slimseek import integers, plugins, sparse
 from slimseek.budget._lines import NEAREST, Form, form, line
 from slimseek.choose import family
 from slimseek.errors import NoEffect, UsageError
-from slimseek.inputs.text import TOKENIZER
+from slimseek.inputs.kept import kept
 from slimseek.models._graph import GRAPH
 from slimseek.recipe import build
 from slimseek.schema import Model, QuantizedTensor, Recipe, RecipeStep, Samples, Tensor
@@ -134,7 +134,7 @@ def _told(model: Model, target: str) -> int:
         merged[alike] += 1
         shared |= found.shared
     total += sum(size if size >= MERGED else size * count for size, count in merged.items())
-    files = len(model.files.get(TOKENIZER, b"")) + len(msgspec.json.encode(model.spec))
+    files = sum(map(len, kept(model).values())) + len(msgspec.json.encode(model.spec))
     beside: int = plugins.load("backends", target)().beside()
     return round(total) + sum(shared.values()) + files + beside
 

@@ -53,7 +53,9 @@ made first."""
 FEW = 0.1
 """Share of the bytes of linear layers below which convolutions beside them are not worth few bits."""
 WINDOWS = (20, 12)
-"""Seconds that a Whisper may hear at once in the place of 30: most of its time goes by them (docs/voice_search.md)."""
+"""Seconds of a Whisper's window for recordings that fit, in the place of 30: most of its time goes by them
+(docs/voice_search.md).
+"""
 RECORDINGS = 8
 """In a batch of training; the decoder reads what was said at once there, and not token by token."""
 TRAINED_PER_HEARD = 2
@@ -66,7 +68,7 @@ class Space(Value, frozen=True):
     Attributes:
         values: by the name of a choice, what it may be, the least change first; a choice of one value is not named.
             ``network``: ``whole``, or a ``table`` of token vectors in its place, taught by it. ``blocks``: how many are
-            kept. ``window``: seconds that a recogniser hears at once. ``width``: share of channels, or of the
+            kept. ``window``: seconds of a window for recordings that fit it. ``width``: share of channels, or of the
             feed-forward part, that is kept. ``teach``: batches of distillation after a cut. ``dim``: elements of a
             vector; ``dim_first``: whether they go before the distillation. ``vocabulary``: ``whole`` or what is
             ``used``. ``bits`` of weights, 32 and 16 for floats; ``table_bits`` of tables apart; ``allocation``:
@@ -143,9 +145,10 @@ def space(
     """
     check_float(model)
     samples = samples or Samples(calibration=(), texts=())
-    sizes = {name: integers.stored_bytes(tensor) for name, tensor in model.tensors.items()}
+    sizes = {name: integers.stored_bytes(tensor) for name, tensor in model.tensors.items()
+             if name not in choose.family(model).unused(model)}  # fmt: skip
     total = sum(sizes.values())
-    trains = _trains(model)
+    trains, few = _trains(model), _few_convolutions(model)
     depth = _depth(model)
     batches = _batches(model, seconds, pace)
     cuts = _windows(model, samples) if model.spec.output == "transcript" else _cuts(model, samples, depth)
@@ -155,7 +158,7 @@ def space(
         **cuts,
         "teach": tuple(steps for steps in EFFORTS if steps * smallest <= batches) if trains else (),
         **_of_index(model, samples, budget),
-        **_of_weights(model, samples),
+        **_of_weights(model, samples, few),
     }
     if not cuts:
         found["teach"] = ()
@@ -169,8 +172,8 @@ def space(
         output=model.spec.output,
         text=model.spec.preprocess is not None,
         table_share=sizes.get(model.token_table or "", 0) / total,
-        rest_share=1 - sum(sizes[name] for name in {layer.weight for layer in model.layers}) / total,
-        few_convolutions=_few_convolutions(model),
+        rest_share=1 - sum(sizes.get(name, 0) for name in {layer.weight for layer in model.layers}) / total,
+        few_convolutions=few,
         trains_by_gradient=trains,
         documents=documents,
         batches=batches,
@@ -219,10 +222,10 @@ def _cuts(model: Model, samples: Samples, depth: int) -> dict[str, tuple[Any, ..
 
 
 def _windows(model: Model, samples: Samples) -> dict[str, tuple[Any, ...]]:
-    """A recogniser hears less at once. Blocks and channels stay: what a Whisper tiny loses without some of them takes
-    more speech to learn again than a collection has (docs/voice_search.md).
+    """A recogniser hears short recordings in a short window. Blocks and channels stay: what a Whisper tiny loses
+    without some of them takes more speech to learn again than a collection has (docs/voice_search.md).
     """
-    if not _works("simplify.window", model, samples, seconds=WINDOWS[-1]):
+    if not _works("simplify.window", model, samples, seconds=WINDOWS[-1], longer="whole"):
         return {}
     assert model.spec.sound
     whole = model.spec.sound.seconds or 0.0
@@ -268,9 +271,9 @@ def _of_index(model: Model, samples: Samples, budget: Budget) -> dict[str, tuple
     return found
 
 
-def _of_weights(model: Model, samples: Samples) -> dict[str, tuple[Any, ...]]:
+def _of_weights(model: Model, samples: Samples, few_convolutions: bool) -> dict[str, tuple[Any, ...]]:
     """Bits by the kinds of layers, and how inputs are rounded; tokens that may leave."""
-    kinds = {layer.kind for layer in model.layers} - ({"convolution"} if _few_convolutions(model) else set())
+    kinds = {layer.kind for layer in model.layers} - ({"convolution"} if few_convolutions else set())
     found: dict[str, tuple[Any, ...]] = {}
     if _works("simplify.vocabulary", model, samples, **fewest_tokens(model.spec.output)):
         found["vocabulary"] = ("whole", "used")

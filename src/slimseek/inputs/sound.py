@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from slimseek.errors import UsageError, first_line
@@ -43,6 +44,7 @@ class SoundInput:
         """For a model whose ``sound`` says how its recordings become arrays; its one input has a batch axis."""
         assert spec.sound
         self._sound: SoundPreprocess = spec.sound
+        self._short = msgspec.structs.replace(spec.sound, seconds=spec.sound.short)
         self._input = spec.inputs[0]
 
     def windows(self, item: str) -> Iterator[Array]:
@@ -90,11 +92,9 @@ class SoundInput:
         return round(self._sound.seconds * self._sound.rate)
 
     def _parts(self, item: str) -> Iterator[Array]:
-        """The samples of each window, behind which a Whisper finds some silence."""
-        longest, rate = self._longest, self._sound.rate
-        if self._sound.features == "whisper":
-            longest -= min(round(SILENT_SECONDS * rate), longest // LAST_PART)
-        return cut(self._samples(item), longest, rate)
+        """The samples of each window."""
+        longest = _heard(self._sound) if self._sound.features == "whisper" else self._longest
+        return cut(self._samples(item), longest, self._sound.rate)
 
     def _samples(self, item: str) -> Iterator[Array]:
         if item.startswith(RANDOM):
@@ -105,7 +105,7 @@ class SoundInput:
         """One window's."""
         sound = self._sound
         if sound.features == "whisper":
-            return _spectrum.whisper(samples, sound)
+            return _spectrum.whisper(samples, self._short if len(samples) <= _heard(self._short) else sound)
         filled = np.pad(samples, (0, max(0, self._longest - len(samples))))
         if sound.features == "waveform":
             return filled
@@ -204,6 +204,12 @@ def _resampled(source: Iterator[Array], given: int, rate: int, item: str) -> Ite
 def _told(given: int, rate: int) -> None:
     """Say once a run that recordings of this rate are resampled."""
     say(f"recordings of {given:,} samples a second are resampled to the model's {rate:,}")
+
+
+def _heard(sound: SoundPreprocess) -> int:
+    """Samples that a Whisper's window holds, behind which it finds some silence."""
+    whole = round(sound.seconds * sound.rate)
+    return whole - min(round(SILENT_SECONDS * sound.rate), whole // LAST_PART)
 
 
 def _quietest(samples: Array, start: int, width: int) -> int:

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from slimseek.errors import UsageError
 from slimseek.models._text_files import json_of
 from slimseek.preprocess import Decoding, SoundPreprocess
 from slimseek.recognise import FEATURES
-from slimseek.schema import ModelSpec, TensorSpec
+from slimseek.schema import Array, ModelSpec, QuantizedTensor, Tensor, TensorSpec
 
+SHORT = "short_chunk_length"
+"""Of the preprocessor: seconds of the window for recordings that fit it; others than slimseek pass over it."""
 CONFIG, GENERATION, PREPROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
 LANGUAGE = re.compile(r"<\|([a-z]+)\|>")
 FRAMES_OF_A_PLACE = 2
@@ -24,6 +27,10 @@ FRAMES_OF_A_PLACE = 2
 TASK = "transcribe"
 TOKENS_A_SECOND = 224 / 30
 """At most; OpenAI's own bound, in proportion to the window."""
+PLACES = "model.encoder.embed_positions.weight"
+LONGEST_WAVE = 10_000
+NARROW = 2**-11
+"""How far float16 and the arithmetic of float32 move a sine together."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -74,11 +81,12 @@ def spec(files: Mapping[str, bytes], widths: Shape) -> ModelSpec:
     """What the model takes and gives."""
     frames = widths.max_source_positions * FRAMES_OF_A_PLACE
     sound = _sound(json_of(files, PREPROCESSOR), widths, frames)
+    axis = "frames" if sound.short else frames
     return ModelSpec(
         family="whisper",
         modality="speech",
         output="transcript",
-        inputs=(TensorSpec(name=FEATURES, dtype="float32", shape=("batch", widths.num_mel_bins, frames)),),
+        inputs=(TensorSpec(name=FEATURES, dtype="float32", shape=("batch", widths.num_mel_bins, axis)),),
         dim=widths.vocab_size,
         normalised=False,
         preprocess=None,
@@ -90,12 +98,42 @@ def spec(files: Mapping[str, bytes], widths: Shape) -> ModelSpec:
 def with_window(files: Mapping[str, bytes], sound: SoundPreprocess, seconds: int) -> dict[str, bytes]:
     """The files of the model whose window has so many seconds."""
     frames = seconds * sound.rate // sound.hop
+    before = {name: value for name, value in json_of(files, PREPROCESSOR).items() if name != SHORT}
     reading = {"chunk_length": seconds, "n_samples": seconds * sound.rate, "nb_max_frames": frames}
     changed = {
         CONFIG: json_of(files, CONFIG) | {"max_source_positions": frames // FRAMES_OF_A_PLACE},
-        PREPROCESSOR: json_of(files, PREPROCESSOR) | reading,
+        PREPROCESSOR: before | reading,
     }
     return dict(files) | {name: json.dumps(content, indent=1).encode() for name, content in changed.items()}
+
+
+def with_short_window(files: Mapping[str, bytes], seconds: int) -> dict[str, bytes]:
+    """The files of the model that hears what fits in a window of so many seconds, and all else in its own."""
+    content = json_of(files, PREPROCESSOR) | {SHORT: seconds}
+    return dict(files) | {PREPROCESSOR: json.dumps(content, indent=1).encode()}
+
+
+def frequencies(width: int) -> Array:
+    """Radians a place of the waves in the encoder's table of places, float32 [width / 2]: from 1 down to 1 in 10,000,
+    evenly in their logarithms.
+    """
+    count = width // 2
+    return np.exp(np.arange(count, dtype=np.float32) * np.float32(-math.log(LONGEST_WAVE) / max(1, count - 1)))
+
+
+def sinusoids(places: int, width: int) -> Array:
+    """The encoder's table of places as OpenAI computes it, float32 [places, width]: sines, then cosines."""
+    angles = np.arange(places, dtype=np.float32)[:, None] * frequencies(width)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def is_computed(table: Tensor) -> bool:
+    """Whether the encoder's table of places is :func:`sinusoids`, as in every Whisper that was never trained further;
+    a file in float16 counts.
+    """
+    if isinstance(table, QuantizedTensor):
+        return False
+    return bool(np.allclose(table, sinusoids(*table.shape), rtol=0, atol=NARROW))
 
 
 def _sound(found: Mapping[str, Any], widths: Shape, frames: int) -> SoundPreprocess:
@@ -104,6 +142,7 @@ def _sound(found: Mapping[str, Any], widths: Shape, frames: int) -> SoundPreproc
         rate=rate,
         features="whisper",
         seconds=frames * hop / rate,
+        short=float(found.get(SHORT, 0)),
         window=int(found.get("n_fft", 400)),
         hop=hop,
         mels=widths.num_mel_bins,

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from slimseek.models._graph import IR_VERSION, OPSET
-from slimseek.models._whisper_files import FRAMES_OF_A_PLACE, Shape
+from slimseek.models._whisper_files import FRAMES_OF_A_PLACE, PLACES, Shape, frequencies
 from slimseek.recognise import CROSS, FEATURES, IDS, LOGITS, PAST, PRESENT
 from slimseek.schema import Array
 
@@ -90,12 +90,14 @@ class _Graph:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
-def encoder(tensors: Mapping[str, Array], shape: Shape) -> onnx.ModelProto:
+def encoder(tensors: Mapping[str, Array], shape: Shape, computed: bool, places: str | None = None) -> onnx.ModelProto:
     """Features [batch, mels, frames] to the keys and values of every decoder layer for them.
 
     Args:
         tensors: dense weights by name.
         shape: the model's widths.
+        computed: whether the table of places is computed when the graph is loaded, and not stored.
+        places: name of the axis of places, where windows have several lengths.
     """
     graph, heads, width = _Graph(tensors), shape.encoder_attention_heads, shape.d_model
     rows = FEATURES
@@ -104,7 +106,11 @@ def encoder(tensors: Mapping[str, Array], shape: Shape) -> onnx.ModelProto:
         found = graph.node("Conv", [rows, *kernel], kernel_shape=[3], pads=[1, 1], strides=[stride])
         rows = graph.node("Gelu", [found])
     rows = graph.node("Transpose", [rows], perm=[0, 2, 1])
-    rows = graph.node("Add", [rows, graph.tensor("model.encoder.embed_positions.weight")])
+    table = _sinusoids(graph, shape) if computed else graph.tensor(PLACES)
+    if places:
+        count = graph.node("Shape", [rows], start=1, end=2)
+        table = graph.node("Slice", [table, graph.numbers(0), count, graph.numbers(0)])
+    rows = graph.node("Add", [rows, table])
     for number in range(shape.encoder_layers):
         name = f"model.encoder.layers.{number}"
         normed = graph.norm(f"{name}.self_attn_layer_norm", rows)
@@ -116,23 +122,23 @@ def encoder(tensors: Mapping[str, Array], shape: Shape) -> onnx.ModelProto:
         for part in PARTS:
             found = graph.linear(f"model.decoder.layers.{number}.encoder_attn.{part[0]}_proj", rows)
             graph.heads(found, shape.decoder_attention_heads, f"{CROSS}{part}_{number}")
-    frames = shape.max_source_positions * FRAMES_OF_A_PLACE
-    return graph.finished(
-        "encoder", {FEATURES: ("batch", shape.num_mel_bins, frames)}, _caches(CROSS, shape, shape.max_source_positions)
-    )
+    frames = "frames" if places else shape.max_source_positions * FRAMES_OF_A_PLACE
+    inputs = {FEATURES: ("batch", shape.num_mel_bins, frames)}
+    return graph.finished("encoder", inputs, _caches(CROSS, shape, places or shape.max_source_positions))
 
 
-def decoder(tensors: Mapping[str, Array], shape: Shape) -> onnx.ModelProto:
+def decoder(tensors: Mapping[str, Array], shape: Shape, places: str | None = None) -> onnx.ModelProto:
     """Ids [batch, n], keys and values of what was said before and of the encoder, to the logits [batch, tokens] behind
     the last id and the keys and values of all that is said.
 
     Args:
         tensors: dense weights by name.
         shape: the model's widths.
+        places: as in :func:`encoder`.
     """
     graph, heads, width = _Graph(tensors), shape.decoder_attention_heads, shape.d_model
-    places, mask = _places(graph)
-    positions = graph.node("Gather", [graph.tensor("model.decoder.embed_positions.weight"), places])
+    order, mask = _order(graph)
+    positions = graph.node("Gather", [graph.tensor("model.decoder.embed_positions.weight"), order])
     rows = graph.node("Add", [graph.node("Gather", [graph.tensor(TABLE), IDS]), positions])
     for number in range(shape.decoder_layers):
         name = f"model.decoder.layers.{number}"
@@ -151,12 +157,12 @@ def decoder(tensors: Mapping[str, Array], shape: Shape) -> onnx.ModelProto:
     last = graph.norm("model.decoder.layer_norm", last)
     graph.node("Gemm", [last, graph.tensor(TABLE)], LOGITS, transB=1)
     inputs = {IDS: ("batch", "tokens"), **_caches(PAST, shape, "past"),
-              **_caches(CROSS, shape, shape.max_source_positions)}  # fmt: skip
+              **_caches(CROSS, shape, places or shape.max_source_positions)}  # fmt: skip
     outputs = {LOGITS: ("batch", shape.vocab_size), **_caches(PRESENT, shape, "present")}
     return graph.finished("decoder", inputs, outputs)
 
 
-def _places(graph: _Graph) -> tuple[str, str]:
+def _order(graph: _Graph) -> tuple[str, str]:
     """Places [n] of the ids in the transcript, and the mask [n, places] that hides what comes later."""
     zero, one = (graph.constant(f"number_{value}", np.array(value, np.int64)) for value in (0, 1))
     before = graph.node("Squeeze", [graph.node("Shape", [f"{PAST}key_0"], start=2, end=3)])
@@ -169,6 +175,19 @@ def _places(graph: _Graph) -> tuple[str, str]:
         graph.constant(name, np.array(value, np.float32)) for name, value in (("shown", 0), ("hidden", MASKED))
     )
     return places, graph.node("Where", [read, shown, hidden])
+
+
+def _sinusoids(graph: _Graph, shape: Shape) -> str:
+    """The encoder's table of places [places, width], which a runtime computes once: two megabytes become two thousand
+    bytes.
+    """
+    zero, one = (graph.constant(f"wave_{value}", np.array(value, np.float32)) for value in (0, 1))
+    places = graph.constant("places_of_sound", np.array(shape.max_source_positions, np.float32))
+    steps = graph.node("Unsqueeze", [graph.node("Range", [zero, places, one]), graph.numbers(1)])
+    rates = frequencies(shape.d_model)
+    angles = graph.node("Mul", [steps, graph.constant("frequencies", np.tile(rates, 2))])
+    cosines = graph.constant("phases", np.repeat(np.array([0, np.pi / 2], np.float32), len(rates)))
+    return graph.node("Sin", [graph.node("Add", [angles, cosines])])
 
 
 def _caches(kind: str, shape: Shape, places: int | str) -> dict[str, tuple[int | str, ...]]:

@@ -81,7 +81,8 @@ def encoded(network: Any, features: torch.Tensor) -> Tensors:
     """Float32 [batch, mels, frames] to the keys and values of every decoder layer for it."""
     encoder, decoder = network.model.encoder, network.model.decoder
     hidden = nn.functional.gelu(encoder.conv1(features))
-    hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2) + encoder.embed_positions.weight
+    hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
+    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
     for layer in encoder.layers:
         rows = layer.self_attn_layer_norm(hidden)
         keys, values = _keys(layer.self_attn, rows)

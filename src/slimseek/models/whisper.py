@@ -23,7 +23,18 @@ from slimseek.integers import dense, take_rows
 from slimseek.models import _text_files as text_files
 from slimseek.models import _whisper_graph as graphs
 from slimseek.models import _whisper_network as networks
-from slimseek.models._whisper_files import CONFIG, FRAMES_OF_A_PLACE, Shape, is_whisper, shape, spec, with_window
+from slimseek.models._whisper_files import (
+    CONFIG,
+    FRAMES_OF_A_PLACE,
+    PLACES,
+    Shape,
+    is_computed,
+    is_whisper,
+    shape,
+    spec,
+    with_short_window,
+    with_window,
+)
 from slimseek.recognise import FEATURES, IDS, decoded
 from slimseek.schema import Array, Batch, Encode, Function, Layer, Model, Tensor
 
@@ -31,7 +42,6 @@ WEIGHTS = "model*.safetensors"
 SAVED = "model.safetensors"
 NO_VECTOR = "a recogniser gives transcripts, not vectors"
 TIED = {"proj_out.weight": graphs.TABLE}
-PLACES = "model.encoder.embed_positions.weight"
 KINDS: dict[type, tuple[Any, int]] = {
     nn.Linear: ("linear", 0),
     nn.Conv1d: ("convolution", 0),
@@ -54,7 +64,8 @@ class Whisper(Family):
         widths = shape(files, path)
         network = networks.empty(files)
         tensors = _tensors(path, network)
-        return Model(spec=spec(files, widths), files=files, tensors=tensors, layers=_layers(network), tied=TIED)
+        layers = _layers(network, leave_out=PLACES if is_computed(tensors[PLACES]) else "")
+        return Model(spec=spec(files, widths), files=files, tensors=tensors, layers=layers, tied=TIED)
 
     def run(self, model: Model, threads: int) -> Encode:
         """Refused: there is no vector."""
@@ -93,10 +104,12 @@ class Whisper(Family):
         network.forward = partial(networks.said, network)
         return network  # type: ignore[no-any-return]
 
-    def windowed(self, model: Model, seconds: int) -> Model:
-        """The first places of the encoder stay."""
+    def windowed(self, model: Model, seconds: int, whole: bool) -> Model:
+        """The first places of the encoder stay, or all."""
         assert model.spec.sound
-        files = with_window(model.files, model.spec.sound, seconds)
+        files = (
+            with_short_window(model.files, seconds) if whole else with_window(model.files, model.spec.sound, seconds)
+        )
         now = spec(files, shape(files))
         rows = np.arange(shape(files).max_source_positions)
         assert model.spec.decoding
@@ -111,9 +124,20 @@ class Whisper(Family):
         raise UsageError(f"{NO_VECTOR}: it is two graphs, an encoder and a decoder")
 
     def functions(self, model: Model) -> Mapping[str, Any]:
-        """Both graphs, for a window of fixed length, any batch, and any number of tokens before and now."""
+        """Both graphs, for a window of fixed length or, where there is a short one too, of any; any batch, and any
+        number of tokens before and now.
+        """
+        assert model.spec.sound
         tensors, widths = dense(model), shape(model.files)
-        return {"encoder": graphs.encoder(tensors, widths), "decoder": graphs.decoder(tensors, widths)}
+        computed, places = is_computed(model.tensors[PLACES]), "places" if model.spec.sound.short else None
+        return {
+            "encoder": graphs.encoder(tensors, widths, computed, places),
+            "decoder": graphs.decoder(tensors, widths, places),
+        }
+
+    def unused(self, model: Model) -> frozenset[str]:
+        """The encoder's table of places, where a graph computes it."""
+        return frozenset([PLACES] if is_computed(model.tensors[PLACES]) else [])
 
     def save(self, model: Model, folder: Path) -> None:
         """A folder that ``WhisperForConditionalGeneration`` and ``WhisperProcessor`` load: float32, the table once."""
@@ -176,14 +200,18 @@ def _tensors(path: Path, network: Any) -> dict[str, Tensor]:
     return {name: found[name].astype(np.float32) for name in wanted}
 
 
-def _layers(network: Any) -> tuple[Layer, ...]:
-    """Linear layers, convolutions and tables; the output's product names the table of the tokens."""
+def _layers(network: Any, leave_out: str) -> tuple[Layer, ...]:
+    """Linear layers, convolutions and tables but that of the places, where it is computed; the output's product names
+    the table of the tokens.
+    """
     found = []
     for name, module in network.named_modules():
         kind = next((kind for base, kind in KINDS.items() if isinstance(module, base)), None)
         if kind is not None:
             bias = f"{name}.bias" if kind[0] == "linear" and module.bias is not None else msgspec.UNSET
             weight = TIED.get(f"{name}.weight", f"{name}.weight")
+            if weight == leave_out:
+                continue
             found.append(Layer(name=name, kind=kind[0], weight=weight, axis=kind[1], bias=bias))
     return tuple(found)
 

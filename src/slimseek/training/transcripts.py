@@ -18,7 +18,7 @@ from slimseek.folder import write_atomically
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TOKENIZER
 from slimseek.progress import say, track
-from slimseek.recognise import IDS, decoded
+from slimseek.recognise import IDS, decoded, together
 from slimseek.schema import Array, Function, Model
 from slimseek.training import targets
 from slimseek.training.examples import Example, Examples, Lazy
@@ -110,10 +110,9 @@ def _listened(teacher: Model, functions: Mapping[str, Function], items: Sequence
     assert teacher.spec.decoding
     read, decoding = SoundInput(teacher.spec), teacher.spec.decoding
     names = {token: language for language, token in decoding.languages.items()}
-    tokenizer, rows = _tokenizer(teacher), read.rows(items)
-    size, found = read.rows_in_batch(read.width(rows[0])), []
-    for start in range(0, len(rows), size):
-        batch = read.batch(rows[start : start + size])
+    tokenizer, found = _tokenizer(teacher), []
+    for chosen in together(enumerate(read.rows(items)), read):
+        batch = read.batch([row for _, row in chosen])
         for prompt, own in decoded(functions["encoder"], functions["decoder"], decoding, batch):
             text = tokenizer.decode(own, skip_special_tokens=True).strip()
             found.append(Heard(text=text, language=names[prompt[1]] if names else ""))

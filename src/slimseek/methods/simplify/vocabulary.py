@@ -29,7 +29,8 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
     to single characters; it becomes unknown only where it would have been unknown before.
 
     Of a recogniser, whose items are recordings, only ``texts`` are counted, each as it would be said: with a blank
-    before it. Of its special tokens those stay that a transcript can begin or end with.
+    before it, and small and capital letters alike, since it is the pauses that make it write a capital. Of its special
+    tokens those stay that a transcript can begin or end with.
 
     Attributes:
         min_count: a token stays when the texts use it at least so often.
@@ -89,6 +90,7 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
             )
         texts = [f" {text}" for text in further] if decoding else [*samples.texts, *further]
         counts = _counts(model.files[TOKENIZER], tuple(texts))
+        counts = _alike(counts, vocabulary.ids) if decoding else counts
         kept = {token for token, count in counts.items() if count >= self.min_count} | set(range(self.keep_first))
         if decoding:
             kept = (kept | vocabulary.always) - vocabulary.special - set(decoding.suppressed) | _said(decoding)
@@ -96,6 +98,19 @@ class VocabularyCut(Step, frozen=True, kw_only=True):
             assert model.spec.preprocess is not None
             kept |= vocabulary.always | {model.spec.preprocess.pad_id}
         return np.array(sorted(vocabulary.closed(kept)), np.int64)
+
+
+def _alike(counts: Mapping[int, int], ids: Mapping[str, int]) -> dict[int, int]:
+    """The count of each token with those of all tokens that differ from it by capital letters alone."""
+    whole: Counter[str] = Counter()
+    for token, number in ids.items():
+        whole[_small(token)] += counts.get(number, 0)
+    return {number: whole[_small(token)] for token, number in ids.items()}
+
+
+def _small(token: str) -> str:
+    """With small letters, of ASCII: in a byte-level vocabulary other characters stand for bytes."""
+    return "".join(chr(ord(one) + 32) if "A" <= one <= "Z" else one for one in token)
 
 
 def _said(decoding: Decoding) -> set[int]:
