@@ -39,13 +39,12 @@ from slimseek.schema import Model, Samples
 PAIRS = {"whisper-tiny.en": ("en",), "whisper-base": ("es", "fr")}
 RECIPES = {"int8-dynamic": ("onnxruntime",), "fp16": ("onnxruntime",)}
 OURS = {
-    "whisper-tiny.en": {"ours": "whisper-tiny", "ours-fast": "whisper-tiny-fast"},
+    "whisper-tiny.en": {"ours": "whisper-tiny"},
     "whisper-base": {"ours": "whisper-base"},
 }
 BASELINE = "fp32 onnxruntime"
 THEIRS = "dynamic int8 onnxruntime (theirs)"
 METRICS = ("word_error_rate", "character_error_rate", "hit@1", "ndcg@10")
-CALIBRATION = 48
 PROBED = 6
 Subjects = dict[str, Callable[[], Recogniser]]
 
@@ -129,7 +128,7 @@ def learned_from(collections: Mapping[str, Collection]) -> Samples:
     texts: list[str] = []
     for collection in collections.values():
         hidden = dataclasses.replace(data.split(collection), test=collection.qrels["test"])
-        found = spoken.samples(collection, hidden, CALIBRATION // len(collections))
+        found = spoken.samples(collection, hidden, spoken.CALIBRATION // len(collections))
         items, texts = [*items, *found.calibration], [*texts, *found.texts]
     return Samples(calibration=items, texts=texts)
 

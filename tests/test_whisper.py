@@ -57,9 +57,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Fixture:
 
 
 def shortened(model: Model) -> Model:
-    """The model that says fewer tokens, too few for a loop."""
+    """The model that says fewer tokens, too few for a loop, and ends as transformers does."""
     assert model.spec.decoding
-    decoding = msgspec.structs.replace(model.spec.decoding, most=MOST)
+    decoding = msgspec.structs.replace(model.spec.decoding, most=MOST, end_above=0.0)
     return dataclasses.replace(model, spec=msgspec.structs.replace(model.spec, decoding=decoding))
 
 
@@ -153,6 +153,31 @@ def test_a_decoder_that_goes_round_in_circles_is_stopped() -> None:
 
 
 # ---------------------------------------------------------------- the family
+
+
+def test_an_end_that_is_not_sure_is_none() -> None:
+    """Worked by hand: of tokens 0 to 3, 2 is the end, whose probabilities are 0.4 and, a step later, 0.6."""
+    shares = [[0.2, 0.3, 0.4, 0.1], [0.1, 0.1, 0.6, 0.2]]
+
+    def encoder(batch: Batch) -> Batch:
+        return {f"{CROSS}key_0": np.zeros((len(batch[FEATURES]), 1, 1, 1), np.float32)}
+
+    def decoder(batch: Batch) -> Batch:
+        past = batch[f"{PAST}key_0"]
+        rows = np.log(np.array([shares[past.shape[2]]] * len(batch[IDS]), np.float32))
+        return {LOGITS: rows, f"{PRESENT}key_0": np.pad(past, ((0, 0), (0, 0), (0, 1), (0, 0)))}
+
+    def heard(end_above: float) -> list[int]:
+        decoding = Decoding(kind="autoregressive", end=2, prompt=(3,), most=9, end_above=end_above)
+        return decoded(encoder, decoder, decoding, {FEATURES: np.zeros((1, 1, 1), np.float32)})[0][1]
+
+    assert heard(0.0) == []
+    assert heard(0.5) == [1]
+    assert heard(0.39) == []
+
+
+def test_whispers_are_opened_with_sure_ends(tiny: Fixture) -> None:
+    assert choose.model(tiny[0]).spec.decoding.end_above == 0.5  # type: ignore[union-attr]
 
 
 def test_a_saved_model_opens_in_transformers_without_slimseek(tiny: Fixture, tmp_path: Path) -> None:

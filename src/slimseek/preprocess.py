@@ -121,6 +121,8 @@ class Decoding(Value, frozen=True, omit_defaults=True):
         suppressed: ids that are never said.
         suppressed_first: ids that are not said first.
         most: tokens of a window at most.
+        end_above: probability, 0 to 1, above which the end's token ends a transcript; below it the likeliest other
+            token is said.
     """
 
     kind: Literal["autoregressive", "ctc"]
@@ -131,6 +133,7 @@ class Decoding(Value, frozen=True, omit_defaults=True):
     suppressed: tuple[int, ...] = ()
     suppressed_first: tuple[int, ...] = ()
     most: int = 224
+    end_above: float = 0.0
 
     def prompt_in(self, language: str) -> list[int]:
         """What a transcript in this language begins with.

@@ -159,8 +159,8 @@ def decoded(
 ) -> list[tuple[list[int], list[int]]]:
     """The prompt of each window and the ids that are said after it, without the end.
 
-    Each id is the likeliest of those that may be said. A window ends at the end's token, after ``most`` tokens, or
-    where it goes round in circles, of which the first round stays.
+    Each id is the likeliest of those that may be said. A window ends at the end's token where that is sure enough,
+    after ``most`` tokens, or where it goes round in circles, of which the first round stays.
     """
     cross = encoder(batch)
     prompts = prompted(decoder, decoding, cross)
@@ -225,6 +225,11 @@ def _likeliest(logits: Array, decoding: Decoding, first: bool) -> Array:
     silenced = [*decoding.suppressed, *(decoding.suppressed_first if first else ())]
     scores[:, silenced] = -np.inf
     chosen: Array = scores.argmax(1)
+    ends = np.flatnonzero(chosen == decoding.end)
+    probability = 1 / np.exp(scores[ends] - scores[ends, decoding.end, None]).sum(1)
+    unsure = ends[probability < decoding.end_above]
+    scores[unsure, decoding.end] = -np.inf
+    chosen[unsure] = scores[unsure].argmax(1)
     return chosen
 
 

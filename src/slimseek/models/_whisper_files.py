@@ -28,6 +28,10 @@ TASK = "transcribe"
 TOKENS_A_SECOND = 224 / 30
 """At most; OpenAI's own bound, in proportion to the window."""
 PLACES = "model.encoder.embed_positions.weight"
+SURE = 0.5
+"""Probability of the end's token that ends a transcript. Of recordings above nine seconds that a Whisper of few bits
+heard to their ends these had 0.97 and more, and 0.19 where it left out three of four sentences.
+"""
 LONGEST_WAVE = 10_000
 NARROW = 2**-11
 """How far float16 and the arithmetic of float32 move a sine together."""
@@ -170,4 +174,5 @@ def _decoding(found: Mapping[str, Any], widths: Shape, seconds: float) -> Decodi
         suppressed=tuple(token for token in found.get("suppress_tokens") or () if 0 <= token < widths.vocab_size),
         suppressed_first=tuple(found.get("begin_suppress_tokens") or ()),
         most=min(math.ceil(TOKENS_A_SECOND * seconds), widths.max_target_positions - 4),
+        end_above=SURE,
     )
