@@ -219,6 +219,15 @@ def test_a_short_window_is_learned_and_calibrated_in(model: Model, recordings: l
         both, Samples(calibration=items, texts=items)).said)  # fmt: skip
 
 
+@pytest.mark.parametrize("short", ["15", -1, 3, 0.5])
+def test_a_file_that_asks_for_a_window_that_is_none_is_refused(short: object, model: Model, tmp_path: Path) -> None:
+    Whisper().save(model, tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"short_chunk_length": short}))
+    with pytest.raises(UsageError, match=r"short_chunk_length is .*; whole seconds, fewer than the window's 3"):
+        choose.model(tmp_path)
+
+
 def test_windows_that_cannot_become_shorter(model: Model, tmp_path: Path) -> None:
     with pytest.raises(NoEffect, match=r"simplify\.window: the model's window has 3 seconds"):
         step(model, "simplify.window", seconds=3)

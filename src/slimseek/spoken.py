@@ -11,7 +11,7 @@ import numpy as np
 
 from slimseek import choose, costs, evaluate, plugins, timing
 from slimseek.bases import ErrorRate
-from slimseek.collection import Collection, SearchSet
+from slimseek.collection import Collection, Qrels, SearchSet
 from slimseek.data import Splits
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
@@ -75,14 +75,16 @@ def asked(search_set: SearchSet) -> SearchSet:
     Raises:
         UsageError: none is.
     """
-    chosen = [query for query, item in search_set.queries.items() if search_set.said.get(item)]
+    chosen = with_transcript(search_set.qrels, search_set.queries, search_set.said)
     if not chosen:
         raise UsageError(f"{search_set.name}: no query is a recording with a transcript; a line of queries.jsonl has "
                          "audio and text")  # fmt: skip
-    return dataclasses.replace(
-        search_set, queries={query: search_set.queries[query] for query in chosen},
-        qrels={query: search_set.qrels[query] for query in chosen},
-    )  # fmt: skip
+    return dataclasses.replace(search_set, queries={query: search_set.queries[query] for query in chosen}, qrels=chosen)
+
+
+def with_transcript(qrels: Qrels, queries: Mapping[str, str], said: Mapping[str, str]) -> Qrels:
+    """The judgements of queries that are recordings of which it is known what is said in them."""
+    return {query: judged for query, judged in qrels.items() if said.get(queries[query])}
 
 
 def searches(search_set: SearchSet) -> bool:

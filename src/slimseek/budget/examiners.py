@@ -188,12 +188,12 @@ def examiner(
         tested = len(collection.items) + len(splits.test)
         return Finding(sets=_sets(collection, splits.dev, ASKED, seed), metric=metric, threads=threads, tested=tested,
                        keep_index=keep_index)  # fmt: skip
-    said = {split: {query: row for query, row in judged.items() if collection.said.get(collection.queries[query])}
-            for split, judged in (("dev", splits.dev), ("test", splits.test))}  # fmt: skip
-    sets = _sets(collection, said["dev"], HEARD, seed)
+    dev, test = (spoken.with_transcript(qrels, collection.queries, collection.said)
+                 for qrels in (splits.dev, splits.test))  # fmt: skip
+    sets = _sets(collection, dev, HEARD, seed)
     finds = spoken.error_rate(metric) is None
     searches = {name: spoken.search(one, search_with, threads) if finds else None for name, one in sets.items()}
-    return Hearing(sets=sets, metric=metric, threads=threads, tested=len(said["test"]), searches=searches)
+    return Hearing(sets=sets, metric=metric, threads=threads, tested=len(test), searches=searches)
 
 
 def _sets(collection: Collection, dev: Qrels, asked: Amounts, seed: int) -> dict[Reached, SearchSet]:

@@ -137,16 +137,20 @@ def is_computed(table: Tensor) -> bool:
     """
     if isinstance(table, QuantizedTensor):
         return False
-    return bool(np.allclose(table, sinusoids(*table.shape), rtol=0, atol=NARROW))
+    return bool(np.allclose(table.astype(np.float32), sinusoids(*table.shape), rtol=0, atol=NARROW))
 
 
 def _sound(found: Mapping[str, Any], widths: Shape, frames: int) -> SoundPreprocess:
     rate, hop = int(found.get("sampling_rate", 16000)), int(found.get("hop_length", 160))
+    short = found.get(SHORT, 0)
+    if not isinstance(short, int) or not 0 <= short * rate < frames * hop:
+        raise UsageError(f"{PREPROCESSOR}: {SHORT} is {short!r}; whole seconds, fewer than the window's "
+                         f"{frames * hop / rate:g}, are allowed, or 0 for none")  # fmt: skip
     return SoundPreprocess(
         rate=rate,
         features="whisper",
         seconds=frames * hop / rate,
-        short=float(found.get(SHORT, 0)),
+        short=float(short),
         window=int(found.get("n_fft", 400)),
         hop=hop,
         mels=widths.num_mel_bins,
