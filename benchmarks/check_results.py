@@ -55,6 +55,7 @@ class Run:
 
 STUDENT, ON_SCIFACT = "minilm-four 4 bits, static openvino", "minilm-four 4 bits onnxruntime"
 SPOTTER, RECOGNISER = "keyword spotter", "recogniser of digits"
+ENGLISH, BASE = "whisper-tiny.en en", "ours onnxruntime"
 CLAIMS = (
     Claim(
         document="docs/voice.md", file="keywords.json",
@@ -72,6 +73,23 @@ CLAIMS = (
                  ((RECOGNISER, "n"), 1), ((RECOGNISER, "bytes", "float32"), 1e-3),
                  ((RECOGNISER, "bytes", "int8"), 1e-3), ((RECOGNISER, "share"), 100)),
     ),
+    *(Claim(
+        document="docs/voice_search.md", file="voice_search.json",
+        text=f"| the recipe, {runtime} | {{:.1f}} MB | {{:.1f}} % | {{:+.2f}} ({{:+.2f}} to {{:+.2f}}) | {{:.3f}} |",
+        figures=(((ENGLISH, subject, "size_bytes"), 1e-6), ((ENGLISH, subject, "word_error_rate", "after"), 100),
+                 ((ENGLISH, subject, "word_error_rate", "change"), -100),
+                 ((ENGLISH, subject, "word_error_rate", "interval", "1"), -100),
+                 ((ENGLISH, subject, "word_error_rate", "interval", "0"), -100),
+                 ((ENGLISH, subject, "hit@1", "after"), 1)),
+    ) for runtime, subject in (("ONNX Runtime", "ours onnxruntime"), ("OpenVINO", "ours openvino"))),
+    *(Claim(
+        document="docs/voice_search.md", file="voice_search_base.json",
+        text=f"| word error rate, {name} | {{:.0f}} ({{:,.0f}}) | {{:.1f}} % | {{:.1f}} % | {{:+.2f}} points",
+        figures=(((f"whisper-base {language}", BASE, "n"), 1), ((f"whisper-base {language}", BASE, "words"), 1),
+                 ((f"whisper-base {language}", BASE, "word_error_rate", "before"), 100),
+                 ((f"whisper-base {language}", BASE, "word_error_rate", "after"), 100),
+                 ((f"whisper-base {language}", BASE, "word_error_rate", "change"), -100)),
+    ) for name, language in (("Spanish", "es"), ("French", "fr"))),
     Claim(
         document="docs/budget.md", file="budget.json",
         text="the search's front holds {:.1f} %, what is made by hand {:.1f} %, and both together {:.1f} %; after the "

@@ -45,6 +45,7 @@ OURS = {
 BASELINE = "fp32 onnxruntime"
 THEIRS = "dynamic int8 onnxruntime (theirs)"
 METRICS = ("word_error_rate", "character_error_rate", "hit@1", "ndcg@10")
+CALIBRATION = 48
 PROBED = 6
 Subjects = dict[str, Callable[[], Recogniser]]
 
@@ -128,7 +129,7 @@ def learned_from(collections: Mapping[str, Collection]) -> Samples:
     texts: list[str] = []
     for collection in collections.values():
         hidden = dataclasses.replace(data.split(collection), test=collection.qrels["test"])
-        found = spoken.samples(collection, hidden, spoken.CALIBRATION // len(collections))
+        found = spoken.samples(collection, hidden, CALIBRATION // len(collections))
         items, texts = [*items, *found.calibration], [*texts, *found.texts]
     return Samples(calibration=items, texts=texts)
 

@@ -28,8 +28,6 @@ SEARCH = ("ndcg@10", "recall@10", "hit@1")
 SEARCH_WITH = "minilm"
 TIMED_RECORDINGS = 8
 HEARD = 5
-CALIBRATION = 256
-"""Recordings: a question has some ten tokens, and a decoder's widest layer reads 1,536 values of each."""
 NOTHING = "nothing"
 MOST_DIFFERENT = 0.01
 """Of the words of recordings alone and in a batch: sums of floats depend on it, and a word may hang on one."""
@@ -324,7 +322,7 @@ def _clock(asked: Mapping[str, Callable[[str], object]], items: Sequence[str], r
 # ---------------------------------------------------------------- compression
 
 
-def samples(collection: Collection, splits: Splits, count: int = CALIBRATION) -> Samples:
+def samples(collection: Collection, splits: Splits, count: int = 64) -> Samples:
     """Recordings that steps may look at, none of which the test has too: to calibrate by, train and dev queries; to
     train on those of train alone, where there are some, so that dev judges a training by what it has not heard.
 

@@ -34,8 +34,6 @@ from slimseek.trial import Budget, Figures, Plan, Reached, Trial
 from slimseek.value import Value
 
 ROUNDS = 5
-CALIBRATED = 64
-"""Recordings that the steps of a trial look at; a recipe by itself looks at four times as many."""
 PACKED_SECONDS = 45.0
 """To write two packages, open them in fresh processes and time them."""
 ORIGINAL, BASELINE, VECTORS = "original", "baseline.json", "documents.npy"
@@ -282,7 +280,7 @@ def unseen(original: Model, collection: Collection, *, seed: int, keep_index: bo
     """
     hidden = _hiding(judging(original, collection))
     if original.spec.output == "transcript":
-        found = spoken.samples(collection, hidden, CALIBRATED)
+        found = spoken.samples(collection, hidden)
     else:
         found = data.samples(collection, hidden, seed=seed, queries_first=keep_index)
     return dataclasses.replace(found, original=original)
