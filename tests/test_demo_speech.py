@@ -27,6 +27,7 @@ def test_english_captions_become_a_collection(tmp_path: Path, monkeypatch: pytes
         made = recordings.collect(tmp_path / "out")
     found = data.load(str(tmp_path / "out"))
     assert {split: len(judged) for split, judged in found.qrels.items()} == {"dev": made.dev, "test": made.test}
+    assert (made.dev, made.test) == (12, 38)
     assert all(text.startswith("A stamp number") for text in found.said.values())
 
 
