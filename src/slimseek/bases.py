@@ -101,9 +101,7 @@ class Family(ABC):
         raise UsageError(f"vectors of a model of the family {model.spec.family} cannot be projected")
 
     def windowed(self, model: Model, seconds: int, whole: bool) -> Model:
-        """The model that hears so many seconds at once, fewer than it does, and what is longer in its ``whole`` window
-        or in parts; UsageError where the family cannot.
-        """
+        """The model that hears fewer seconds at once, longer ones in parts or ``whole``; UsageError where it cannot."""
         raise UsageError(f"the window of a model of the family {model.spec.family} cannot be made shorter")
 
     def widths(self, model: Model) -> Widths:
