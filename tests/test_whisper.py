@@ -353,6 +353,12 @@ def test_the_encoders_places_are_computed_where_they_are_sines(
     assert found.scores(batch) == pytest.approx(expected.scores(batch), abs=0.02 if moved else 1e-3)
 
 
+def test_a_plan_of_halves_counts_no_places_that_are_computed(tiny: Fixture) -> None:
+    plan = plugins.load("methods", "quantize.float")().outline(tiny[2], Samples(calibration=ITEMS, texts=ITEMS))
+    assert plan.tensors[PLACES].dtype == np.float16
+    assert Whisper().unused(plan) == Whisper().unused(step(tiny[2], "quantize.float")) == frozenset([PLACES])
+
+
 def test_rounded_places_are_stored(tiny: Fixture) -> None:
     """As artifacts that were made before have them."""
     model = tiny[2]

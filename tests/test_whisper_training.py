@@ -214,6 +214,7 @@ def test_a_short_window_is_learned_and_calibrated_in(model: Model, recordings: l
     learned = plugins.load("methods", "distil.transcript")(steps=2, batch_size=2, cache=str(tmp_path))
     trained = learned.apply(both, Samples(calibration=items, texts=items, original=model))
     assert any(not np.array_equal(trained.tensors[name], both.tensors[name]) for name in both.tensors)
+    assert np.array_equal(trained.tensors[PLACES], both.tensors[PLACES]), "else packages would have to store them"
     rounded = plugins.load("methods", "quantize.weights_int")(bits=4, rounding="compensated", granularity="group")
     assert any("error-compensated" in note for note in rounded.apply(
         both, Samples(calibration=items, texts=items)).said)  # fmt: skip

@@ -145,8 +145,8 @@ def space(
     """
     check_float(model)
     samples = samples or Samples(calibration=(), texts=())
-    sizes = {name: integers.stored_bytes(tensor) for name, tensor in model.tensors.items()
-             if name not in choose.family(model).unused(model)}  # fmt: skip
+    unused = choose.family(model).unused(model)
+    sizes = {name: integers.stored_bytes(tensor) for name, tensor in model.tensors.items() if name not in unused}
     total = sum(sizes.values())
     trains, few = _trains(model), _few_convolutions(model)
     depth = _depth(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 
 from slimseek.inputs.text import TOKENIZER
 from slimseek.inputs.vocabulary import FILE as TOKENS
@@ -23,8 +24,11 @@ def kept(model: Model) -> dict[str, bytes]:
     return files
 
 
+@lru_cache(maxsize=4)
 def _decoding(tokenizer: bytes) -> bytes:
-    """A ``tokenizer.json`` that decodes as before; one of another kind than BPE as it is."""
+    """A ``tokenizer.json`` that decodes as before; one of another kind than BPE as it is. The last few are kept, since
+    each prediction of a size asks.
+    """
     found = json.loads(tokenizer)
     if found["model"].get("type") != "BPE":
         return tokenizer

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,11 @@ def frequencies(width: int) -> Array:
     return np.exp(np.arange(count, dtype=np.float32) * np.float32(-math.log(LONGEST_WAVE) / max(1, count - 1)))
 
 
+@lru_cache(maxsize=4)
 def sinusoids(places: int, width: int) -> Array:
-    """The encoder's table of places as OpenAI computes it, float32 [places, width]: sines, then cosines."""
+    """The encoder's table of places as OpenAI computes it, float32 [places, width]: sines, then cosines. The last few
+    are kept, since each prediction of a size asks.
+    """
     angles = np.arange(places, dtype=np.float32)[:, None] * frequencies(width)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 

@@ -18,6 +18,7 @@ from torch import nn
 from slimseek import reading
 from slimseek.bases import Family
 from slimseek.errors import UsageError
+from slimseek.hollow import is_hollow
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import dense, take_rows
 from slimseek.models import _text_files as text_files
@@ -36,7 +37,7 @@ from slimseek.models._whisper_files import (
     with_window,
 )
 from slimseek.recognise import FEATURES, IDS, decoded
-from slimseek.schema import Array, Batch, Encode, Function, Layer, Model, Tensor
+from slimseek.schema import Array, Batch, Encode, Function, Layer, Model, QuantizedTensor, Tensor
 
 WEIGHTS = "model*.safetensors"
 SAVED = "model.safetensors"
@@ -101,6 +102,8 @@ class Whisper(Family):
         network = networks.load(model)
         for parameter in network.parameters():
             parameter.requires_grad_(True)
+        if is_computed(model.tensors[PLACES]):  # else a package would have to store what training has moved
+            network.model.encoder.embed_positions.requires_grad_(False)
         network.forward = partial(networks.said, network)
         return network  # type: ignore[no-any-return]
 
@@ -136,8 +139,13 @@ class Whisper(Family):
         }
 
     def unused(self, model: Model) -> frozenset[str]:
-        """The encoder's table of places, where a graph computes it."""
-        return frozenset([PLACES] if is_computed(model.tensors[PLACES]) else [])
+        """The encoder's table of places, where a graph computes it; so it will be in a plan, whose table holds nothing,
+        unless it is a layer's.
+        """
+        table = model.tensors[PLACES]
+        planned = not isinstance(table, QuantizedTensor) and is_hollow(table)
+        computed = all(layer.weight != PLACES for layer in model.layers) if planned else is_computed(table)
+        return frozenset([PLACES] if computed else [])
 
     def save(self, model: Model, folder: Path) -> None:
         """A folder that ``WhisperForConditionalGeneration`` and ``WhisperProcessor`` load: float32, the table once."""
