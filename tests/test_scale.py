@@ -26,8 +26,9 @@ from slimseek.budget.loop import Alone, Effort
 from slimseek.budget.store import Store
 from slimseek.collection import Collection
 from slimseek.errors import UsageError
+from slimseek.measurement import StepRecord
 from slimseek.scale.connect import connected
-from slimseek.scale.encoding import encode, teach
+from slimseek.scale.encoding import encode, teaching
 from slimseek.scale.trials import TRIES, cluster
 from slimseek.schema import Model, Recipe, RecipeStep
 from slimseek.training import teacher
@@ -47,7 +48,9 @@ STEPS: list[list[tuple[str, dict[str, Any]]]] = [
     [("quantize.weights_int", {"bits": 6})],  # without loss: no clock decides whether it is measured to the end
     [("prune.layers", {"keep": 7})],
     [("quantize.float", {"format": "fp16"})],
-]
+    [("prune.layers", {"keep": [0]}), ("distil.embedding", {"steps": 4, "batch_size": 4}),
+     ("quantize.weights_int", {"bits": 8})],
+]  # fmt: skip
 
 
 class Listed:
@@ -119,11 +122,17 @@ def _known(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     found = []
     for trial in trials:
         costs = Figures(size=trial.figures.size, index_size=trial.figures.index_size)
-        records = tuple(msgspec.structs.replace(record, seconds=0.0) for record in trial.records)
+        records = _written([msgspec.structs.replace(record, seconds=0.0) for record in trial.records])
         found.append(
-            msgspec.structs.asdict(msgspec.structs.replace(trial, figures=costs, records=records, seconds=0.0))
+            msgspec.structs.asdict(msgspec.structs.replace(trial, figures=costs, records=(), seconds=0.0))
+            | {"records": records}
         )
     return found
+
+
+def _written(records: Sequence[StepRecord]) -> Any:
+    """As they stand in a file, where tuples are lists."""
+    return msgspec.json.decode(msgspec.json.encode(records))
 
 
 def _same(one: Sequence[Trial], two: Sequence[Trial]) -> None:
@@ -181,10 +190,11 @@ def test_trials_of_a_cluster_are_those_of_one_machine_though_a_worker_is_killed(
         process.kill()
         return True
 
-    with connected(nodes.address) as ray, cluster(ray, original, collection, measured) as workers:
+    there = _bench(original, collection, tmp_path / "spread")
+    with connected(nodes.address) as ray, cluster(ray, original, collection, there) as workers:
         assert workers.count == 3
         with _while_tried(kill) as killed:
-            spread = loop.run(measured, BUDGET, Store(tmp_path / "spread"), effort, Listed(), workers)
+            spread = loop.run(there, BUDGET, Store(tmp_path / "spread"), effort, Listed(), workers)
     assert len(killed) == 1
     assert not psutil.pid_exists(killed[0])
     _same(spread, alone)
@@ -195,6 +205,12 @@ def test_trials_of_a_cluster_are_those_of_one_machine_though_a_worker_is_killed(
     kept = [trial.number for trial in Store(tmp_path / "spread").trials()]
     assert kept == [trial.number for trial in spread] == list(range(len(STEPS) + 1))
     assert list(Path(tempfile.gettempdir()).glob(f"{workers._settings.folder}*")) == []
+    # What one machine trained, with the seconds that this took, is what another and this one go on with.
+    trained = _written(spread[2].records)
+    assert _written(spread[7].records[:2]) == _written(there.prefixes.run(spread[2].plan.recipe)[1]) == trained
+    vectors = [sorted((tmp_path / name / "cache" / "teachers").iterdir()) for name in ("alone", "spread")]
+    assert [path.name for path in vectors[0]] == [path.name for path in vectors[1]]
+    assert vectors[0][0].read_bytes() == vectors[1][0].read_bytes()
 
 
 def test_a_trial_whose_worker_is_lost_again_and_again_ends_with_the_reason(
@@ -236,14 +252,15 @@ def test_a_lost_machine_costs_its_trial_and_a_new_one_is_used(
         nodes.remove_node(node, allow_graceful=False)
         return True
 
-    with connected(nodes.address) as ray, cluster(ray, original, collection, measured, count=3) as workers:
+    there = _bench(original, collection, tmp_path / "two")
+    with connected(nodes.address) as ray, cluster(ray, original, collection, there, count=3) as workers:
         with _while_tried(cut):
-            spread = loop.run(measured, BUDGET, Store(tmp_path / "two"), effort, Listed(), workers)
+            spread = loop.run(there, BUDGET, Store(tmp_path / "two"), effort, Listed(), workers)
         assert len(nodes.list_all_nodes()) == 2
         _same(spread, alone)
         nodes.add_node(**NODE)
         nodes.wait_for_nodes()
-        loop.run(measured, BUDGET, Store(tmp_path / "two"), Effort(seconds=3600, trials=6), Listed(), workers)
+        loop.run(there, BUDGET, Store(tmp_path / "two"), Effort(seconds=3600, trials=6), Listed(), workers)
         assert len(workers._workers) == 3
 
 
@@ -281,12 +298,13 @@ def test_a_teacher_asked_on_a_cluster_is_not_asked_again(
 ):
     texts = many_texts(1500, seed=3)
     here = teacher.vectors(original, texts, str(tmp_path / "here"))
-    found = teach(original, texts, str(tmp_path / "there"), nodes.address)
+    monkeypatch.setattr(teacher, "_encoder", None)  # it is not asked here
+    with teaching(nodes.address):
+        found = teacher.vectors(original, texts, str(tmp_path / "there"))
     np.testing.assert_allclose(found, here, atol=1e-6)
     names = [sorted(path.name for path in (tmp_path / place).rglob("*.npy")) for place in ("here", "there")]
     assert names[0] == names[1]
     assert len(names[0]) == 1
-    monkeypatch.setattr(teacher, "_encoder", None)
     np.testing.assert_array_equal(teacher.vectors(original, texts, str(tmp_path / "there")), found)
 
 
@@ -377,12 +395,47 @@ def test_an_address_without_a_cluster_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flag", [("--ray", "auto"), ("--at-once", "2")])
-def test_a_recipe_runs_on_this_machine_alone(
-    flag: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+LESSON = """version: 1
+steps:
+  - prune.layers: {keep: [0]}
+  - distil.embedding: {steps: 4, batch_size: 4, cache: CACHE}
+gates: {max_loss: 0.9}
+"""
+
+
+def test_the_teacher_of_a_recipe_is_asked_on_the_cluster(
+    nodes: Nodes, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    said = _refused(["compress", "m", "--data", "d", "--out", "o", "--recipe", "int8", *flag], monkeypatch, capsys)
-    assert said.startswith(f"slimseek: {flag[0]} is of a search under a budget")
+    tiny_model(tmp_path / "model")
+    for name, more in {"here": [], "there": ["--ray", nodes.address]}.items():
+        (tmp_path / f"{name}.yaml").write_text(LESSON.replace("CACHE", str(tmp_path / f"{name}-vectors")))
+        arguments = ["compress", tmp_path / "model", "--data", collection.path, "--out", tmp_path / name, "--threads",
+                     "1", "--recipe", tmp_path / f"{name}.yaml", *more, "--quiet"]  # fmt: skip
+        monkeypatch.setattr("sys.argv", ["slimseek", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        monkeypatch.setattr(teacher, "_encoder", None)  # it is not asked here any more
+    files = [sorted(path.name for path in (tmp_path / f"{name}-vectors").iterdir()) for name in ("here", "there")]
+    assert files[0] == files[1]
+    assert len(files[0]) == 1
+    models = [choose.model(tmp_path / name) for name in ("here", "there")]
+    for name, tensor in models[0].tensors.items():
+        np.testing.assert_allclose(tensor, models[1].tensors[name], atol=1e-4)
+
+
+@pytest.mark.parametrize(("flag", "why"), [
+    (("--ray", "auto"), "of a recipe the cluster computes the vectors that a teacher gives, and no step asks for any"),
+    (("--at-once", "2"), "--at-once is of a search under a budget"),
+])  # fmt: skip
+def test_a_recipe_refuses_what_would_do_nothing(
+    flag: tuple[str, str], why: str, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    tiny_model(tmp_path / "model")
+    arguments = ["compress", tmp_path / "model", "--data", collection.path, "--out", tmp_path / "o", "--recipe", "int8"]
+    assert why in _refused([*arguments, *flag], monkeypatch, capsys)
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_connection_that_is_there_is_used_and_left(nodes: Nodes):

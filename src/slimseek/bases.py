@@ -163,9 +163,7 @@ class Family(ABC):
         """Multiply-accumulates for one item; a text has ``length`` tokens."""
 
     def layer_macs(self, model: Model, length: int) -> dict[str, int]:
-        """The same of each layer, by the name of its weight: every token meets every weight, as often as a
-        layer has it; tables but look up.
-        """
+        """The same of each layer, by the name of its weight, as often as a layer has it; tables but look up."""
         found = {layer.weight: 0 for layer in model.layers}
         for layer in model.layers:
             if layer.kind != "embedding":
@@ -178,8 +176,7 @@ class Step(Value, frozen=True):
 
     Attributes:
         trains: whether it wins back what earlier steps lost, so that their loss of quality is judged after it.
-        bounds: whether its size hangs on values, so that :meth:`outline` gives at least the stored bytes, not exactly
-            these.
+        bounds: whether its size hangs on values, so that :meth:`outline` gives the fewest bytes, not the very ones.
     """
 
     trains: ClassVar[bool] = False
@@ -188,6 +185,11 @@ class Step(Value, frozen=True):
     @property
     def as_needed(self) -> bool:
         """Whether it finds out by itself if a model needs it; a recipe goes on without it where it has no effect."""
+        return False
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher's vectors are computed for it before it trains, which a cluster can do."""
         return False
 
     @abstractmethod
@@ -325,9 +327,7 @@ class ErrorRate(ABC):
 
     @abstractmethod
     def per_query(self, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> dict[str, float]:
-        """The value of each recording, by its id, from what was said and what was heard; their mean is the rate of the
-        whole set.
-        """
+        """The value of each recording, by its id, from what was said and what was heard; their mean is the rate."""
 
 
 class Dataset(ABC):

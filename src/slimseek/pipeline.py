@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ from slimseek.report import checked
 from slimseek.report import sensitivity as sensitivity_page
 from slimseek.scale import bulk, joining
 from slimseek.scale.connect import connected
-from slimseek.scale.encoding import encode
+from slimseek.scale.encoding import encode, teaching
 from slimseek.schema import Gates, Model, Precision, Recipe
 from slimseek.value import Value
 
@@ -71,6 +71,8 @@ def compress(
     recipe: str | Path | Recipe,
     out: str | Path,
     options: Options | None = None,
+    *,
+    ray: str = "",
 ) -> Comparison:
     """Compress a model by a recipe and prove what changed; writes an artifact with its report to ``out``.
 
@@ -84,6 +86,7 @@ def compress(
         recipe: a shorthand, a file, or a recipe.
         out: folder of the artifact.
         options: how to measure.
+        ray: address of a Ray cluster that computes what teachers give; see :func:`slimseek.scale.connect.connected`.
 
     Returns:
         Before and after. A failed gate is among its gates; the last good model is what was written.
@@ -96,9 +99,8 @@ def compress(
     if spoken.error_rate(steps.gates.metric) is None:
         measuring.metric(steps.gates.metric)
     deploy.check_target(options.target, runs=True)
-    with folders.writing(
-        Path(out), inputs=_paths(source, collection, steps.student or ""), force=options.force
-    ) as folder:
+    placed = folders.writing(Path(out), inputs=_paths(source, collection, steps.student or ""), force=options.force)
+    with placed as folder, _spread(ray, source, steps):
         original = choose.model(source)
         integers.check_finite(original, "compressed")
         deploy.check_target(options.target, original)
@@ -121,6 +123,17 @@ def compress(
         judge = _judge(original, found, splits.dev, steps, threads, options.keep_index)
         compressed = machine.run(student, steps, samples, judge)
         return proven(folder, source, original, compressed, found, steps, threads, options)
+
+
+def _spread(ray: str, source: str | Path, steps: Recipe) -> AbstractContextManager[None]:
+    """Teachers asked on the cluster, if there is one; a UsageError where no vectors of a teacher would be."""
+    if not ray:
+        return nullcontext()
+    asked = any(recipes.build(step).asks_teacher for step in steps.steps)
+    if not asked or choose.spec_of(source).output == "transcript":
+        raise UsageError(f"--ray {ray}: of a recipe the cluster computes the vectors that a teacher gives, and no step "
+                         "asks for any; leave it out, or give a budget (--max-size, --max-loss, ...)")  # fmt: skip
+    return teaching(ray)
 
 
 def evaluate(

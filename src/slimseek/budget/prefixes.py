@@ -17,7 +17,8 @@ from slimseek.schema import Model, Recipe, RecipeStep, Samples
 from slimseek.value import Value
 
 KEPT_BYTES = 300_000_000
-RECORDS = "records.json"
+RECORDS, TEACHERS = "records.json", "teachers"
+"""In the folder of a student, and of all teachers' vectors."""
 State = tuple[Model, tuple[StepRecord, ...]]
 
 
@@ -35,7 +36,7 @@ class Prefixes:
 
     def __init__(self, original: Model, samples: Samples, folder: Path, seed: int) -> None:
         self.samples = samples
-        self._folder = folder
+        self.folder = folder
         self._seed = seed
         self.original = original
         self._kept: OrderedDict[str, State] = OrderedDict()
@@ -64,7 +65,7 @@ class Prefixes:
 
     def _taken(self, step: RecipeStep, before: State, key: str) -> State:
         built = recipe.build(step)
-        places = {"cache": str(self._folder / "teachers"), "checkpoint": str(self._folder / f"{key}.ckpt")}
+        places = {"cache": str(self.folder / TEACHERS), "checkpoint": str(self.folder / f"{key}.ckpt")}
         own = {name: value for name, value in places.items() if name in built.__struct_fields__}
         try:
             model, record = compress.take(
@@ -89,13 +90,13 @@ class Prefixes:
             self._kept.popitem(last=False)
 
     def _read(self, key: str) -> State | None:
-        place = self._folder / key
+        place = self.folder / key
         if not artifact.is_artifact(place):
             return None
         return artifact.read(place)[1], folders.read_json(place / RECORDS, _Records).records
 
     def _write(self, key: str, state: State) -> None:
-        with folders.writing(self._folder / key) as place:
+        with folders.writing(self.folder / key) as place:
             artifact.write(state[0], place)
             folders.write_json(place / RECORDS, _Records(records=state[1]))
-        (self._folder / f"{key}.ckpt").unlink(missing_ok=True)
+        (self.folder / f"{key}.ckpt").unlink(missing_ok=True)

@@ -138,20 +138,19 @@ def compress(
             how = {"metric": metric, "seed": seed, "ray": ray, "at_once": at_once}
             _search(run, model, data, out, limits | {"loss": max_loss}, (time, trials), how, options)
         else:
-            if ray or at_once:
-                raise UsageError(f"{'--ray' if ray else '--at-once'} is of a search under a budget (--max-size, "
-                                 "--max-loss, ...); a recipe runs on this machine alone")  # fmt: skip
+            if at_once:
+                raise UsageError("--at-once is of a search under a budget (--max-size, --max-loss, ...)")
             steps = recipes.with_options(
                 recipes.load(recipe or "int8"), metric=metric, max_loss=max_loss, student=student, seed=seed
             )
-            _by_recipe(run, model, data, out, steps, options)
+            _by_recipe(run, model, data, out, steps, options, ray)
 
 
-def _by_recipe(run: Command, model: str, data: str, out: Path, steps: Recipe, options: Options) -> None:
+def _by_recipe(run: Command, model: str, data: str, out: Path, steps: Recipe, options: Options, ray: str) -> None:
     from slimseek.cli import show
     from slimseek.pipeline import compress as run_recipe
 
-    found = run_recipe(model, data, steps, out, replace(options, target=options.target or steps.targets[0]))
+    found = run_recipe(model, data, steps, out, replace(options, target=options.target or steps.targets[0]), ray=ray)
     run.answer(found, lambda console: show.comparison(found, console, out))
     failed = next((gate for gate in found.gates if gate.status == "failed"), None)
     if failed is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from slimseek import choose
 from slimseek.bases import Step
@@ -13,9 +13,6 @@ from slimseek.inputs.unlabelled import SENTENCE
 from slimseek.schema import Model
 from slimseek.training.targets import examples, vectors_of
 from slimseek.training.train import Fitted, Loss, Training, fit, trained
-
-if TYPE_CHECKING:
-    pass
 
 
 class TrainingStep(Step, frozen=True, kw_only=True):
@@ -49,6 +46,11 @@ class TrainingStep(Step, frozen=True, kw_only=True):
             self._training()
         except UsageError as error:
             raise UsageError(f"{type(self).__module__.removeprefix('slimseek.methods.')}: {error}") from None
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Most give a teacher's vectors."""
+        return True
 
     def _training(self) -> Training:
         return Training(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,24 +86,23 @@ def encode(
     return vectors
 
 
-def teach(teacher: Model, items: Sequence[str], folder: str, address: str, *, threads: int = 0) -> Array:
-    """The vectors of a teacher from a cluster, kept in the folder where a distillation looks for them.
+@contextmanager
+def teaching(address: str, *, threads: int = 0) -> Iterator[None]:
+    """Have a cluster compute what teachers give, while the block runs.
+
+    They are kept where a distillation on one machine keeps and looks for them, bit for bit the same where processors
+    and threads are of one kind.
 
     Args:
-        teacher: as the training gives it to :func:`slimseek.training.teacher.vectors`, its longest sequence cut.
-        items: what the training asks for.
-        folder: the ``cache`` of the distillation; ``""`` for the user's.
         address: see :func:`slimseek.scale.connect.connected`.
         threads: see :func:`encode`.
-
-    Returns:
-        Float32 [n, dim], as :func:`slimseek.training.teacher.vectors` gives them from then on.
     """
 
-    def compute(some: Sequence[str]) -> Array:
-        return encode(teacher, some, address, threads=threads, chunk=teachers.PART, label=teachers.LABEL)
+    def compute(teacher: Model, items: Sequence[str]) -> Array:
+        return encode(teacher, items, address, threads=threads, chunk=teachers.PART, label=teachers.LABEL)
 
-    return teachers.vectors(teacher, items, folder, compute=compute)
+    with connected(address), teachers.computed_by(compute):
+        yield
 
 
 class _Chunks:

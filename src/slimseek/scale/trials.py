@@ -11,8 +11,9 @@ import shutil
 import tempfile
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from slimseek.budget.store import Store
 from slimseek.collection import Collection
 from slimseek.errors import SlimseekError, UsageError, first_line
 from slimseek.progress import say
+from slimseek.scale import sharing
 from slimseek.scale.connect import Machine, check_version, machines
+from slimseek.scale.sharing import Files
 from slimseek.schema import Model, ModelSpec
 from slimseek.trial import Figures, Plan, Trial
 from slimseek.value import Value
@@ -67,6 +70,19 @@ class Settings(Value, frozen=True):
     folder: str
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Done:
+    """What a worker gives back.
+
+    Attributes:
+        trial: that ended.
+        made: what it keeps for later ones, by name.
+    """
+
+    trial: Trial
+    made: Mapping[str, Files]
+
+
 class Worker:
     """A process on a machine, with a bench and a cache of its own; Ray makes an actor of it."""
 
@@ -92,10 +108,22 @@ class Worker:
             return str(error)
         return ""
 
-    def attempt(self, number: int, plan: Plan, asked: Round) -> Trial:
-        """Try a plan of the round."""
+    def attempt(self, number: int, plan: Plan, asked: Round, shared: Mapping[str, Any]) -> Done:
+        """Try a plan of the round.
+
+        Args:
+            number: of the trial.
+            plan: what to try.
+            asked: the round.
+            shared: references of what other machines keep for later trials, by name.
+        """
         assert self._bench is not None
-        return self._bench.attempt(number, plan, asked.promising, asked.budget)
+        cache = Store(self._folder).cache
+        for name in sorted(shared.keys() - sharing.names(cache)):
+            sharing.write(cache, name, plugins.require("ray").get(shared[name]))
+        known = sharing.names(cache)
+        trial = self._bench.attempt(number, plan, asked.promising, asked.budget)
+        return Done(trial=trial, made={name: sharing.read(cache, name) for name in sharing.names(cache) - known})
 
     def close(self) -> None:
         """Delete what was kept on this machine."""
@@ -109,7 +137,9 @@ class Cluster:
     times it is kept as ended, with the reason. A machine that comes is used, and one that goes is done without.
     """
 
-    def __init__(self, ray: Any, original: Model, collection: Collection, settings: Settings, count: int = 0) -> None:
+    def __init__(
+        self, ray: Any, original: Model, collection: Collection, settings: Settings, cache: Path, count: int = 0
+    ) -> None:  # fmt: skip
         """Workers are started with the first round.
 
         Args:
@@ -117,6 +147,7 @@ class Cluster:
             original: the model; it and the collection are sent to the machines once.
             collection: whose development queries judge.
             settings: of every bench.
+            cache: the folder of the search that keeps what trials share.
             count: how many plans are asked for at once; 0 for as many as there are machines now.
 
         Raises:
@@ -127,7 +158,9 @@ class Cluster:
             raise UsageError("no machine of the cluster has a core to work with; start Ray there with --num-cpus 1")
         self._ray = ray
         self._count = count or len(found)
-        self._shared = ray.put(original), msgspec.json.encode(original.spec), ray.put(collection)
+        self._parts = ray.put(original), msgspec.json.encode(original.spec), ray.put(collection)
+        self._cache = cache
+        self._shared: dict[str, Any] = {}
         self._settings = settings
         self._workers: dict[Machine, Any] = {}
         self._ready: set[Machine] = set()
@@ -154,7 +187,9 @@ class Cluster:
                 for machine in sorted(self._ready - busy, key=lambda machine: machine.name):
                     number = queue.next(machine, self._ready)
                     if number is not None:
-                        reference = self._workers[machine].attempt.remote(number, asked.plans[number], known)
+                        self._share()
+                        task = self._workers[machine].attempt
+                        reference = task.remote(number, asked.plans[number], known, dict(self._shared))
                         self._pending[reference] = machine, number
                 yield from self._ended(asked, queue)
         finally:
@@ -189,13 +224,20 @@ class Cluster:
                     yield self._lost(asked, number, first_line(error))
                 continue
             if number is not None:
-                yield found
+                for name in found.made.keys() - sharing.names(self._cache):
+                    sharing.write(self._cache, name, found.made[name])
+                yield found.trial
             elif found:
                 self._dismiss(machine)
                 self._failures[machine], self._reason = TRIES, f"{machine.address}: {found}"
                 say(f"a machine is left out: {self._reason}")
             else:
                 self._ready.add(machine)
+
+    def _share(self) -> None:
+        """Offer the machines what the search's folder keeps."""
+        for name in sharing.names(self._cache) - self._shared.keys():
+            self._shared[name] = self._ray.put(sharing.read(self._cache, name))
 
     def _look(self) -> None:
         """Start a worker on each machine that has none, and forget those of machines that are gone."""
@@ -211,7 +253,7 @@ class Cluster:
             settings = msgspec.structs.replace(settings, folder=f"{settings.folder}-{machine.name[:12]}")
             worker = self._ray.remote(Worker).options(
                 num_cpus=min(settings.threads, machine.cores), scheduling_strategy=affinity(machine.name, soft=False)
-            ).remote(*self._shared, settings)  # fmt: skip
+            ).remote(*self._parts, settings)  # fmt: skip
             self._workers[machine] = worker
             self._pending[worker.ready.remote()] = machine, None
         if not self._workers:
@@ -280,7 +322,7 @@ def cluster(ray: Any, original: Model, collection: Collection, measured: Bench, 
         threads=measured.threads, torch_threads=plugins.require("torch").get_num_threads(), seed=measured.seed,
         keep_index=measured.keep_index, search_with=measured.search_with, folder=f"slimseek-{uuid.uuid4().hex[:12]}",
     )  # fmt: skip
-    found = Cluster(ray, original, collection, settings, count)
+    found = Cluster(ray, original, collection, settings, measured.prefixes.folder, count)
     try:
         yield found
     finally:

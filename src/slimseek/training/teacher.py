@@ -9,7 +9,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +29,25 @@ PART = 1024
 LABEL = "vectors of the teacher"
 FORMAT = b"1 vector"
 """Version of the computation and what is computed: a part of every key."""
+Compute = Callable[[Model, Sequence[str]], Array]
+_elsewhere: ContextVar[Compute | None] = ContextVar("elsewhere", default=None)
 
 
-def vectors(
-    teacher: Model, items: Sequence[str], folder: str = "", *,
-    compute: Callable[[Sequence[str]], Array] | None = None,
-) -> Array:  # fmt: skip
+@contextmanager
+def computed_by(compute: Compute) -> Iterator[None]:
+    """Have teachers asked elsewhere, such as on a cluster, while the block runs.
+
+    Args:
+        compute: gives the float32 [n, dim] vectors that a teacher gives for items, in this process's place.
+    """
+    token = _elsewhere.set(compute)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
+def vectors(teacher: Model, items: Sequence[str], folder: str = "") -> Array:
     """The vectors that a teacher gives for documents, from the folder where it was asked for the same ones before.
 
     A run that is killed goes on at its last 1,024 items. The teacher runs as it is used: no dropout, fixed statistics.
@@ -42,7 +57,6 @@ def vectors(
         items: texts, or paths of arrays.
         folder: where vectors are kept; ``""`` for ``slimseek/teachers`` in the user's folder of caches. It may be
             deleted at any time.
-        compute: gives the float32 [n, dim] vectors of all items in this process's place, such as a cluster.
 
     Returns:
         Float32 [n, dim], read-only where it is mapped from its file.
@@ -52,10 +66,10 @@ def vectors(
     """
     if not items:
         return np.zeros((0, teacher.spec.dim), np.float32)
-    place = cache_folder(folder)
+    place, compute = cache_folder(folder), _elsewhere.get()
     if place is None:
         if compute is not None:
-            return compute(items)
+            return compute(teacher, items)
         with track(LABEL, len(items)) as advance:
             return _encoder(teacher).documents(items, advance)
     whole, shape = place / f"{_key(teacher, items)}.npy", (len(items), teacher.spec.dim)
@@ -64,7 +78,8 @@ def vectors(
         say(f"{LABEL}: read from {whole}")
     else:
         say(f"{LABEL} are kept in {place}")
-        found = _computed(_encoder(teacher), items, whole) if compute is None else _kept(whole, shape, [compute(items)])
+        given = None if compute is None else [compute(teacher, items)]
+        found = _computed(_encoder(teacher), items, whole) if given is None else _kept(whole, shape, given)
     shutil.rmtree(_parts(whole), ignore_errors=True)
     return found
 

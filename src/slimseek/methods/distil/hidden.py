@@ -52,6 +52,11 @@ class HiddenDistillation(DistillationStep, frozen=True, kw_only=True):
         if not any(weights.values()):
             raise UsageError("distil.hidden: hidden, attention and embedding are 0; one of them must be above 0")
 
+    @property
+    def asks_teacher(self) -> bool:
+        """The teacher runs beside the student."""
+        return False
+
     def apply(self, model: Model, samples: Samples) -> Model:
         """Train all weights."""
         for one in (model, *filter(None, [self._teacher(samples)])):

@@ -24,6 +24,11 @@ class TranscriptDistillation(DistillationStep, frozen=True, kw_only=True):
 
     learning_rate: float = 3e-5
 
+    @property
+    def asks_teacher(self) -> bool:
+        """The teacher gives transcripts, and no vectors."""
+        return False
+
     def apply(self, model: Model, samples: Samples) -> Model:
         """Train all weights."""
         teacher = self._learns_from(model, samples)

@@ -97,6 +97,11 @@ class StructuredPruning(Step, frozen=True, kw_only=True):
         """What the widths that are left are multiples of."""
         return 1
 
+    @property
+    def asks_teacher(self) -> bool:
+        """What is trained after each round learns from the original."""
+        return self.recovery is not None
+
     def apply(self, model: Model, samples: Samples) -> Model:
         """In each round choose units, remove them, check the result at three shapes, and train it if asked to."""
         name = self._name()
