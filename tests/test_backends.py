@@ -16,7 +16,7 @@ from slimseek.errors import GateFailed, UsageError
 from slimseek.evaluate import cosines
 from slimseek.plugins import require
 from slimseek.schema import Model, QuantizedTensor, QuantSpec, Samples, Tensor
-from small import conv_network, optimised, packaged, tiny_bert, tiny_model
+from small import bare, conv_network, optimised, packaged, tiny_bert, tiny_model
 
 TEXTS = [
     "the cat sleeps",
@@ -239,6 +239,22 @@ def test_attention_under_another_mask_than_padding_is_not_joined(original: Model
     kinds = {node.op_type for node in require("slimseek.backends._attention").join_projections(graph).graph.node}
     assert "MultiHeadAttention" in kinds
     assert "QAttention" not in kinds
+
+
+@pytest.mark.parametrize("form", ["float32", "int8 static", "int4 dynamic"])
+def test_attention_under_a_position_bias_is_one_operator(form: str, tmp_path: Path) -> None:
+    """MPNet adds a bias and the padding mask to the scores of each block: the sum is computed once."""
+    bare(tmp_path / "m", "MPNet")
+    model = formed(choose.model(tmp_path / "m"), form)
+    encoder = packaged(model, "onnxruntime", tmp_path / "p")
+    graph = onnx.load(tmp_path / "p" / "model.onnx").graph
+    biases = [node.input[5] for node in graph.node if node.op_type == "MultiHeadAttention"]
+    assert (len(biases), len(set(biases))) == (6, 1)
+    assert not {"Softmax", "Attention"} & {node.op_type for node in graph.node}
+    reference = choose.encoder(model, "artifact", 1)
+    for texts in (TEXTS, TEXTS[1:2], TEXTS[2:4]):
+        assert cosines(reference.documents(texts), encoder.documents(texts)).min() > FORMS[form][1]
+    assert cosines(encoder.documents(TEXTS), np.concatenate([encoder.documents([text]) for text in TEXTS])).min() > 0.99
 
 
 def test_static_eight_bits_really_run_as_integers_in_openvino(original: Model, tmp_path: Path) -> None:

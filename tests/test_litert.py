@@ -19,8 +19,8 @@ from slimseek.schema import Array, Model, QuantizedTensor, Samples
 from small import KINDS, bare, conv_network, packaged, tiny_model
 
 interpreters = pytest.importorskip("ai_edge_litert.interpreter")
-files = require("slimseek.backends._litert_file")
-weights = require("slimseek.backends._litert_weights")
+files = require("slimseek.backends._litert.file")
+weights = require("slimseek.backends._litert.weights")
 
 TEXTS = ["the cat sleeps", "a dog runs through the winter forest near the river", "stone", "engine of stone"]
 SAMPLES = Samples(calibration=TEXTS, texts=TEXTS)

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from slimseek import choose, deploy, integers, plugins, setup
-from slimseek.backends import _paddle_format as formats
-from slimseek.backends import _paddle_package as package
-from slimseek.backends import _paddle_weights as weights
-from slimseek.backends._paddlelite_process import Worker
+from slimseek.backends._paddlelite import format as formats
+from slimseek.backends._paddlelite import package, weights
+from slimseek.backends._paddlelite.process import Worker
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import examples
@@ -184,7 +183,7 @@ def test_weights_are_the_artifacts_or_half_a_step_away(bits: int, granularity: s
 
 def test_no_pair_of_products_leaves_sixteen_bits() -> None:
     """The library adds two products of an input, 1 to 127, and a weight in 16 bits."""
-    products = require("slimseek.backends._paddle_products")
+    products = require("slimseek.backends._paddlelite.products")
     largest_input = 128 - products.LOWEST + products.LEVELS
     assert largest_input == 127
     assert 2 * largest_input * 127 < 2**15
@@ -269,7 +268,7 @@ def test_a_static_convolution_runs_on_integers(tmp_path: Path) -> None:
     model = method("quantize.activations_int", model, items, mode="static")
     found = packaged(model, "paddlelite", tmp_path / "p").documents(items)
     assert cosines(choose.encoder(model, "artifact", 1).documents(items), found).min() > 0.99
-    parameters, scales = require("slimseek.backends._paddle_nb").read(tmp_path / "p" / "model.nb")
+    parameters, scales = require("slimseek.backends._paddlelite.nb").read(tmp_path / "p" / "model.nb")
     kernels = [layer.weight for layer in model.layers if layer.kind == "convolution"]
     assert len(kernels) == 3
     assert all(parameters[name].dtype == np.int8 and name in scales for name in kernels)
@@ -291,7 +290,7 @@ def test_a_file_for_arm_has_the_same_integers_and_counts_for_nothing_here(kind: 
     place = tmp_path / "p"
     place.mkdir()
     written = deploy.export(model, "paddlelite", place)
-    read = require("slimseek.backends._paddle_nb").read
+    read = require("slimseek.backends._paddlelite.nb").read
     here, there = read(place / "model.nb")[0], read(place / "model.arm.nb")[0]
     rounded = [name for name, array in here.items() if array.dtype in (np.int8, np.uint8)]
     assert len(rounded) >= 3
@@ -394,4 +393,4 @@ def test_a_model_of_paddlepaddle_without_its_parameters_is_refused(tmp_path: Pat
 def test_a_file_that_is_no_nb_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.nb").write_bytes(b"\1\0nothing")
     with pytest.raises(UsageError, match=r"is not a \.nb file of Paddle Lite"):
-        require("slimseek.backends._paddle_nb").read(tmp_path / "model.nb")
+        require("slimseek.backends._paddlelite.nb").read(tmp_path / "model.nb")

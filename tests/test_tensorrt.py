@@ -22,11 +22,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from slimseek import choose, integers, plugins
-from slimseek.backends import _tensorrt_engine as engines
-from slimseek.backends import _tensorrt_graph as graphs
-from slimseek.backends import _tensorrt_half as halves
 from slimseek.backends._session import open_session
-from slimseek.backends._tensorrt_package import MOST_ROWS, Settings, profiles
+from slimseek.backends._tensorrt import engine as engines
+from slimseek.backends._tensorrt import graph as graphs
+from slimseek.backends._tensorrt import half as halves
+from slimseek.backends._tensorrt.package import MOST_ROWS, Settings, profiles
 from slimseek.backends.tensorrt import TensorRt
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines

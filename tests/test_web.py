@@ -27,7 +27,8 @@ from typer.testing import CliRunner
 
 from slimseek import choose, cli, deploy, integers, plugins, search
 from slimseek.artifact import KeptIndex
-from slimseek.backends import _web, _web_node
+from slimseek.backends._web import files as web_files
+from slimseek.backends._web.node import HARD_TEXTS, Node
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import examples
@@ -79,7 +80,7 @@ def test_without_the_modules_the_command_that_brings_them_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SLIMSEEK_WEB_MODULES", str(tmp_path / "none"))
-    pinned = json.loads(_web.page_file("package.json").read_text())["dependencies"]
+    pinned = json.loads(web_files.page_file("package.json").read_text())["dependencies"]
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in pinned.values())
     assert WEB.available() == (
         f"onnxruntime-web and @huggingface/tokenizers not found in {tmp_path / 'none'}; run: npm install --prefix "
@@ -92,14 +93,14 @@ def test_without_the_modules_the_command_that_brings_them_is_named(
 
 def test_a_module_that_lacks_a_file_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLIMSEEK_WEB_MODULES", str(tmp_path))
-    for module, files in _web.COPIED.items():
+    for module, files in web_files.COPIED.items():
         for file in ("package.json", *files):
             path = tmp_path / "node_modules" / module / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text('{"version": "1.2.3"}')
     assert WEB.available() is None
-    assert _web.installed() == dict.fromkeys(_web.COPIED, "1.2.3")
-    (tmp_path / "node_modules" / "onnxruntime-web" / "dist" / _web.RUNTIME).unlink()
+    assert web_files.installed() == dict.fromkeys(web_files.COPIED, "1.2.3")
+    (tmp_path / "node_modules" / "onnxruntime-web" / "dist" / web_files.RUNTIME).unlink()
     assert str(WEB.available()).startswith("onnxruntime-web not found in ")
 
 
@@ -194,7 +195,7 @@ def test_a_wrong_input_gives_one_line_and_the_process_goes_on(small: Model, tmp_
 @in_node
 def test_the_process_ends_with_its_encoder(small: Model, tmp_path: Path) -> None:
     WEB.export(small, tmp_path)
-    node = _web_node.Node(tmp_path)
+    node = Node(tmp_path)
     process = node._process
     assert process.poll() is None
     del node
@@ -202,7 +203,7 @@ def test_the_process_ends_with_its_encoder(small: Model, tmp_path: Path) -> None
 
 
 def test_a_model_that_no_page_can_hold_is_refused(original: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_web, "MOST_BYTES", 1000)
+    monkeypatch.setattr(web_files, "MOST_BYTES", 1000)
     with pytest.raises(UsageError, match=r"^web: the weights take .* GiB; a page can load 1 GiB"):
         WEB.preflight(original)
 
@@ -214,8 +215,8 @@ def ids_in_node(tokenizer: Tokenizer, model: Model, folder: Path, texts: list[st
     """Token ids by Python and by the page, in a package whose tokenizer is another."""
     spec = msgspec.structs.replace(model.spec, preprocess=TextPreprocess(max_length=longest))
     (folder / TOKENIZER).write_text(tokenizer.to_str())
-    _web.write_settings(folder, spec)
-    return TextInput(spec, (folder / TOKENIZER).read_bytes()).rows(texts), _web_node.Node(folder).ids(texts)
+    web_files.write_settings(folder, spec)
+    return TextInput(spec, (folder / TOKENIZER).read_bytes()).rows(texts), Node(folder).ids(texts)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +281,7 @@ TOKENIZERS = {
 def test_tokens_in_javascript_are_those_in_python(kind: str, longest: int, original: Model, package: Path) -> None:
     """CASES A2, A3: hard texts and real ones, cut between the special tokens where they are too long."""
     known = [*CORPUS.values(), *real_texts()[::8]]
-    texts = [*_web_node.HARD_TEXTS, *known]
+    texts = [*HARD_TEXTS, *known]
     tokenizer = TOKENIZERS[kind](known)
     expected, found = ids_in_node(tokenizer, original, package, texts, longest)
     assert max(map(len, expected)) == longest
@@ -306,7 +307,7 @@ def test_an_empty_text_is_one_token_and_a_prefix_counts(original: Model, package
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     assert ids_in_node(tokenizer, original, package, [""], 16) == ([[0]], [[0]])
     both = TextInput(original.spec, tokenizer.to_str().encode()).rows(["the cat"], prefix="a dog: ")
-    assert _web_node.Node(package).ids(["the cat"], prefix="a dog: ") == both
+    assert Node(package).ids(["the cat"], prefix="a dog: ") == both
 
 
 @in_node
@@ -340,7 +341,7 @@ def test_hits_and_scores_are_those_of_the_exact_index(precision: Any, original: 
     WEB.hold(tmp_path, vectors, {f"d{number}": f"text {number}" for number in range(500)}, precision=precision)
     index = plugins.load("indexes", "exact")(precision=precision)
     index.build(vectors)
-    node = _web_node.Node(tmp_path)
+    node = Node(tmp_path)
     expected = index.query(native.queries(QUERIES), 20)
     for query, ids, scores in zip(QUERIES, expected.ids, expected.scores, strict=True):
         hits = node.search(query, 20)
@@ -361,7 +362,7 @@ def test_vectors_that_are_not_one_a_document_are_refused(tmp_path: Path) -> None
 @in_node
 @pytest.mark.parametrize("longest", [50, 128, 200])
 def test_the_width_that_texts_are_padded_to_is_the_same(longest: int) -> None:
-    page = _web.page_file("search.mjs").read_text()
+    page = web_files.page_file("search.mjs").read_text()
     function = re.search(r"export (function bucket.*?\n})", page, re.DOTALL)
     assert function is not None
     lengths = list(range(1, longest + 1))
@@ -378,11 +379,11 @@ def test_a_deployed_package_holds_the_documents_and_is_whole(deployed: Path) -> 
     package = choose.read_package(deployed)
     listed = {entry.path for entry in package.files}
     assert listed == {path.name for path in deployed.iterdir()} - {"package.json"}
-    assert {"index.html", "search.mjs", "model.onnx", TOKENIZER, "index.bin", "index.json", _web.RUNTIME} <= listed
+    assert {"index.html", "search.mjs", "model.onnx", TOKENIZER, "index.bin", "index.json", web_files.RUNTIME} <= listed
     assert (deployed / "index.bin").stat().st_size == 4 * 2 * 32 + 6 * 32
     settings = json.loads((deployed / "page.json").read_text())
     assert settings["documents"] == 6
-    assert set(settings["bytes"]) == set(_web.LOADED)
+    assert set(settings["bytes"]) == set(web_files.LOADED)
     assert all((deployed / name).stat().st_size == size for name, size in settings["bytes"].items())
     assert {"onnxruntime-web", "@huggingface/tokenizers"} <= set(package.tested_with)
     assert [gate.status for gate in package.gates] == ["passed"] * 3
@@ -421,7 +422,7 @@ def test_a_model_that_encodes_queries_alone_takes_no_documents(original: Model) 
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_writes_texts_as_texts() -> None:
-    page = Page(_web.page_file("index.html").read_text())
+    page = Page(web_files.page_file("index.html").read_text())
     [policy] = [tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
     assert policy is not None
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
@@ -430,11 +431,11 @@ def test_the_page_loads_nothing_from_elsewhere_and_writes_texts_as_texts() -> No
     assert set(rules.values()) == {"'none'", "'self'"}
     assert rules["default-src"] == "'none'"
     assert not any(key.startswith("on") or key == "style" for _, attributes in page.tags for key in attributes)
-    for name in _web.PAGE:
-        text = _web.page_file(name).read_text().replace("http://www.w3.org/2000/svg", "")
+    for name in web_files.PAGE:
+        text = web_files.page_file(name).read_text().replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text and "https://" not in text, name  # noqa: PT018
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text), name
-    assert len(_web.page_file("search.mjs").read_text().splitlines()) <= 200
+    assert len(web_files.page_file("search.mjs").read_text().splitlines()) <= 200
 
 
 HARNESS = """<!doctype html><iframe src="index.html?q=QUERY" width="375" height="700"></iframe><script>

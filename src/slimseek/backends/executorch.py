@@ -88,7 +88,7 @@ class ExecuTorch(Backend):
 
 
 def _part(name: str) -> Any:
-    return require(f"slimseek.backends._executorch_{name}")
+    return require(f"slimseek.backends._executorch.{name}")
 
 
 def _network(model: Model) -> tuple[Any, Model]:

@@ -33,7 +33,7 @@ class LiteRt(Backend):
     def preflight(self, model: Model) -> bytes:
         """Make the whole file: whether LiteRT has each operator hangs on its form, too."""
         graph = load("models", model.spec.family)().to_onnx(model)
-        content: bytes = require("slimseek.backends._litert_convert").convert(graph, model)
+        content: bytes = require("slimseek.backends._litert.convert").convert(graph, model)
         return content
 
     def export(self, model: Model, folder: Path, ready: bytes | None = None) -> None:
@@ -71,7 +71,7 @@ class LiteRt(Backend):
 
     def stored(self, folder: Path) -> Mapping[str, Array]:
         """Out of the flatbuffer."""
-        found: Mapping[str, Array] = require("slimseek.backends._litert_weights").read(folder / FILE)
+        found: Mapping[str, Array] = require("slimseek.backends._litert.weights").read(folder / FILE)
         return found
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from slimseek import setup
-from slimseek.backends._paddle_format import PREFIX
-from slimseek.backends._paddle_nb import read
-from slimseek.backends._paddle_package import Fed, Settings, part, tensor
-from slimseek.backends._paddlelite_process import SECONDS_TO_BUILD, SECONDS_TO_RUN, Worker
+from slimseek.backends._paddlelite.format import PREFIX
+from slimseek.backends._paddlelite.nb import read
+from slimseek.backends._paddlelite.package import Fed, Settings, part, tensor
+from slimseek.backends._paddlelite.process import SECONDS_TO_BUILD, SECONDS_TO_RUN, Worker
 from slimseek.bases import Backend
 from slimseek.errors import UsageError
 from slimseek.folder import read_json, write_json
@@ -50,7 +50,7 @@ class PaddleLite(Backend):
     def preflight(self, model: Model) -> onnx.ModelProto:
         """Refuse operators that have no form here."""
         graph: onnx.ModelProto = load("models", model.spec.family)().to_onnx(model)
-        unknown = require("slimseek.backends._paddle_convert").unknown(graph)
+        unknown = require("slimseek.backends._paddlelite.convert").unknown(graph)
         if unknown:
             raise UsageError(f"paddlelite: no form for {', '.join(unknown)} here; deploy for onnxruntime instead")
         return graph
@@ -58,7 +58,7 @@ class PaddleLite(Backend):
     def export(self, model: Model, folder: Path, ready: onnx.ModelProto | None = None) -> None:
         """Convert the float graph with the model's integers, let the library optimize it, write what goes with it."""
         graph = load("models", model.spec.family)().to_onnx(model) if ready is None else ready
-        converted = require("slimseek.backends._paddle_convert").convert(graph, model)
+        converted = require("slimseek.backends._paddlelite.convert").convert(graph, model)
         with tempfile.TemporaryDirectory() as temporary:
             files = {"model": Path(temporary) / "model", "parameters": Path(temporary) / "parameters"}
             files["model"].write_bytes(converted.program)

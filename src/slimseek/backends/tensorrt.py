@@ -36,7 +36,7 @@ class TensorRt(Backend):
 
     def runs(self) -> str | None:
         """``None`` on a machine with an NVIDIA GPU that the library knows, its driver, and PyTorch with CUDA."""
-        reason: str | None = self.available() or require("slimseek.backends._tensorrt_engine").device(_library())
+        reason: str | None = self.available() or require("slimseek.backends._tensorrt.engine").device(_library())
         return reason
 
     def versions(self) -> dict[str, str]:
@@ -48,12 +48,12 @@ class TensorRt(Backend):
         graph = self._graph(model)
         library = self._checks()
         if library is not None:
-            require("slimseek.backends._tensorrt_engine").parse(graph, library)
+            require("slimseek.backends._tensorrt.engine").parse(graph, library)
         return graph
 
     def lowered(self, graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
         """With signed symmetric integers and dedicated marks."""
-        return require("slimseek.backends._tensorrt_graph").lowered(graph, model)  # type: ignore[no-any-return]
+        return require("slimseek.backends._tensorrt.graph").lowered(graph, model)  # type: ignore[no-any-return]
 
     def export(self, model: Model, folder: Path, ready: onnx.ModelProto | None = None) -> None:
         """Write the graph, and build an engine for four kinds of GPU as the check that TensorRT takes it.
@@ -62,7 +62,7 @@ class TensorRt(Backend):
             UsageError: no engine can be built for any of them.
         """
         graph = self._graph(model) if ready is None else ready
-        graph = require("slimseek.backends._tensorrt_half").halved(graph, model)
+        graph = require("slimseek.backends._tensorrt.half").halved(graph, model)
         require("slimseek.backends._fusion").write(graph, folder / FILE)
         write_json(folder / SETTINGS, self._settings(graph, model))
 
@@ -72,7 +72,7 @@ class TensorRt(Backend):
         if reason is not None:
             raise UsageError(f"{folder} does not run here: {reason}")
         graph = require("onnx").load(folder / FILE)
-        return require("slimseek.backends._tensorrt_engine").runner(graph, _read(folder), _library())  # type: ignore[no-any-return]
+        return require("slimseek.backends._tensorrt.engine").runner(graph, _read(folder), _library())  # type: ignore[no-any-return]
 
     def stand_in(self, folder: Path, threads: int) -> Encode:
         """The same graph in ONNX Runtime on the CPU, its rounding computed as it is written."""
@@ -81,17 +81,17 @@ class TensorRt(Backend):
     def stored(self, folder: Path) -> Mapping[str, Array]:
         """The artifact's integers, whose middle was moved to 0 where they were asymmetric; the rest as values."""
         graph = require("onnx").load(folder / FILE)
-        return require("slimseek.backends._tensorrt_stored").stored(graph, _read(folder).weights)  # type: ignore[no-any-return]
+        return require("slimseek.backends._tensorrt.stored").stored(graph, _read(folder).weights)  # type: ignore[no-any-return]
 
     def _graph(self, model: Model) -> onnx.ModelProto:
         return self.lowered(load("models", model.spec.family)().to_onnx(model), model)
 
     def _settings(self, graph: onnx.ModelProto, model: Model) -> object:
-        package, library = require("slimseek.backends._tensorrt_package"), self._checks()
+        package, library = require("slimseek.backends._tensorrt.package"), self._checks()
         profiles = package.profiles(model.spec)
         size, built, refused = 0, (), {}
         if library is not None:
-            size, built, refused = require("slimseek.backends._tensorrt_engine").check(graph, profiles, library)
+            size, built, refused = require("slimseek.backends._tensorrt.engine").check(graph, profiles, library)
         return package.Settings(
             precision=package.precision(graph),
             profiles=profiles,
@@ -119,4 +119,4 @@ def _installed(library: str) -> bool:
 
 
 def _read(folder: Path) -> Any:
-    return read_json(folder / SETTINGS, require("slimseek.backends._tensorrt_package").Settings)
+    return read_json(folder / SETTINGS, require("slimseek.backends._tensorrt.package").Settings)

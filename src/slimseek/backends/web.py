@@ -25,21 +25,21 @@ class Web(Backend):
 
     def available(self) -> str | None:
         """Whether npm has brought the modules that a package copies."""
-        return require("slimseek.backends._web").missing()  # type: ignore[no-any-return]
+        return require("slimseek.backends._web.files").missing()  # type: ignore[no-any-return]
 
     def runs(self) -> str | None:
         """Whether node is there, which runs the package's own files as a browser does."""
         if shutil.which("node") is None:
-            return require("slimseek.backends._web_node").NO_NODE  # type: ignore[no-any-return]
+            return require("slimseek.backends._web.node").NO_NODE  # type: ignore[no-any-return]
         return self.available()
 
     def versions(self) -> dict[str, str]:
         """The modules that are copied, and the runtime whose graph it is."""
-        return require("slimseek.backends._web").installed() | versions(("onnxruntime",))
+        return require("slimseek.backends._web.files").installed() | versions(("onnxruntime",))
 
     def preflight(self, model: Model) -> None:
         """Refuse a model whose weights a browser's memory does not hold."""
-        require("slimseek.backends._web").check_fits(model)
+        require("slimseek.backends._web.files").check_fits(model)
 
     def lowered(self, graph: onnx.ModelProto, model: Model) -> onnx.ModelProto:
         """As for onnxruntime: its build for WebAssembly has the same operators."""
@@ -51,7 +51,7 @@ class Web(Backend):
         Raises:
             UsageError: the tokenizer gives other ids in JavaScript than in Python.
         """
-        web = require("slimseek.backends._web")
+        web = require("slimseek.backends._web.files")
         self.preflight(model)
         _native().export(model, folder)
         web.copy(folder)
@@ -59,11 +59,11 @@ class Web(Backend):
             (folder / TOKENIZER).write_bytes(model.files[TOKENIZER])
         web.write_settings(folder, model.spec)
         if model.spec.preprocess is not None and self.runs() is None:
-            require("slimseek.backends._web_node").check_tokenizer(folder, model)
+            require("slimseek.backends._web.node").check_tokenizer(folder, model)
 
     def beside(self) -> int:
         """The runtime's WebAssembly, the tokenizer's module and the page."""
-        return require("slimseek.backends._web").copied_bytes()  # type: ignore[no-any-return]
+        return require("slimseek.backends._web.files").copied_bytes()  # type: ignore[no-any-return]
 
     def hold(self, folder: Path, vectors: Array, corpus: Mapping[str, str], *, precision: Precision = "int8") -> None:
         """Write ``index.bin`` and ``index.json``, which the page searches.
@@ -74,7 +74,7 @@ class Web(Backend):
             corpus: document id to text, in the order of the vectors.
             precision: ``int8``, with a middle and a step for each dimension, or ``f32``.
         """
-        require("slimseek.backends._web_index").write(folder, vectors, corpus, precision)
+        require("slimseek.backends._web.index").write(folder, vectors, corpus, precision)
 
     def open(self, folder: Path, threads: int) -> Encode:
         """Run the package in node, in one thread, as in a page that is not cross-origin isolated.
@@ -82,7 +82,7 @@ class Web(Backend):
         Raises:
             UsageError: there is no node, or it cannot load or run the graph.
         """
-        return require("slimseek.backends._web_node").Node(folder).run  # type: ignore[no-any-return]
+        return require("slimseek.backends._web.node").Node(folder).run  # type: ignore[no-any-return]
 
     def stand_in(self, folder: Path, threads: int) -> Encode:
         """The same graph in the native ONNX Runtime."""

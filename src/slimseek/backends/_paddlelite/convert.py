@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import onnx
 
-from slimseek.backends import _paddle_operators, _paddle_products
-from slimseek.backends._paddle_format import ON_INTEGERS, Operator, Value, parameters_file, program
-from slimseek.backends._paddle_graph import observe
-from slimseek.backends._paddle_package import Fed, Kept
-from slimseek.backends._paddle_writer import Writer, refused
+from slimseek.backends._paddlelite import operators, products
+from slimseek.backends._paddlelite.format import ON_INTEGERS, Operator, Value, parameters_file, program
+from slimseek.backends._paddlelite.graph import observe
+from slimseek.backends._paddlelite.package import Fed, Kept
+from slimseek.backends._paddlelite.writer import Writer, refused
 from slimseek.backends._places import check_places
 from slimseek.schema import Model
 
-RULES = _paddle_operators.RULES | _paddle_products.RULES
+RULES = operators.RULES | products.RULES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from slimseek.backends import _paddle_weights as weights
 from slimseek.backends._lowering import _biases, _is_stored, tensor_name
-from slimseek.backends._paddle_format import SCALES, Attribute, Operator, Value
-from slimseek.backends._paddle_graph import Seen
-from slimseek.backends._paddle_package import Kept
+from slimseek.backends._paddlelite import weights
+from slimseek.backends._paddlelite.format import SCALES, Attribute, Operator, Value
+from slimseek.backends._paddlelite.graph import Seen
+from slimseek.backends._paddlelite.package import Kept
 from slimseek.errors import UsageError
 from slimseek.integers import unsmoothed
 from slimseek.schema import Array, Model, Tensor

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from slimseek.backends._editor import Editor, finish
 from slimseek.backends._fusion import LARGEST_SINGLE_FILE
-from slimseek.backends._tensorrt_package import MOST_ROWS, Settings, Shapes
+from slimseek.backends._tensorrt.package import MOST_ROWS, Settings, Shapes
 from slimseek.errors import UsageError, first_line
 from slimseek.plugins import require
 from slimseek.schema import Array, Batch, Encode
@@ -35,7 +35,7 @@ def parse(graph: onnx.ModelProto, library: str) -> tuple[Any, Any, list[str]]:
     """Builder, network, and the list that errors go to.
 
     Args:
-        graph: as :mod:`slimseek.backends._tensorrt_graph` gives it.
+        graph: as :mod:`slimseek.backends._tensorrt.graph` gives it.
         library: ``tensorrt_rtx`` or ``tensorrt``.
 
     Raises:
@@ -223,7 +223,7 @@ def in_parts(run: Any, profiles: Sequence[dict[str, Shapes]], kept: object = Non
 
     Args:
         run: (batch, number of the profile) -> float32 [rows, dim].
-        profiles: as :func:`slimseek.backends._tensorrt_package.profiles` gives them.
+        profiles: as :func:`slimseek.backends._tensorrt.package.profiles` gives them.
         kept: what must live as long as the ``Encode``.
 
     Returns:

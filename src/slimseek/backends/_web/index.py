@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimseek.backends._web import INDEX, with_documents
+from slimseek.backends._web.files import INDEX, with_documents
 from slimseek.errors import UsageError
 from slimseek.folder import write_json
 from slimseek.indexes._vectors import rows_of

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from slimseek.backends import _paddle_weights as weights
 from slimseek.backends._lowering import tensor_name
-from slimseek.backends._paddle_format import ON_INTEGERS, TYPES
-from slimseek.backends._paddle_operators import LARGEST, Rule, part
-from slimseek.backends._paddle_package import MIDDLE, Kept
-from slimseek.backends._paddle_writer import Writer, refused
+from slimseek.backends._paddlelite import weights
+from slimseek.backends._paddlelite.format import ON_INTEGERS, TYPES
+from slimseek.backends._paddlelite.operators import LARGEST, Rule, part
+from slimseek.backends._paddlelite.package import MIDDLE, Kept
+from slimseek.backends._paddlelite.writer import Writer, refused
 from slimseek.integers import is_integer
 from slimseek.schema import ActivationQuant, QuantizedTensor
 

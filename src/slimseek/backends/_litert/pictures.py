@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from slimseek.backends._litert_conversion import LAST, Conversion, Node
-from slimseek.backends._litert_file import Grid, Shape
-from slimseek.backends._litert_linear import operand, stored_tensor
-from slimseek.backends._litert_operators import Rule, binary, constants, limits, reduction, refused
-from slimseek.backends._litert_weights import rounding_weight, unsmoothed, values
+from slimseek.backends._litert.conversion import LAST, Conversion, Node
+from slimseek.backends._litert.file import Grid, Shape
+from slimseek.backends._litert.linear import operand, stored_tensor
+from slimseek.backends._litert.operators import Rule, binary, constants, limits, reduction, refused
+from slimseek.backends._litert.weights import rounding_weight, unsmoothed, values
 from slimseek.backends._lowering import LARGEST_BIAS, tensor_name
 from slimseek.schema import ActivationQuant, Array, QuantizedTensor
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from slimseek.backends._litert_conversion import LAST, Conversion, Node
-from slimseek.backends._litert_linear import operand
+from slimseek.backends._litert.conversion import LAST, Conversion, Node
+from slimseek.backends._litert.linear import operand
 from slimseek.errors import UsageError
 
 Rule = Callable[[Conversion, Node], None]

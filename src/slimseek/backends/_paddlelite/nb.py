@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimseek.backends._paddle_format import PREFIX, SCALES, TYPES
+from slimseek.backends._paddlelite.format import PREFIX, SCALES, TYPES
 from slimseek.errors import UsageError
 from slimseek.schema import Array
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from slimseek.backends._executorch_forms import changed
-from slimseek.backends._executorch_layers import IntegerLinear, IntegerTable
-from slimseek.backends._executorch_program import blobs, digest
+from slimseek.backends._executorch.forms import changed
+from slimseek.backends._executorch.layers import IntegerLinear, IntegerTable
+from slimseek.backends._executorch.program import blobs, digest
 from slimseek.errors import ArtifactError
 from slimseek.schema import Array, Model, QuantizedTensor
 from slimseek.value import Value

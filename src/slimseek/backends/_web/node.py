@@ -16,7 +16,7 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from slimseek.backends._web import page_file
+from slimseek.backends._web.files import page_file
 from slimseek.errors import UsageError, first_line
 from slimseek.inputs.text import TOKENIZER, TextInput
 from slimseek.schema import Array, Batch, Model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from slimseek.backends._litert_conversion import Conversion, Node
-from slimseek.backends._litert_file import Shape
-from slimseek.backends._litert_weights import (
+from slimseek.backends._litert.conversion import Conversion, Node
+from slimseek.backends._litert.file import Shape
+from slimseek.backends._litert.weights import (
     Stored,
     blocks_of,
     codebook,

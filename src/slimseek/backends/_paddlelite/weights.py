@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimseek.backends._paddle_package import MIDDLE
+from slimseek.backends._paddlelite.package import MIDDLE
 from slimseek.integers import dequantize, is_integer
 from slimseek.schema import Array, QuantizedTensor, Tensor
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from slimseek.backends._tensorrt_package import Stored
+from slimseek.backends._tensorrt.package import Stored
 from slimseek.schema import Array
 
 SUFFIXES = ("", ".T")

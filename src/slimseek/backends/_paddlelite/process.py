@@ -18,7 +18,7 @@ import numpy as np
 from slimseek.errors import UsageError
 from slimseek.schema import Array
 
-SCRIPT = Path(__file__).with_name("_paddlelite_worker.py")
+SCRIPT = Path(__file__).with_name("worker.py")
 SECONDS_TO_BUILD, SECONDS_TO_RUN = 600.0, 300.0
 Answer = tuple[dict[str, Any], dict[str, Array]]
 
@@ -27,7 +27,7 @@ class Worker:
     """One process of the second interpreter. Its end is an error of one line; the next order starts another."""
 
     def __init__(self, python: Path, script: Path = SCRIPT, threads: int = 1) -> None:
-        # Isolated: beside the script lies a plug-in of the library's name, which must not be imported for it.
+        # Isolated: what lies beside the script must not be imported in the place of a library's own modules.
         self._command = [str(python), "-I", str(script)]
         self._environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self._process: subprocess.Popen[bytes] | None = None

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from slimseek.backends._paddle_format import TYPES
-from slimseek.backends._paddle_writer import Writer, refused
+from slimseek.backends._paddlelite.format import TYPES
+from slimseek.backends._paddlelite.writer import Writer, refused
 from slimseek.schema import Array
 
 Rule = Callable[[Writer, Any], None]

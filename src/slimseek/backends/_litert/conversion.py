@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from slimseek.backends._litert_file import Grid, Shape, Writer
-from slimseek.backends._litert_folding import Sized
+from slimseek.backends._litert.file import Grid, Shape, Writer
+from slimseek.backends._litert.folding import Sized
 from slimseek.errors import UsageError
 from slimseek.schema import Array, Model
 
@@ -48,7 +48,7 @@ class Conversion:
         nodes: of the graph at its small size, in order.
         readers: nodes that read each value.
         outputs: names of the graph's results.
-        stored: what :func:`slimseek.backends._litert_weights.read` needs to read each tensor's integers.
+        stored: what :func:`slimseek.backends._litert.weights.read` needs to read each tensor's integers.
     """
 
     def __init__(self, graph: onnx.ModelProto, model: Model, small: Sized, large: Sized) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from slimseek.backends._litert_conversion import Conversion
-from slimseek.backends._litert_file import Grid, Shape, read_tensors
+from slimseek.backends._litert.conversion import Conversion
+from slimseek.backends._litert.file import Grid, Shape, read_tensors
 from slimseek.backends._lowering import tensor_name
 from slimseek.integers import dequantize, eight_bit_scale, is_integer, is_shared, matrix
 from slimseek.schema import Array, QuantizedTensor, Tensor

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimseek.backends import _executorch_shapes as shapes
-from slimseek.backends._executorch_forms import DOMAIN, LINEAR, OTHER_TARGET, TABLE
-from slimseek.backends._executorch_layers import (
+from slimseek.backends._executorch import shapes
+from slimseek.backends._executorch.forms import DOMAIN, LINEAR, OTHER_TARGET, TABLE
+from slimseek.backends._executorch.layers import (
     MARKS,
     FloatLinear,
     HalfLinear,
@@ -56,7 +56,7 @@ class Network(nn.Module):
     """
 
     def __init__(self, graph: onnx.ModelProto, model: Model) -> None:
-        """A graph as ``_executorch_forms.lowered`` gives it; what depends on constants alone is computed here.
+        """A graph as ``forms.lowered`` gives it; what depends on constants alone is computed here.
 
         Raises:
             UsageError: an operator that PyTorch has not, by name.

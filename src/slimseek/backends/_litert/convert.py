@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
-from slimseek.backends import _litert_linear, _litert_operators, _litert_pictures, _litert_weights
-from slimseek.backends._litert_conversion import Conversion, DependsOnBatch, Node
-from slimseek.backends._litert_folding import Sized, sized
+from slimseek.backends._litert import linear, operators, pictures, weights
+from slimseek.backends._litert.conversion import Conversion, DependsOnBatch, Node
+from slimseek.backends._litert.folding import Sized, sized
 from slimseek.backends._lowering import tensor_name
 from slimseek.backends._places import check_places
 from slimseek.errors import UsageError
@@ -22,7 +22,7 @@ SMALL, LARGE = 3, 5
 MISSING = {"If", "Loop", "Scan", "LSTM", "GRU", "RNN"}
 """Operators that are refused before the graph is folded, which takes long and may stop at their shapes."""
 OPERATORS: dict[str, Callable[[Conversion, Node], None]] = {
-    **_litert_operators.OPERATORS, **_litert_linear.OPERATORS, **_litert_pictures.OPERATORS,
+    **operators.OPERATORS, **linear.OPERATORS, **pictures.OPERATORS,
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def _converted(graph: onnx.ModelProto, model: Model, small: Mapping[str, int], l
     kept = {tensor.name for tensor in graph.graph.initializer if _is_weight(model, tensor.name)}
     c = conversion(graph, model, sized(graph, small, kept), sized(graph, large, kept))
     outputs = {value.name: c.value(value.name) for value in graph.graph.output[:1]}
-    return c.write.finish(c.inputs, outputs, {_litert_weights.METADATA: _litert_weights.as_json(c.stored)})
+    return c.write.finish(c.inputs, outputs, {weights.METADATA: weights.as_json(c.stored)})
 
 
 def conversion(graph: onnx.ModelProto, model: Model, small: Sized, large: Sized) -> Conversion:

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from slimseek.backends._lowering import _is_stored as is_stored
 from slimseek.backends._lowering import tensor_name
-from slimseek.backends._paddle_package import BATCH, FIXED, LENGTH, Fed, part
+from slimseek.backends._paddlelite.package import BATCH, FIXED, LENGTH, Fed, part
 from slimseek.errors import UsageError, first_line
 from slimseek.schema import Array, Batch, Model, ModelSpec, QuantizedTensor, is_float
 

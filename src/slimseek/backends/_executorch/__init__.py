@@ -1,0 +1,1 @@
+"""Packages for ExecuTorch: the network in PyTorch that is exported, its integers, and the program."""

@@ -1,0 +1,1 @@
+"""Packages for Paddle Lite: a program of Paddle's operators, and the second interpreter that runs it."""
