@@ -54,11 +54,13 @@ def file_of(folder: str, name: str) -> Path:
 
 
 def test_no_plug_in_is_overlooked() -> None:
-    """Every file of a plug-in folder that does not begin with an underscore, methods one folder deeper."""
+    """Every file of a plug-in folder, methods one folder deeper, but for those with an underscore before their name or
+    that of their folder.
+    """
     for folder in BASES:
         below = SOURCE / folder
-        files = [path for path in below.rglob("*.py") if not path.name.startswith("_")]
-        found = {path.relative_to(below).with_suffix("").as_posix().replace("/", ".") for path in files}
+        files = [path.relative_to(below).with_suffix("").parts for path in below.rglob("*.py")]
+        found = {".".join(parts) for parts in files if not any(part.startswith("_") for part in parts)}
         assert set(plugins.names(folder)) == found
         assert found, f"no plug-in in {folder}"
 
