@@ -105,7 +105,8 @@ CLAIMS = (
     Claim(
         document="docs/budget.md", file="gate.json",
         text="accepts wrongly in at most {:.1f} % of 1,000 runs, but for one of {:.1f} % (ranks move, n = 1,000, 2 %; "
-             "95 % interval {:.1f} to {:.1f}). The percentile bootstrap is above 5 % in 44 of them, in one with {:.1f} %",
+             "95 % interval {:.1f} to {:.1f}). The percentile bootstrap is above 5 % in 44 of them, in one with "
+             "{:.1f} %",
         figures=((("rows", "24", "wrong", "gate", "0"), 100),
                  *((("rows", "46", "wrong", "gate", place), 100) for place in ("0", "1", "2")),
                  (("rows", "0", "wrong", "percentile", "0"), 100)),
