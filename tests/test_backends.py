@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from slimseek import choose, deploy, integers, plugins
 from slimseek.errors import GateFailed, UsageError
@@ -255,6 +255,25 @@ def test_attention_under_a_position_bias_is_one_operator(form: str, tmp_path: Pa
     for texts in (TEXTS, TEXTS[1:2], TEXTS[2:4]):
         assert cosines(reference.documents(texts), encoder.documents(texts)).min() > FORMS[form][1]
     assert cosines(encoder.documents(TEXTS), np.concatenate([encoder.documents([text]) for text in TEXTS])).min() > 0.99
+
+
+def test_blocks_that_share_their_weights_are_split_apart() -> None:
+    """Two attentions over one joined weight: it goes with the second, not with the first."""
+    names = ["q", "k", "v"]
+    nodes = [helper.make_node("Concat", names, ["joined"], axis=1)]
+    nodes += [
+        helper.make_node("Attention", [given, "joined", "bias"], [out], domain="com.microsoft", num_heads=2)
+        for given, out in (("x", "y"), ("y", "z"))
+    ]
+    constants = [numpy_helper.from_array(np.eye(4, dtype=np.float32), name) for name in names]
+    constants.append(numpy_helper.from_array(np.arange(12, dtype=np.float32), "bias"))
+    x, z = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 4]) for name in "xz")
+    graph = helper.make_graph(nodes, "shared", [x], [z], constants)
+    require("slimseek.backends._fusion")._split_attention(graph)
+    kinds = [node.op_type for node in graph.node]
+    assert kinds == [*["MatMul", "Add"] * 3, "MultiHeadAttention"] * 2
+    biases = [numpy_helper.to_array(one).tolist() for one in graph.initializer if one.name.endswith(".bias")]
+    assert biases == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]] * 2
 
 
 def test_static_eight_bits_really_run_as_integers_in_openvino(original: Model, tmp_path: Path) -> None:

@@ -35,8 +35,6 @@ def fused(model: Model) -> onnx.ModelProto:
     except Exception:  # any graph that the rewriter does not expect runs unfused
         return plain
     graph.ir_version = min(graph.ir_version, IR_VERSION)
-    _split_bias_gelu(graph.graph)
-    _split_attention(graph.graph)
     return graph if _runs(graph, model) else plain
 
 
@@ -61,6 +59,8 @@ def _optimised(plain: onnx.ModelProto) -> onnx.ModelProto:
     del graph.graph.input[:]
     graph.graph.input.extend(given)
     graph.graph.initializer.extend(held)
+    _split_bias_gelu(graph.graph)
+    _split_attention(graph.graph)
     return graph
 
 
@@ -110,6 +110,7 @@ def _split_attention(graph: onnx.GraphProto) -> None:
     made = {node.output[0]: node for node in graph.node}
     constants = {constant.name: constant for constant in graph.initializer}
     nodes: list[onnx.NodeProto] = []
+    joined: set[str] = set()
     for node in graph.node:
         weights = made.get(node.input[1]) if node.op_type == "Attention" else None
         remembers = any(node.input[4:5])
@@ -128,10 +129,11 @@ def _split_attention(graph: onnx.GraphProto) -> None:
         found = helper.make_node("MultiHeadAttention", [*inputs, "", *node.input[3:4], *node.input[5:6]], node.output,
                                  name=node.name, domain=node.domain)  # fmt: skip
         found.attribute.extend(one for one in node.attribute if one.name in ("num_heads", "scale"))
-        nodes.remove(weights)
         nodes.append(found)
+        joined.add(weights.output[0])
+    read = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(node for node in nodes if node.output[0] not in joined - read)
 
 
 def _split_bias_gelu(graph: onnx.GraphProto) -> None:

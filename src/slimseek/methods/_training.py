@@ -49,7 +49,7 @@ class TrainingStep(Step, frozen=True, kw_only=True):
 
     @property
     def asks_teacher(self) -> bool:
-        """Most give a teacher's vectors."""
+        """Most learn from a teacher's vectors."""
         return True
 
     def _training(self) -> Training:
