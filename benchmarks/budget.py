@@ -142,10 +142,14 @@ def earlier(searched: Found, seconds: float) -> tuple[int, ...]:
 
 def alike(searched: Found, other: Found) -> tuple[int, ...]:
     """The trials of a search whose steps are those of the front of another."""
-    wanted = [numbered(other.trials, number).plan.recipe.steps for number in other.front]
-    return tuple(
-        next(trial.number for trial in searched.trials if trial.plan.recipe.steps == steps) for steps in wanted
-    )
+    wanted = {number: numbered(other.trials, number).plan.recipe.steps for number in other.front}
+    found = {number: next((trial.number for trial in searched.trials if trial.plan.recipe.steps == steps), None)
+             for number, steps in wanted.items()}  # fmt: skip
+    lacking = [number for number, one in found.items() if one is None]
+    if lacking:
+        raise SystemExit(f"--beside: the search did not try its trials {', '.join(map(str, lacking))}; give it more "
+                         "--time, or leave --beside out")  # fmt: skip
+    return tuple(one for one in found.values() if one is not None)
 
 
 def points(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from slimseek import choose, deploy, integers, plugins
+from slimseek.backends import executorch
 from slimseek.errors import GateFailed, UsageError
 from slimseek.evaluate import cosines
 from slimseek.plugins import require
@@ -319,6 +321,16 @@ def test_auto_takes_one_of_the_targets_and_leaves_nothing_else(tmp_path: Path) -
 def test_an_unknown_target_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown target 'abacus'"):
         deploy.deploy("nowhere", "abacus", tmp_path / "out")
+
+
+def test_a_backend_that_lacks_a_part_of_its_extra_is_not_offered(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """ExecuTorch opens programs by itself, and writes none without torchao."""
+    found = {library: "1.0" for library in ("executorch", "torch")}
+    monkeypatch.setattr(executorch, "versions", lambda asked: {name: found[name] for name in asked if name in found})
+    why = "torchao is not installed; run: pip install 'slimseek[executorch]'"
+    assert deploy.targets()["executorch"] == why
+    with pytest.raises(UsageError, match=re.escape(f"target executorch does not work here: {why}")):
+        deploy.check_target("executorch")
 
 
 def test_a_package_that_differs_from_its_artifact_is_not_written(original: Model, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

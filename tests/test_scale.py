@@ -25,12 +25,14 @@ from slimseek.budget.bench import Bench, bench
 from slimseek.budget.loop import Alone, Effort
 from slimseek.budget.store import Store
 from slimseek.collection import Collection
+from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
 from slimseek.measurement import StepRecord
 from slimseek.scale.connect import connected
 from slimseek.scale.encoding import encode, teaching
+from slimseek.scale.helping import asked_together
 from slimseek.scale.trials import TRIES, cluster
-from slimseek.schema import Model, Recipe, RecipeStep
+from slimseek.schema import Array, Model, Recipe, RecipeStep
 from slimseek.training import teacher
 from slimseek.trial import Budget, Figures, Plan, Trial
 from small import many_texts, tiny_collection, tiny_model
@@ -264,6 +266,57 @@ def test_a_lost_machine_costs_its_trial_and_a_new_one_is_used(
         assert len(workers._workers) == 3
 
 
+class Alike(Listed):
+    """Two plans that begin with the same training, in one round."""
+
+    def propose(self, trials: Sequence[Trial], count: int) -> list[Plan]:
+        first = [msgspec.structs.replace(trials[0], number=number) for number in (1, 6)]
+        return [super(Alike, self).propose([trial], 1)[0] for trial in first]
+
+
+def test_plans_of_one_round_that_begin_alike_train_once(
+    nodes: Nodes, original: Model, collection: Collection, tmp_path: Path
+):
+    measured = _bench(original, collection, tmp_path)
+    with connected(nodes.address) as ray, cluster(ray, original, collection, measured, count=2) as workers:
+        found = loop.run(measured, BUDGET, Store(tmp_path), Effort(seconds=3600, trials=2), Alike(), workers)
+    taught = [_written(trial.records[:2]) for trial in found[1:]]
+    assert taught[0] == taught[1]  # with the seconds that it took
+    assert [len(trial.records) for trial in found[1:]] == [2, 3]
+
+
+class Slow:
+    """A teacher that is asked here, and takes its time; how often it was."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.calls = encoder, 0
+
+    def documents(self, items: Sequence[str]) -> Array:
+        self.calls += 1
+        time.sleep(2)
+        return self.encoder.documents(items)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_idle_workers_help_with_what_a_teacher_gives(
+    lost: bool, nodes: Nodes, original: Model, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    texts = many_texts(5 * teacher.PART + 7, seed=7)
+    here, slow = teacher.vectors(original, texts, str(tmp_path / "vectors")), Slow(teacher.encoder(original))
+    monkeypatch.setattr(teacher, "encoder", lambda _: slow)
+    measured = _bench(original, collection, tmp_path / "search")
+    with connected(nodes.address) as ray, cluster(ray, original, collection, measured) as workers:
+        loop.run(measured, BUDGET, Store(tmp_path / "search"), Effort(seconds=3600, trials=1), Listed(), workers)
+        others = [workers._workers[machine] for machine in workers._ready]
+        for other in others if lost else []:
+            ray.kill(other)
+        np.testing.assert_array_equal(asked_together(others, original, texts), here)
+        slow.calls, calls = 0, slow.calls
+        np.testing.assert_array_equal(asked_together(others, original, texts[: teacher.PART]), here[: teacher.PART])
+    assert (calls == 6) == lost
+    assert slow.calls == 1  # a single part is not shared
+
+
 # ---------------------------------------------------------------- encoding
 
 
@@ -298,7 +351,7 @@ def test_a_teacher_asked_on_a_cluster_is_not_asked_again(
 ):
     texts = many_texts(1500, seed=3)
     here = teacher.vectors(original, texts, str(tmp_path / "here"))
-    monkeypatch.setattr(teacher, "_encoder", None)  # it is not asked here
+    monkeypatch.setattr(teacher, "encoder", None)  # it is not asked here
     with teaching(nodes.address):
         found = teacher.vectors(original, texts, str(tmp_path / "there"))
     np.testing.assert_allclose(found, here, atol=1e-6)
@@ -415,7 +468,7 @@ def test_the_teacher_of_a_recipe_is_asked_on_the_cluster(
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 0
-        monkeypatch.setattr(teacher, "_encoder", None)  # it is not asked here any more
+        monkeypatch.setattr(teacher, "encoder", None)  # it is not asked here any more
     files = [sorted(path.name for path in (tmp_path / f"{name}-vectors").iterdir()) for name in ("here", "there")]
     assert files[0] == files[1]
     assert len(files[0]) == 1

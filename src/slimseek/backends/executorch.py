@@ -28,10 +28,12 @@ class ExecuTorch(Backend):
     """One ``model.pte``, and ``executorch.json`` with what a caller needs to know of it."""
 
     def available(self) -> str | None:
-        """Whether the library is installed."""
-        if versions(("executorch",)):
-            return None
-        return "executorch is not installed; run: pip install 'slimseek[executorch]'"
+        """Whether the library is installed, and torchao, which its exporter needs."""
+        return self.runs() or _missing("torchao")
+
+    def runs(self) -> str | None:
+        """Programs are opened without the exporter."""
+        return _missing("executorch")
 
     def versions(self) -> dict[str, str]:
         """The library and the two that write its programs."""
@@ -85,6 +87,11 @@ class ExecuTorch(Backend):
         entries = [msgspec.convert(one, storage.Stored) for one in settings["stored"]]
         found: Mapping[str, Array] = storage.integers((folder / FILE).read_bytes(), entries)
         return found
+
+
+def _missing(library: str) -> str | None:
+    """What would bring a library that is not there."""
+    return None if versions((library,)) else f"{library} is not installed; run: pip install 'slimseek[executorch]'"
 
 
 def _part(name: str) -> Any:

@@ -55,8 +55,16 @@ class Prefixes:
             raise NoEffect(f"{wanted.name}: no step changes anything")
         return state
 
+    def students(self, wanted: Recipe) -> set[str]:
+        """Names of the folders that keep what the trainings of a recipe make, whether they are there or not."""
+        return {self._key(wanted.steps[:number]) for number, step in enumerate(wanted.steps, 1)
+                if recipe.build(step).trains}  # fmt: skip
+
+    def _key(self, steps: Sequence[RecipeStep]) -> str:
+        return hashlib.sha256(msgspec.json.encode((steps, self._seed))).hexdigest()
+
     def _after(self, steps: Sequence[RecipeStep], step: RecipeStep, before: State) -> State:
-        key = hashlib.sha256(msgspec.json.encode((steps, self._seed))).hexdigest()
+        key = self._key(steps)
         known = self._kept.get(key) or self._read(key)
         if known is None:
             known = self._taken(step, before, key)

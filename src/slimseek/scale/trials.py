@@ -11,9 +11,10 @@ import shutil
 import tempfile
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from slimseek import __version__, plugins
 from slimseek import folder as folders
 from slimseek.budget.bench import BASELINE, Baseline, Bench, bench
 from slimseek.budget.loop import Round
+from slimseek.budget.prefixes import TEACHERS, Prefixes
 from slimseek.budget.store import Store
 from slimseek.collection import Collection
 from slimseek.errors import SlimseekError, UsageError, first_line
 from slimseek.progress import say
 from slimseek.scale import sharing
 from slimseek.scale.connect import Machine, check_version, machines
+from slimseek.scale.helping import asked_together
 from slimseek.scale.sharing import Files
-from slimseek.schema import Model, ModelSpec
+from slimseek.schema import Array, Model, ModelSpec
+from slimseek.training import teacher as teachers
 from slimseek.trial import Figures, Plan, Trial
 from slimseek.value import Value
 
@@ -108,7 +112,9 @@ class Worker:
             return str(error)
         return ""
 
-    def attempt(self, number: int, plan: Plan, asked: Round, shared: Mapping[str, Any]) -> Done:
+    def attempt(
+        self, number: int, plan: Plan, asked: Round, shared: Mapping[str, Any], others: Sequence[Any]
+    ) -> Done:  # fmt: skip
         """Try a plan of the round.
 
         Args:
@@ -116,14 +122,23 @@ class Worker:
             plan: what to try.
             asked: the round.
             shared: references of what other machines keep for later trials, by name.
+            others: workers, which help with a teacher's vectors where they have nothing else to do.
         """
         assert self._bench is not None
         cache = Store(self._folder).cache
         for name in sorted(shared.keys() - sharing.names(cache)):
             sharing.write(cache, name, plugins.require("ray").get(shared[name]))
         known = sharing.names(cache)
-        trial = self._bench.attempt(number, plan, asked.promising, asked.budget)
+        with teachers.computed_by(partial(asked_together, others)):
+            trial = self._bench.attempt(number, plan, asked.promising, asked.budget)
         return Done(trial=trial, made={name: sharing.read(cache, name) for name in sharing.names(cache) - known})
+
+    def free(self) -> None:
+        """Answered as soon as nothing else is in hand."""
+
+    def teach(self, teacher: Model, items: Sequence[str]) -> Array:
+        """What a teacher gives for items of another worker's training."""
+        return teachers.encoder(teacher).documents(items)
 
     def close(self) -> None:
         """Delete what was kept on this machine."""
@@ -138,7 +153,7 @@ class Cluster:
     """
 
     def __init__(
-        self, ray: Any, original: Model, collection: Collection, settings: Settings, cache: Path, count: int = 0
+        self, ray: Any, original: Model, collection: Collection, settings: Settings, prefixes: Prefixes, count: int = 0
     ) -> None:  # fmt: skip
         """Workers are started with the first round.
 
@@ -147,7 +162,7 @@ class Cluster:
             original: the model; it and the collection are sent to the machines once.
             collection: whose development queries judge.
             settings: of every bench.
-            cache: the folder of the search that keeps what trials share.
+            prefixes: of the search, whose folder keeps what trials share.
             count: how many plans are asked for at once; 0 for as many as there are machines now.
 
         Raises:
@@ -159,7 +174,7 @@ class Cluster:
         self._ray = ray
         self._count = count or len(found)
         self._parts = ray.put(original), msgspec.json.encode(original.spec), ray.put(collection)
-        self._cache = cache
+        self._prefixes = prefixes
         self._shared: dict[str, Any] = {}
         self._settings = settings
         self._workers: dict[Machine, Any] = {}
@@ -179,7 +194,8 @@ class Cluster:
         Raises:
             SlimseekError: no machine is left that can work.
         """
-        queue, known = _Queue(asked), self._ray.put(_lean(asked))
+        students = {number: self._prefixes.students(plan.recipe) for number, plan in asked.plans.items()}
+        queue, known = _Queue(asked, students, self._prefixes.folder), self._ray.put(_lean(asked))
         try:
             while queue or self._tried():
                 self._look()
@@ -187,9 +203,10 @@ class Cluster:
                 for machine in sorted(self._ready - busy, key=lambda machine: machine.name):
                     number = queue.next(machine, self._ready)
                     if number is not None:
-                        self._share()
+                        shared = self._share(students[number])
+                        others = [self._workers[other] for other in self._ready - {machine}]
                         task = self._workers[machine].attempt
-                        reference = task.remote(number, asked.plans[number], known, dict(self._shared))
+                        reference = task.remote(number, asked.plans[number], known, shared, others)
                         self._pending[reference] = machine, number
                 yield from self._ended(asked, queue)
         finally:
@@ -224,8 +241,9 @@ class Cluster:
                     yield self._lost(asked, number, first_line(error))
                 continue
             if number is not None:
-                for name in found.made.keys() - sharing.names(self._cache):
-                    sharing.write(self._cache, name, found.made[name])
+                queue.ended(number)
+                for name in found.made.keys() - sharing.names(self._prefixes.folder):
+                    sharing.write(self._prefixes.folder, name, found.made[name])
                 yield found.trial
             elif found:
                 self._dismiss(machine)
@@ -234,10 +252,13 @@ class Cluster:
             else:
                 self._ready.add(machine)
 
-    def _share(self) -> None:
-        """Offer the machines what the search's folder keeps."""
-        for name in sharing.names(self._cache) - self._shared.keys():
-            self._shared[name] = self._ray.put(sharing.read(self._cache, name))
+    def _share(self, students: Set[str]) -> dict[str, Any]:
+        """References of what the search's folder keeps of these students, and of all vectors of teachers."""
+        there = sharing.names(self._prefixes.folder)
+        wanted = {name for name in there if name in students or name.startswith(TEACHERS)}
+        for name in wanted - self._shared.keys():
+            self._shared[name] = self._ray.put(sharing.read(self._prefixes.folder, name))
+        return {name: self._shared[name] for name in wanted}
 
     def _look(self) -> None:
         """Start a worker on each machine that has none, and forget those of machines that are gone."""
@@ -275,10 +296,16 @@ class Cluster:
 
 
 class _Queue:
-    """The plans of a round that no worker has in hand."""
+    """The plans of a round that no worker has in hand.
 
-    def __init__(self, asked: Round) -> None:
+    One that begins with a training that another has in hand waits until that is done, and goes on with what it made.
+    """
+
+    def __init__(self, asked: Round, students: Mapping[int, Set[str]], cache: Path) -> None:
         self._goes_on = asked.goes_on
+        self._students = students
+        self._cache = cache
+        self._in_hand: set[int] = set()
         self._numbers = sorted(asked.plans)
         self._lost: dict[int, list[Machine]] = {number: [] for number in self._numbers}
         self._begun = False
@@ -290,15 +317,24 @@ class _Queue:
         """What a machine shall try; what was lost there goes to another, if another is ready to work."""
         if self._begun and not self._goes_on():
             self._numbers = [number for number in self._numbers if self._lost[number]]
+        taught = {student for number in self._in_hand for student in self._students[number]}
+        taught -= sharing.names(self._cache)
         for number in self._numbers:
-            if machine not in self._lost[number] or ready <= set(self._lost[number]):
+            elsewhere = machine in self._lost[number] and not ready <= set(self._lost[number])
+            if not elsewhere and taught.isdisjoint(self._students[number]):
                 self._numbers.remove(number)
+                self._in_hand.add(number)
                 self._begun = True
                 return number
         return None
 
+    def ended(self, number: int) -> None:
+        """A trial was measured."""
+        self._in_hand.remove(number)
+
     def again(self, number: int, machine: Machine) -> bool:
         """Put a trial back whose worker was lost, unless that was so three times."""
+        self._in_hand.remove(number)
         self._lost[number].append(machine)
         if len(self._lost[number]) >= TRIES:
             return False
@@ -322,7 +358,7 @@ def cluster(ray: Any, original: Model, collection: Collection, measured: Bench, 
         threads=measured.threads, torch_threads=plugins.require("torch").get_num_threads(), seed=measured.seed,
         keep_index=measured.keep_index, search_with=measured.search_with, folder=f"slimseek-{uuid.uuid4().hex[:12]}",
     )  # fmt: skip
-    found = Cluster(ray, original, collection, settings, measured.prefixes.folder, count)
+    found = Cluster(ray, original, collection, settings, measured.prefixes, count)
     try:
         yield found
     finally:

@@ -71,7 +71,7 @@ def vectors(teacher: Model, items: Sequence[str], folder: str = "") -> Array:
         if compute is not None:
             return compute(teacher, items)
         with track(LABEL, len(items)) as advance:
-            return _encoder(teacher).documents(items, advance)
+            return encoder(teacher).documents(items, advance)
     whole, shape = place / f"{_key(teacher, items)}.npy", (len(items), teacher.spec.dim)
     found = sealed.read(whole, shape)
     if found is not None:
@@ -79,7 +79,7 @@ def vectors(teacher: Model, items: Sequence[str], folder: str = "") -> Array:
     else:
         say(f"{LABEL} are kept in {place}")
         given = None if compute is None else [compute(teacher, items)]
-        found = _computed(_encoder(teacher), items, whole) if given is None else _kept(whole, shape, given)
+        found = _computed(encoder(teacher), items, whole) if given is None else _kept(whole, shape, given)
     shutil.rmtree(_parts(whole), ignore_errors=True)
     return found
 
@@ -103,7 +103,8 @@ def content(item: str, text: bool) -> bytes:
     return hashlib.sha256(held).digest()
 
 
-def _encoder(teacher: Model) -> Encoder:
+def encoder(teacher: Model) -> Encoder:
+    """A teacher as it is asked for vectors."""
     return choose.encoder(teacher, "the teacher", plugins.require("torch").get_num_threads())
 
 
