@@ -39,8 +39,8 @@ from slimseek.collection import Collection
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically
 from slimseek.measurement import Measurement
-from slimseek.models._encoders_built_in import BUILT_IN
-from slimseek.models._encoders_built_in import place as place_of
+from slimseek.models._text.built_in import BUILT_IN
+from slimseek.models._text.built_in import place as place_of
 from slimseek.progress import shown_on
 from slimseek.prove import Options
 from slimseek.schema import Model

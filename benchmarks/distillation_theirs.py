@@ -28,7 +28,7 @@ from rich.console import Console
 from slimseek import artifact, choose, compress, data, recipe, timing
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically, writing
-from slimseek.models import _encoders_built_in
+from slimseek.models._text import built_in
 from slimseek.plugins import require
 from slimseek.progress import say, shown_on
 from slimseek.schema import Model
@@ -112,7 +112,7 @@ def sentence_transformers(texts: Sequence[str], steps: int, batch_size: int) -> 
     """The student that sentence-transformers' example of model distillation makes of these texts."""
     library, torch = require("sentence_transformers"), require("torch")
     own = require("sentence_transformers.sentence_transformer")
-    folder = str(_encoders_built_in.place(MODEL))
+    folder = str(built_in.place(MODEL))
     teacher, student = library.SentenceTransformer(folder), library.SentenceTransformer(folder)
     longest = student.max_seq_length
     teacher.max_seq_length = student.max_seq_length = MAX_TOKENS

@@ -21,8 +21,8 @@ from torch import nn
 
 from slimseek import choose
 from slimseek.integers import dense
-from slimseek.models._graph import Weights, _graph, _settings
-from slimseek.models._torch_graph import GraphNetwork
+from slimseek.models._onnx.graph import Weights, _graph, _settings
+from slimseek.models._torch.graph import GraphNetwork
 from slimseek.progress import say
 from slimseek.schema import Batch, Model
 

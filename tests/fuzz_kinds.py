@@ -28,7 +28,8 @@ from slimseek.budget import store
 from slimseek.inputs.pictures import PictureInput
 from slimseek.inputs.sound import SoundInput
 from slimseek.inputs.text import TextInput
-from slimseek.models import _ctranslate2, _text_files
+from slimseek.models._text import files
+from slimseek.models._whisper import ctranslate2
 from slimseek.models.static import Static
 from slimseek.preprocess import PicturePreprocess, SoundPreprocess
 from slimseek.scale import bulk
@@ -263,7 +264,7 @@ def _tokenizer(folder: Path) -> None:
 
 
 def _tokenise(file: Path) -> None:
-    content = _text_files.tokenizer_without_padding(file.read_bytes())
+    content = files.tokenizer_without_padding(file.read_bytes())
     TextInput(_encoder().spec, content)(["the cat near the river", "aé ab"])
 
 
@@ -342,7 +343,7 @@ def _whisper_binary(folder: Path) -> None:
 
 
 def _read_binary(file: Path) -> None:
-    _ctranslate2.variables(file.read_bytes(), file.name, "WhisperSpec")
+    ctranslate2.variables(file.read_bytes(), file.name, "WhisperSpec")
 
 
 def _checkpoint(folder: Path) -> None:

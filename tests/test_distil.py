@@ -29,7 +29,7 @@ from slimseek.methods.distil import _layers as layers
 from slimseek.methods.distil import _pair as pairs
 from slimseek.methods.distil._logits import with_logits
 from slimseek.methods.distil._rotation import ridge, rotation, towards, turned
-from slimseek.models._static_files import static_model
+from slimseek.models._text.static_files import static_model
 from slimseek.schema import Array, Model, Recipe, RecipeStep, Samples
 from small import CORPUS, SPECIAL, WORDS, many_texts, tiny_model, tiny_tokenizer
 

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from slimseek import artifact, choose, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods.simplify._fusion import Fusion
-from slimseek.models._graph import GRAPH
+from slimseek.models._onnx.graph import GRAPH
 from slimseek.schema import ActivationQuant, Array, Model, Samples
 from small import BACKENDS, tiny_model
 

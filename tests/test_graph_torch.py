@@ -20,7 +20,7 @@ from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
 from slimseek.losses.mse import MeanSquaredError
-from slimseek.models._torch_graph import OPERATORS, GraphNetwork
+from slimseek.models._torch.graph import OPERATORS, GraphNetwork
 from slimseek.schema import Array, Model, QuantizedTensor, Samples
 from slimseek.training import targets, train
 from small import packaged, tiny_bert

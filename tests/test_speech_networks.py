@@ -23,7 +23,7 @@ from slimseek import choose, compress, data, deploy, pipeline, plugins, rebuild,
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs import _cepstrum
 from slimseek.inputs.vocabulary import Vocabulary
-from slimseek.models import _sound_settings
+from slimseek.models._array import sound_settings
 from slimseek.preprocess import SoundPreprocess
 from slimseek.schema import Array, TensorSpec
 from slimseek.training import finetune, tasks
@@ -86,11 +86,11 @@ def spec_of(*shape: int | str) -> tuple[TensorSpec, ...]:
      ((8, "frames"), False)],
 )  # fmt: skip
 def test_the_network_says_what_stands_first(shape: tuple[int | str, ...], frames_first: bool) -> None:
-    found = _sound_settings.sound(SETTINGS, spec_of(*shape), "here")
+    found = sound_settings.sound(SETTINGS, spec_of(*shape), "here")
     assert found.channels_last == frames_first
-    assert _sound_settings.frames(found) == FRAMES
-    written: dict[str, Any] = msgspec.json.decode(_sound_settings.settings_of(found))
-    assert _sound_settings.sound(written, spec_of(*shape), "here") == found
+    assert sound_settings.frames(found) == FRAMES
+    written: dict[str, Any] = msgspec.json.decode(sound_settings.settings_of(found))
+    assert sound_settings.sound(written, spec_of(*shape), "here") == found
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_the_network_says_what_stands_first(shape: tuple[int | str, ...], frames
 )
 def test_other_settings_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        _sound_settings.sound(SETTINGS | changed, spec_of(FRAMES, 8), "here")
+        sound_settings.sound(SETTINGS | changed, spec_of(FRAMES, 8), "here")
 
 
 # ---------------------------------------------------------------- tokens

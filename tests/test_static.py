@@ -20,7 +20,7 @@ from slimseek.errors import NoEffect, UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.samples import TEXTS
 from slimseek.methods.distil._tokens import shares, token_vectors
-from slimseek.models._static_files import TABLE, static_model
+from slimseek.models._text.static_files import TABLE, static_model
 from slimseek.schema import Array, Model, QuantizedTensor, Recipe, RecipeStep, Samples
 from small import CORPUS, many_texts, packaged, tiny_model, tiny_tokenizer
 

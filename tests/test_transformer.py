@@ -18,7 +18,8 @@ from slimseek import choose, integers, plugins
 from slimseek.errors import UsageError
 from slimseek.evaluate import cosines
 from slimseek.inputs.text import TOKENIZER, TextInput
-from slimseek.models import _eight_bit, _skeleton, transformer
+from slimseek.models import _eight_bit, transformer
+from slimseek.models._text import skeleton
 from slimseek.models.transformer import Transformer
 from slimseek.rebuild import rebuild
 from slimseek.schema import ActivationQuant, Model, Samples
@@ -251,7 +252,7 @@ def test_every_weight_of_the_graph_carries_its_tensors_name(folder: Path) -> Non
 
 
 def _traced(model: Model) -> bytes:
-    _skeleton._known.clear()
+    skeleton._known.clear()
     transformer._graph.cache_clear()
     graph: bytes = Transformer().to_onnx(model).SerializeToString(deterministic=True)
     return graph
@@ -270,7 +271,7 @@ def test_a_graph_of_a_known_structure_is_not_traced_and_has_the_same_bytes(tmp_p
     first, second = (_noisy(tiny_model(tmp_path / "model"), seed) for seed in (0, 1))
     expected = _traced(second)
     _traced(first)
-    monkeypatch.setattr(_skeleton, "export", None)  # not callable: a trace would fail
+    monkeypatch.setattr(skeleton, "export", None)  # not callable: a trace would fail
     found = Transformer().to_onnx(second).SerializeToString(deterministic=True)
     assert found == expected
 
@@ -281,7 +282,7 @@ def test_a_graph_with_fewer_tokens_comes_from_the_same_skeleton(tmp_path, monkey
     cut = plugins.load("methods", "simplify.vocabulary")().apply(model, texts)
     expected = _traced(cut)
     _traced(model)
-    monkeypatch.setattr(_skeleton, "export", None)
+    monkeypatch.setattr(skeleton, "export", None)
     assert Transformer().to_onnx(cut).SerializeToString(deterministic=True) == expected
 
 
@@ -299,8 +300,8 @@ def test_a_skeleton_that_does_not_compute_the_network_is_traced_anew(tmp_path, m
     first, second = (_noisy(tiny_model(tmp_path / "model"), seed) for seed in (0, 1))
     expected = _traced(second)
     _traced(first)
-    [(structure, known)] = _skeleton._known.items()
+    [(structure, known)] = skeleton._known.items()
     wrong = {name: (tensor, not turned) for name, (tensor, turned) in known.turned.items() if "query" in tensor}
-    _skeleton._known[structure] = dataclasses.replace(known, turned=dict(known.turned) | wrong)
+    skeleton._known[structure] = dataclasses.replace(known, turned=dict(known.turned) | wrong)
     found = Transformer().to_onnx(second).SerializeToString(deterministic=True)
     assert found == expected

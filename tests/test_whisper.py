@@ -25,11 +25,11 @@ from tokenizers import Tokenizer, trainers
 
 from slimseek import artifact, choose, deploy, integers, plugins, rebuild, recognise
 from slimseek.errors import GateFailed, UsageError
-from slimseek.models import _whisper_built_in as built_in
-from slimseek.models._ctranslate2 import DTYPES
-from slimseek.models._whisper_conversion import converted
-from slimseek.models._whisper_files import PLACES, is_computed, sinusoids
-from slimseek.models._whisper_graph import TABLE
+from slimseek.models._whisper import built_in
+from slimseek.models._whisper.conversion import converted
+from slimseek.models._whisper.ctranslate2 import DTYPES
+from slimseek.models._whisper.files import PLACES, is_computed, sinusoids
+from slimseek.models._whisper.graph import TABLE
 from slimseek.models.whisper import Whisper
 from slimseek.preprocess import Decoding
 from slimseek.recognise import CROSS, FEATURES, IDS, LOGITS, PAST, PRESENT, decoded, looped

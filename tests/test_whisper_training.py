@@ -18,7 +18,7 @@ import transformers
 from slimseek import choose, deploy, integers, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs import sound
-from slimseek.models._whisper_files import PLACES
+from slimseek.models._whisper.files import PLACES
 from slimseek.models.whisper import Whisper
 from slimseek.progress import shown_on
 from slimseek.recognise import IDS, LOGITS, transcriber

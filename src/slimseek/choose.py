@@ -21,9 +21,9 @@ from slimseek.inputs.kept import KEPT
 from slimseek.inputs.reader import reader
 from slimseek.inputs.sound import SoundInput
 from slimseek.measurement import Comparison, GateResult
-from slimseek.models import _encoders_built_in as encoders
-from slimseek.models import _networks as networks
-from slimseek.models import _whisper_built_in as whispers
+from slimseek.models._array import networks
+from slimseek.models._text import built_in as encoders
+from slimseek.models._whisper import built_in as whispers
 from slimseek.recognise import Recogniser, scorer, transcriber
 from slimseek.schema import Encode, Function, Model, ModelSpec
 from slimseek.timing import default_threads

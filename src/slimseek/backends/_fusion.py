@@ -1,4 +1,4 @@
-"""The float graph with the contrib operators of ONNX Runtime: attention, skip layer norm, bias GELU."""
+"""The float graph with the contrib operators of ONNX Runtime: attention and GELU."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def _optimised(plain: onnx.ModelProto) -> onnx.ModelProto:
     graph.graph.input.extend(given)
     graph.graph.initializer.extend(held)
     _split_bias_gelu(graph.graph)
+    _split_skip_norm(graph.graph)
     _split_attention(graph.graph)
     return graph
 
@@ -146,6 +147,31 @@ def _split_bias_gelu(graph: onnx.GraphProto) -> None:
         added = f"{node.output[0]}.biased"
         nodes.append(helper.make_node("Add", node.input, [added], name=f"node_{added}"))
         nodes.append(helper.make_node("Gelu", [added], node.output, name=node.name, domain=node.domain))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _split_skip_norm(graph: onnx.GraphProto) -> None:
+    """SkipLayerNormalization as Add of the bias, which a product takes, Sum and LayerNormalization: together they take
+    less time than the one, whose kernel is not vectorised. An Add in the place of Sum the runtime would join again.
+    """
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "SkipLayerNormalization" or any(node.output[1:3]):
+            nodes.append(node)
+            continue
+        value, skip, weight, *more = node.input
+        if any(more[1:]):
+            added = f"{node.output[0]}.biased"
+            nodes.append(helper.make_node("Add", [value, more[1]], [added], name=f"node_{added}"))
+            value = added
+        total = next(filter(None, node.output[3:]), f"{node.output[0]}.sum")
+        nodes.append(helper.make_node("Sum", [value, skip], [total], name=f"node_{total}"))
+        norm = helper.make_node(
+            "LayerNormalization", [total, weight, *more[:1]], node.output[:1], name=node.name, axis=-1
+        )
+        norm.attribute.extend(one for one in node.attribute if one.name == "epsilon")
+        nodes.append(norm)
     del graph.node[:]
     graph.node.extend(nodes)
 

@@ -24,7 +24,7 @@ from slimseek.backends._expansion import expanded, product_rows, whole_blocks
 from slimseek.backends._places import check_places
 from slimseek.backends._saturation import middle, shifted
 from slimseek.integers import eight_bit_scale, is_eight_bit, is_integer, is_shared, unsmoothed
-from slimseek.models._rounding import round_convolutions_
+from slimseek.models._onnx.rounding import round_convolutions_
 from slimseek.schema import ActivationQuant, Array, Model, QuantizedTensor, Tensor
 
 LARGEST_BIAS = 2**30

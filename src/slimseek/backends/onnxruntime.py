@@ -1,4 +1,4 @@
-"""ONNX Runtime: fused attention, skip layer norm and bias GELU; eight-bit products with float results."""
+"""ONNX Runtime: fused attention and GELU; eight-bit products with float results."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from slimseek.budget._lines import NEAREST, Form, form, line
 from slimseek.choose import family
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.kept import kept
-from slimseek.models._graph import GRAPH
+from slimseek.models._onnx.graph import GRAPH
 from slimseek.recipe import build
 from slimseek.schema import Model, QuantizedTensor, Recipe, RecipeStep, Samples, Tensor
 from slimseek.value import Value

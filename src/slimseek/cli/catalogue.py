@@ -8,9 +8,9 @@ from slimseek import plugins, recipe, timing
 from slimseek.bases import Backend
 from slimseek.choose import built_in_names
 from slimseek.measurement import Environment
-from slimseek.models import _encoders_built_in as encoders
-from slimseek.models import _networks as networks
-from slimseek.models import _whisper_built_in as whispers
+from slimseek.models._array import networks
+from slimseek.models._text import built_in as encoders
+from slimseek.models._whisper import built_in as whispers
 from slimseek.value import Value
 
 

@@ -18,12 +18,12 @@ from slimseek.errors import UsageError, first_line
 from slimseek.inputs.arrays import BATCH, ArrayInput
 from slimseek.inputs.samples import examples
 from slimseek.inputs.suffixes import PREPROCESSOR
-from slimseek.models import _graph_head as head
-from slimseek.models import _graph_scores as scores
-from slimseek.models import _picture_settings as picture_settings
-from slimseek.models import _sound_settings as sound_settings
-from slimseek.models import _text_files as text_files
-from slimseek.models._graph import (
+from slimseek.models._array import picture_settings, sound_settings
+from slimseek.models._onnx import head, scores
+from slimseek.models._onnx.classic import _make_classic_standard_
+from slimseek.models._onnx.family import OnnxFamily
+from slimseek.models._onnx.file import _candidates, _file, _read
+from slimseek.models._onnx.graph import (
     GRAPH,
     OUTPUT,
     SUFFIX,
@@ -39,10 +39,8 @@ from slimseek.models._graph import (
     _uses,
     _Writer,
 )
-from slimseek.models._graph_classic import _make_classic_standard_
-from slimseek.models._graph_file import _candidates, _file, _read
-from slimseek.models._graph_reading import _prune_, _take_tidied_weights_
-from slimseek.models._onnx_family import OnnxFamily
+from slimseek.models._onnx.reading import _prune_, _take_tidied_weights_
+from slimseek.models._text import files as text_files
 from slimseek.schema import Model, ModelSpec, TensorSpec
 
 PREFERRED = ("embedding", "features", "vector", "logits")

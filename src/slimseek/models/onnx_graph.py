@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slimseek.models import _text_files as text_files
-from slimseek.models._graph import (
+from slimseek.models._onnx.family import OnnxFamily
+from slimseek.models._onnx.file import _candidates, _file, _read
+from slimseek.models._onnx.graph import (
     GRAPH,
     INPUTS,
     LONGEST_TRIED,
     SUFFIX,
     _layers,
 )
-from slimseek.models._graph_file import _candidates, _file, _read
-from slimseek.models._graph_reading import (
+from slimseek.models._onnx.reading import (
     _dim,
     _end_in_vector_,
     _files,
@@ -22,7 +22,7 @@ from slimseek.models._graph_reading import (
     _take_inputs_,
     _take_tidied_weights_,
 )
-from slimseek.models._onnx_family import OnnxFamily
+from slimseek.models._text import files as text_files
 from slimseek.schema import Model, ModelSpec
 
 

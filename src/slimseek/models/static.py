@@ -19,9 +19,9 @@ from slimseek.bases import Family
 from slimseek.errors import UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import dense
-from slimseek.models import _text_files as text_files
-from slimseek.models._graph import IR_VERSION, OPSET, OUTPUT
-from slimseek.models._static_files import MODULE, TABLE, is_table, read_table, static_model
+from slimseek.models._onnx.graph import IR_VERSION, OPSET, OUTPUT
+from slimseek.models._text import files as text_files
+from slimseek.models._text.static_files import MODULE, TABLE, is_table, read_table, static_model
 from slimseek.schema import Array, Batch, Encode, Model
 
 WEIGHTS = "model.safetensors"

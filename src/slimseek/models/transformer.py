@@ -25,19 +25,17 @@ from slimseek.bases import Family
 from slimseek.errors import UsageError, first_line
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import dense
-from slimseek.models import _factors as two_factors
-from slimseek.models import _head as head
-from slimseek.models import _narrowing as narrowing
-from slimseek.models import _skeleton as skeletons
-from slimseek.models import _text_files as text_files
-from slimseek.models import _widths as widths
 from slimseek.models._eight_bit import eight_bit
-from slimseek.models._graph import FILE, LARGEST_SINGLE_FILE
-from slimseek.models._pooling import pool
-from slimseek.models._projection import projected
-from slimseek.models._static_files import is_table
-from slimseek.models._ties import tie_
-from slimseek.models._whisper_files import is_whisper
+from slimseek.models._onnx.graph import FILE, LARGEST_SINGLE_FILE
+from slimseek.models._text import factors as two_factors
+from slimseek.models._text import files as text_files
+from slimseek.models._text import head, narrowing, widths
+from slimseek.models._text import skeleton as skeletons
+from slimseek.models._text.pooling import pool
+from slimseek.models._text.projection import projected
+from slimseek.models._text.static_files import is_table
+from slimseek.models._text.ties import tie_
+from slimseek.models._whisper.files import is_whisper
 from slimseek.schema import Array, Batch, Encode, Layer, Model, ModelSpec, Tensor, Widths
 
 transformers.utils.logging.set_verbosity_error()

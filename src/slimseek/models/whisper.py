@@ -21,10 +21,10 @@ from slimseek.errors import UsageError
 from slimseek.hollow import is_hollow
 from slimseek.inputs.text import TOKENIZER
 from slimseek.integers import dense, take_rows
-from slimseek.models import _text_files as text_files
-from slimseek.models import _whisper_graph as graphs
-from slimseek.models import _whisper_network as networks
-from slimseek.models._whisper_files import (
+from slimseek.models._text import files as text_files
+from slimseek.models._whisper import graph as graphs
+from slimseek.models._whisper import network as networks
+from slimseek.models._whisper.files import (
     CONFIG,
     FRAMES_OF_A_PLACE,
     PLACES,

@@ -25,8 +25,8 @@ from slimseek.backends._executorch.layers import (
     Kernel,
 )
 from slimseek.errors import UsageError, first_line
-from slimseek.models._graph import _opset, _settings
-from slimseek.models._torch_graph import OPERATORS, SEVERAL, _keywords, _plain, _title
+from slimseek.models._onnx.graph import _opset, _settings
+from slimseek.models._torch.graph import OPERATORS, SEVERAL, _keywords, _plain, _title
 from slimseek.schema import Array, Model
 
 WIDENED = "DequantizeLinear"

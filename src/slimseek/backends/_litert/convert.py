@@ -12,7 +12,7 @@ from slimseek.backends._litert.folding import Sized, sized
 from slimseek.backends._lowering import tensor_name
 from slimseek.backends._places import check_places
 from slimseek.errors import UsageError
-from slimseek.models._rounding import round_convolutions_
+from slimseek.models._onnx.rounding import round_convolutions_
 from slimseek.schema import Model
 
 BATCH = "batch"

@@ -15,8 +15,8 @@ from slimseek.inputs.text import TOKENIZER
 from slimseek.methods.distil._rotation import ridge, rotation, turned
 from slimseek.methods.distil._step import DistillationStep
 from slimseek.methods.distil._tokens import shares, token_vectors
-from slimseek.models._static_files import TABLE, static_model
-from slimseek.models._text_files import largest_id, pad_id
+from slimseek.models._text.files import largest_id, pad_id
+from slimseek.models._text.static_files import TABLE, static_model
 from slimseek.progress import say
 from slimseek.schema import Array, Model, Samples
 from slimseek.training.targets import HELD_OUT, examples, vectors_of

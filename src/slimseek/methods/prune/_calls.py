@@ -10,7 +10,7 @@ import numpy as np
 
 from slimseek.methods.prune._sizes import Sizes
 from slimseek.methods.prune._tracks import Bonds, Value, extent, fixed
-from slimseek.models._graph import _settings
+from slimseek.models._onnx.graph import _settings
 from slimseek.schema import Array
 
 

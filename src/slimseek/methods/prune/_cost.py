@@ -12,7 +12,7 @@ from slimseek.inputs.samples import examples
 from slimseek.methods.prune._removal import removed
 from slimseek.methods.prune._structure import Structure, macs, parameters
 from slimseek.methods.prune._units import UnitGroup
-from slimseek.models._graph import _session
+from slimseek.models._onnx.graph import _session
 from slimseek.schema import Batch
 from slimseek.timing import default_threads, interleaved
 

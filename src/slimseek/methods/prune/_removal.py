@@ -16,7 +16,7 @@ from slimseek.methods.prune._calls import Call, call_of
 from slimseek.methods.prune._movements import slices
 from slimseek.methods.prune._sizes import tensors_of, with_initializers
 from slimseek.methods.prune._units import Units
-from slimseek.models._graph import Weights, _opset, _replace_nodes_, _uses, _Writer
+from slimseek.models._onnx.graph import Weights, _opset, _replace_nodes_, _uses, _Writer
 from slimseek.schema import Array
 
 UNKNOWN = -1

@@ -10,8 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from slimseek.errors import UsageError, first_line
-from slimseek.models._graph import Weights, _session
-from slimseek.models._graph_folding import _take_constants_
+from slimseek.models._onnx.folding import _take_constants_
+from slimseek.models._onnx.graph import Weights, _session
 from slimseek.schema import Array, Batch
 
 ROWS = (2, 3)

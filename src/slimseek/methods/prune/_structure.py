@@ -19,7 +19,7 @@ from slimseek.importance._evidence import NONE, Place
 from slimseek.methods import _blocks as blocks
 from slimseek.methods.prune._removal import removed
 from slimseek.methods.prune._units import UnitGroup, Units, units
-from slimseek.models._graph import Weights
+from slimseek.models._onnx.graph import Weights
 from slimseek.schema import Array, Model, QuantizedTensor, is_float
 
 

@@ -19,7 +19,7 @@ from slimseek.methods.prune._calls import call_of, held_entirely
 from slimseek.methods.prune._operators import RULES
 from slimseek.methods.prune._sizes import Sizes, sizes, tensors_of, with_initializers
 from slimseek.methods.prune._tracks import Bonds, Value, along, axes, extent, fixed, meet, narrowed, tidied, units_along
-from slimseek.models._graph import Weights, _opset, _uses
+from slimseek.models._onnx.graph import Weights, _opset, _uses
 from slimseek.schema import Array, Batch, is_float
 
 

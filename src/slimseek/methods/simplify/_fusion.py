@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from slimseek.models._graph import Weights, _is_convolution, _linear_axis, _settings, _uses
-from slimseek.models._graph_folding import _change, _values
+from slimseek.models._onnx.folding import _change, _values
+from slimseek.models._onnx.graph import Weights, _is_convolution, _linear_axis, _settings, _uses
 from slimseek.schema import Array
 
 AFFINE = ("Add", "Sub", "Mul", "Div")

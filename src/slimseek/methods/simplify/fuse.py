@@ -14,7 +14,7 @@ from slimseek.inputs.reader import reader
 from slimseek.inputs.samples import examples
 from slimseek.integers import check_finite
 from slimseek.methods.simplify._fusion import Fusion
-from slimseek.models._graph import GRAPH, _layers
+from slimseek.models._onnx.graph import GRAPH, _layers
 from slimseek.schema import Model, QuantizedTensor, Samples, Tensor, is_float
 
 ITEMS_COMPARED = 5

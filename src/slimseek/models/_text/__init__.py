@@ -1,0 +1,1 @@
+"""Text encoders: their files, what follows their blocks, and how they become narrower."""

@@ -1,0 +1,1 @@
+"""An ONNX graph as a PyTorch network that can be trained, operator by operator."""
