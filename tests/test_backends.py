@@ -227,6 +227,18 @@ def test_static_eight_bits_really_run_as_integers_in_onnxruntime(original: Model
     assert "DequantizeLinear" not in kinds, "packed weights are expanded once, when the graph is loaded"
 
 
+@pytest.mark.parametrize("form", ["float32", "int8 static", "int8 dynamic"])
+def test_layer_norms_stay_apart_from_the_sums_before_them(form: str, original: Model, tmp_path: Path) -> None:
+    """In the runtime's hands too; a product of rounded inputs takes its bias along."""
+    packaged(formed(original, form), "onnxruntime", tmp_path)
+    graph = optimised(tmp_path)
+    kinds = [node.op_type for node in graph.node]
+    assert (kinds.count("Sum"), kinds.count("LayerNormalization"), kinds.count("SkipLayerNormalization")) == (4, 5, 0)
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    [summed] = {made[node.input[0]] for node in graph.node if node.op_type == "Sum"}
+    assert summed == ("MatMulIntegerToFloat" if form == "int8 static" else "Add")
+
+
 def test_attention_under_another_mask_than_padding_is_not_joined(original: Model, tmp_path: Path) -> None:
     packaged(formed(original, "int8 static"), "onnxruntime", tmp_path)
     assert "QAttention" in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}

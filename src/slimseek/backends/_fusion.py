@@ -155,9 +155,9 @@ def _split_skip_norm(graph: onnx.GraphProto) -> None:
     """SkipLayerNormalization as Add of the bias, which a product takes, Sum and LayerNormalization: together they take
     less time than the one, whose kernel is not vectorised. An Add in the place of Sum the runtime would join again.
     """
-    nodes = []
+    nodes, read = [], {name for node in graph.node for name in node.input}
     for node in graph.node:
-        if node.op_type != "SkipLayerNormalization" or any(node.output[1:3]):
+        if node.op_type != "SkipLayerNormalization" or not read.isdisjoint(filter(None, node.output[1:3])):
             nodes.append(node)
             continue
         value, skip, weight, *more = node.input
