@@ -86,9 +86,9 @@ def _linear(editor, layer) -> None:  # type: ignore[no-untyped-def]
         inputs = [rounded, weight, input_scale, scale, input_zero, zero, *([layer.bias] if layer.bias else [])]
         editor.contrib("MatMulIntegerToFloat", inputs, layer.output)
         return
-    rounded, row_scale, one, middle = _rounded_rows(editor, layer.input)
-    product = editor.contrib("MatMulIntegerToFloat", [rounded, weight, one, scale, middle, zero])
-    _with_bias(editor, "Mul", [product, row_scale], layer)
+    rounded, largest, step, middle = _rounded_rows(editor, layer.input)
+    product = editor.contrib("MatMulIntegerToFloat", [rounded, weight, step, scale, middle, zero])
+    _with_bias(editor, "Mul", [product, largest], layer)
 
 
 def _saturates() -> bool:
@@ -96,14 +96,13 @@ def _saturates() -> bool:
 
 
 def _rounded_rows(editor, value: str) -> tuple[str, str, str, str]:  # type: ignore[no-untyped-def]
-    """Each row divided by its own step and rounded to uint8 around 128: (rows, steps, one, middle)."""
+    """Each row divided by its largest value and rounded to uint8 around 128: (rows, largest values, step, middle)."""
     last = editor.constant("slim_last_axis", np.array([-1], np.int64))
     largest = editor.node("ReduceMax", [editor.node("Abs", [value]), last], keepdims=1)
-    step = editor.node("Mul", [largest, editor.constant("slim_step", np.float32(1 / 127))])
-    step = editor.node("Max", [step, editor.constant("slim_smallest_step", np.float32(1e-14))])
-    one = editor.constant("slim_one", np.float32(1))
+    largest = editor.node("Max", [largest, editor.constant("slim_smallest", np.float32(1e-12))])
+    step = editor.constant("slim_step", np.float32(1 / 127))
     middle = editor.constant("slim_middle", np.uint8(128))
-    return editor.node("QuantizeLinear", [editor.node("Div", [value, step]), one, middle]), step, one, middle
+    return editor.node("QuantizeLinear", [editor.node("Div", [value, largest]), step, middle]), largest, step, middle
 
 
 def _with_bias(editor, kind: str, inputs: list[str], layer) -> None:  # type: ignore[no-untyped-def]
