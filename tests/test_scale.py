@@ -23,7 +23,7 @@ from slimseek import choose, cli, data, deploy, search
 from slimseek.budget import loop
 from slimseek.budget.bench import Bench, bench
 from slimseek.budget.loop import Alone, Effort
-from slimseek.budget.store import Store
+from slimseek.budget.store import Store, Terms
 from slimseek.collection import Collection
 from slimseek.encoder import Encoder
 from slimseek.errors import UsageError
@@ -116,7 +116,8 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
 
 
 def _bench(original: Model, collection: Collection, folder: Path) -> Bench:
-    return bench(original, collection, Store(folder), target="onnxruntime", metric="ndcg@10", threads=1, seed=0)
+    return bench(original, collection, Store(folder),
+                 Terms(target="onnxruntime", metric="ndcg@10", threads=1, seed=0))  # fmt: skip
 
 
 def _known(trials: Sequence[Trial]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from slimseek import outline as outlines
 from slimseek.bases import Backend
 from slimseek.budget import sizes
 from slimseek.budget.bench import bench
-from slimseek.budget.store import Store
+from slimseek.budget.store import Store, Terms
 from slimseek.errors import NoEffect, UsageError
 from slimseek.inputs.text import TOKENIZER
 from slimseek.methods.quantize._allocation import allocate
@@ -351,8 +351,8 @@ def test_a_search_measures_its_trials_in_a_runtime_that_was_never_measured(
     flat: str, model: Model, tmp_path: Path
 ) -> None:
     tiny_collection(tmp_path / "collection")
-    measured = bench(model, data.load(str(tmp_path / "collection")), Store(tmp_path), target=flat, metric="ndcg@10",
-                     threads=1, seed=0)  # fmt: skip
+    measured = bench(model, data.load(str(tmp_path / "collection")), Store(tmp_path),
+                     Terms(target=flat, metric="ndcg@10", threads=1, seed=0))  # fmt: skip
     size, words = sizes.smallest(model, SAMPLES, flat, measured.known)
     assert measured.baseline.figures.size is not None
     assert Flat.head < size < measured.baseline.figures.size

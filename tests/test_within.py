@@ -20,7 +20,7 @@ from slimseek import artifact, choose, compress, data, deploy, indexes, recipe, 
 from slimseek.budget import bench, space
 from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
-from slimseek.budget.store import Store
+from slimseek.budget.store import Store, Terms
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.prove import Options
@@ -129,8 +129,8 @@ def test_vectors_of_the_original_are_kept_for_the_proof_and_done_without_where_t
     original, collection = choose.model(home / "model"), data.load(str(home / "collection"))
 
     def opened() -> bench.Bench:
-        return bench.bench(original, collection, Store(tmp_path), target="onnxruntime", metric="ndcg@10", threads=1,
-                           seed=0)  # fmt: skip
+        return bench.bench(original, collection, Store(tmp_path),
+                           Terms(target="onnxruntime", metric="ndcg@10", threads=1, seed=0))  # fmt: skip
 
     measured = opened()
     assert measured.examiner.sets["part"].corpus.items() <= measured.examiner.sets["whole"].corpus.items()

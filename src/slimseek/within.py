@@ -121,9 +121,7 @@ def _tried(
     at_once: int, effort: Effort, start: float,
 ) -> _Tried:  # fmt: skip
     """Measure the original, and try plans until no effort is left, which began at ``start``."""
-    measured = bench(original, collection, opened, target=run.target, metric=run.metric, threads=run.threads,
-                     seed=run.seed, memory=bool(limits.memory), keep_index=run.keep_index,
-                     search_with=run.search_with)  # fmt: skip
+    measured = bench(original, collection, opened, run.terms, memory=bool(limits.memory))
     budget = limits.absolute(measured.baseline.figures, metric=run.metric, target=run.target, keep_index=run.keep_index)
     proposer = Proposer(original, measured, budget, effort.seconds, run.seed)
     _check_reachable(budget, proposer)

@@ -21,7 +21,7 @@ from slimseek import folder as folders
 from slimseek.budget import sizes
 from slimseek.budget.examiners import Examiner, Package, examiner
 from slimseek.budget.prefixes import Prefixes
-from slimseek.budget.store import Store
+from slimseek.budget.store import Store, Terms
 from slimseek.collection import Collection, SearchSet
 from slimseek.data import Splits
 from slimseek.errors import ArtifactError, SlimseekError
@@ -75,12 +75,7 @@ class Bench:
         vectors: what the original gave for the documents of the whole, by text or path; empty where it is not known,
             and of recognisers.
         documents: how many an index would hold, for its bytes.
-        target: the runtime.
-        metric: that decides.
-        threads: of the runtime.
-        seed: of the trials.
-        keep_index: whether queries search the vectors that the original gave.
-        search_with: of a recogniser, the MODEL of the texts that are found by what it hears.
+        terms: how trials are judged.
         measured: what packages gave, by the steps of their recipes.
         known: what the bytes of the original's package tell of others that are not built yet.
     """
@@ -91,12 +86,7 @@ class Bench:
     prefixes: Prefixes
     vectors: Mapping[str, Array]
     documents: int
-    target: str
-    metric: str
-    threads: int
-    seed: int
-    keep_index: bool
-    search_with: str
+    terms: Terms
     known: Sequence[sizes.Known]
     measured: dict[bytes, _Measured] = field(default_factory=dict)
 
@@ -113,7 +103,7 @@ class Bench:
         """Trial 0: the original as it is."""
         score = self.baseline.scores["whole"]
         return Trial(number=0, plan=Plan(recipe=Recipe(steps=(), name="original"), name="original"), reached="whole",
-                     figures=self.baseline.figures, change=evaluate.compare(score, score), seed=self.seed,
+                     figures=self.baseline.figures, change=evaluate.compare(score, score), seed=self.terms.seed,
                      per_query=score.per_query or ())  # fmt: skip
 
     def attempt(self, number: int, plan: Plan, promising: Callable[[Trial], str], budget: Budget) -> Trial:
@@ -126,8 +116,8 @@ class Bench:
             budget: whose limits of time and memory ask for those figures.
         """
         start = time.perf_counter()
-        trial = Trial(number=number, plan=plan, reached="size", figures=Figures(), seed=self.seed)
-        known = None if self.keep_index else self.measured.get(msgspec.json.encode(plan.recipe.steps))
+        trial = Trial(number=number, plan=plan, reached="size", figures=Figures(), seed=self.terms.seed)
+        known = None if self.terms.keep_index else self.measured.get(msgspec.json.encode(plan.recipe.steps))
         try:
             if known is not None:
                 trial = self._at_precision(trial, known, budget)
@@ -146,7 +136,7 @@ class Bench:
     def _measured(
         self, trial: Trial, model: Model, place: Path, promising: Callable[[Trial], str], budget: Budget
     ) -> Trial:
-        deploy.export(model, self.target, place)
+        deploy.export(model, self.terms.target, place)
         package = self.examiner.open(place)
         size = sum(package.shipped.values())
         figures = self._sized(Figures(size=size), trial.plan, model.spec.dim)
@@ -170,7 +160,7 @@ class Bench:
         figures = self._sized(known.figures, trial.plan, known.dim)
         trial = msgspec.structs.replace(trial, records=known.records, figures=figures)
         vectors = known.found.documents, known.found.queries
-        found = evaluate.ranked(*vectors, self.examiner.sets["whole"], [self.metric], trial.plan.precision)
+        found = evaluate.ranked(*vectors, self.examiner.sets["whole"], [self.terms.metric], trial.plan.precision)
         return self._scored(trial, "whole", found, budget)
 
     def _sized(self, figures: Figures, plan: Plan, dim: int) -> Figures:
@@ -179,7 +169,7 @@ class Bench:
                                        rescore_size=indexes.rescore_bytes_of(*asked))  # fmt: skip
 
     def _scored(self, trial: Trial, reached: Reached, found: Quality, budget: Budget) -> Trial:
-        score = found.get(self.metric)
+        score = found.get(self.terms.metric)
         change = evaluate.compare(self.baseline.scores[reached], score, budget.max_loss)
         return msgspec.structs.replace(trial, reached=reached, change=change, per_query=score.per_query or ())
 
@@ -190,38 +180,29 @@ class Bench:
         found = latencies(self.examiner, {"original": self.package, "trial": package})
         drift = self.baseline.figures.latency_p50 / found["original"][0] if self.baseline.figures.latency_p50 else 1.0
         median, high = found["trial"]
-        memory = timing.fresh_start(str(place), self.threads).peak_memory_bytes if budget.memory else None
+        memory = timing.fresh_start(str(place), self.terms.threads).peak_memory_bytes if budget.memory else None
         return msgspec.structs.replace(figures, latency_p50=median * drift, latency_p95=high * drift, memory=memory)
 
 
-def bench(
-    original: Model, collection: Collection, store: Store, *, target: str, metric: str, threads: int, seed: int,
-    memory: bool = False, keep_index: bool = False, search_with: str = "",
-) -> Bench:  # fmt: skip
+def bench(original: Model, collection: Collection, store: Store, terms: Terms, *, memory: bool = False) -> Bench:
     """Measure the original once, or read what an earlier run measured.
 
     Args:
         original: the model.
         collection: whose development queries judge; no test query is touched.
         store: the search's folder.
-        target: the runtime.
-        metric: that decides.
-        threads: of the runtime.
-        seed: of every random choice.
+        terms: how trials are judged.
         memory: whether memory is limited, and has to be measured.
-        keep_index: whether queries alone are encoded anew, and judged by what the original finds.
-        search_with: of a recogniser, the MODEL of the texts that are found by what it hears.
     """
     splits = judging(original, collection)
-    samples = unseen(original, collection, seed=seed, keep_index=keep_index)
-    asking = examiner(original, collection, splits, metric=metric, threads=threads, seed=seed, keep_index=keep_index,
-                      search_with=search_with)  # fmt: skip
-    package = asking.open(_package(original, store, target))
+    samples = unseen(original, collection, seed=terms.seed, keep_index=terms.keep_index)
+    asking = examiner(original, collection, splits, terms)
+    package = asking.open(_package(original, store, terms.target))
     baseline = _known(store, memory)
     found: dict[Reached, Quality] = {}
     hears = original.spec.output == "transcript"
     documents = 0 if collection.labelled or hears else len(collection.corpus)
-    if baseline is None or keep_index:
+    if baseline is None or terms.keep_index:
         start = time.perf_counter()
         found["whole"] = asking.original(package, "whole")
         pace = (time.perf_counter() - start) / asking.items
@@ -233,10 +214,10 @@ def bench(
             with (store.cache / VECTORS).open("wb") as file:
                 np.save(file, found["whole"].documents, allow_pickle=False)
         median, high = latencies(asking, {"original": package})["original"]
-        used = timing.fresh_start(str(store.cache / ORIGINAL), threads).peak_memory_bytes if memory else None
+        used = timing.fresh_start(str(store.cache / ORIGINAL), terms.threads).peak_memory_bytes if memory else None
         figures = Figures(size=sum(package.shipped.values()), latency_p50=median, latency_p95=high, memory=used,
                           index_size=indexes.bytes_of(documents, original.spec.dim, "f32"))  # fmt: skip
-        scores: dict[str, Measurement] = {reached: quality.get(metric) for reached, quality in found.items()}
+        scores: dict[str, Measurement] = {reached: quality.get(terms.metric) for reached, quality in found.items()}
         baseline = Baseline(scores=scores, figures=figures, seconds_per_item=pace)
         folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(baseline))
     assert baseline.figures.size is not None
@@ -244,10 +225,9 @@ def bench(
     if not hears:
         whole = asking.sets["whole"]
         vectors = asking.given("whole", found["whole"]) if found else _kept(store, whole, original.spec.dim)
-    return Bench(examiner=asking, known=[sizes.learned(original, target, baseline.figures.size)], baseline=baseline,
-                 package=package, vectors=vectors, documents=documents, target=target, metric=metric, threads=threads,
-                 seed=seed, keep_index=keep_index, search_with=search_with,
-                 prefixes=Prefixes(original, samples, store.cache, seed))  # fmt: skip
+    return Bench(examiner=asking, known=[sizes.learned(original, terms.target, baseline.figures.size)],
+                 baseline=baseline, package=package, vectors=vectors, documents=documents, terms=terms,
+                 prefixes=Prefixes(original, samples, store.cache, terms.seed))  # fmt: skip
 
 
 def _kept(store: Store, asked: SearchSet, dim: int) -> dict[str, Array]:

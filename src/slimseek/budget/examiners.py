@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from slimseek import choose, data, evaluate, kept, spoken
+from slimseek.budget.store import Terms
 from slimseek.collection import Collection, Qrels, SearchSet
 from slimseek.encoder import Encoder
 from slimseek.evaluate import Quality
@@ -167,33 +168,26 @@ class Hearing:
         package.transcripts([query])
 
 
-def examiner(
-    original: Model, collection: Collection, splits: data.Splits, *, metric: str, threads: int, seed: int,
-    keep_index: bool = False, search_with: str = "",
-) -> Examiner:  # fmt: skip
+def examiner(original: Model, collection: Collection, splits: data.Splits, terms: Terms) -> Examiner:
     """The one for a model.
 
     Args:
         original: the model.
         collection: whose queries are asked.
         splits: those that choose, and those of the proof, which are counted only.
-        metric: that decides.
-        threads: of the runtime.
-        seed: by which some are chosen.
-        keep_index: whether queries search the vectors that the original gave.
-        search_with: of a recogniser, the MODEL of the texts that are found by what it hears; ``""`` for the built-in
-            one.
+        terms: how they are judged.
     """
     if original.spec.output != "transcript":
         tested = len(collection.items) + len(splits.test)
-        return Finding(sets=_sets(collection, splits.dev, ASKED, seed), metric=metric, threads=threads, tested=tested,
-                       keep_index=keep_index)  # fmt: skip
+        return Finding(sets=_sets(collection, splits.dev, ASKED, terms.seed), metric=terms.metric,
+                       threads=terms.threads, tested=tested, keep_index=terms.keep_index)  # fmt: skip
     dev, test = (spoken.with_transcript(qrels, collection.queries, collection.said)
                  for qrels in (splits.dev, splits.test))  # fmt: skip
-    sets = _sets(collection, dev, HEARD, seed)
-    finds = spoken.error_rate(metric) is None
-    searches = {name: spoken.search(one, search_with, threads) if finds else None for name, one in sets.items()}
-    return Hearing(sets=sets, metric=metric, threads=threads, tested=len(test), searches=searches)
+    sets = _sets(collection, dev, HEARD, terms.seed)
+    finds = spoken.error_rate(terms.metric) is None
+    searches = {name: spoken.search(one, terms.search_with, terms.threads) if finds else None
+                for name, one in sets.items()}  # fmt: skip
+    return Hearing(sets=sets, metric=terms.metric, threads=terms.threads, tested=len(test), searches=searches)
 
 
 def _sets(collection: Collection, dev: Qrels, asked: Amounts, seed: int) -> dict[Reached, SearchSet]:

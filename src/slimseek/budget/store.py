@@ -27,6 +27,27 @@ FORMAT_VERSION = 2
 """Of the settings of a search: 2 since its documents are chosen by words, so that an older one is not gone on with."""
 
 
+class Terms(Value, frozen=True, kw_only=True):
+    """How a search judges.
+
+    Attributes:
+        target: the runtime.
+        metric: that decides.
+        threads: of the runtime.
+        seed: of every random choice.
+        keep_index: whether queries search the vectors that the original gave, and are judged by what it finds.
+        search_with: of a recogniser, the MODEL of the texts that are found by what it hears; ``""`` for the built-in
+            one.
+    """
+
+    target: str
+    metric: str
+    threads: int
+    seed: int
+    keep_index: bool = False
+    search_with: str = ""
+
+
 class Run(Value, frozen=True):
     """What all trials of a folder have in common; another model, collection, runtime or machine needs another folder.
 
@@ -54,6 +75,12 @@ class Run(Value, frozen=True):
     threads: int
     seed: int
     search_with: str = ""
+
+    @property
+    def terms(self) -> Terms:
+        """How the trials are judged."""
+        return Terms(target=self.target, metric=self.metric, threads=self.threads, seed=self.seed,
+                     keep_index=self.keep_index, search_with=self.search_with)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from slimseek import folder as folders
 from slimseek.budget.bench import BASELINE, Baseline, Bench, bench
 from slimseek.budget.loop import Round
 from slimseek.budget.prefixes import TEACHERS, Prefixes
-from slimseek.budget.store import Store
+from slimseek.budget.store import Store, Terms
 from slimseek.collection import Collection
 from slimseek.errors import SlimseekError, UsageError, first_line
 from slimseek.progress import say
@@ -52,25 +52,15 @@ class Settings(Value, frozen=True):
         version: of slimseek.
         baseline: what the search measured of the original. A worker measures the original beside each trial, and puts
             the trial's time in relation to it: milliseconds are those of the machine that searches.
-        target: the runtime.
-        metric: that decides.
-        threads: of the runtime.
+        terms: how trials are judged.
         torch_threads: of PyTorch.
-        seed: of every random choice.
-        keep_index: whether queries search the vectors that the original gave.
-        search_with: of a recogniser, the MODEL of the texts that are found by what it hears.
         folder: name of the worker's own folder, among the temporary files of its machine.
     """
 
     version: str
     baseline: Baseline
-    target: str
-    metric: str
-    threads: int
+    terms: Terms
     torch_threads: int
-    seed: int
-    keep_index: bool
-    search_with: str
     folder: str
 
 
@@ -105,9 +95,7 @@ class Worker:
             check_version(settings.version)
             plugins.require("torch").set_num_threads(settings.torch_threads)
             folders.write_atomically(store.cache / BASELINE, msgspec.json.encode(settings.baseline))
-            self._bench = bench(*self._parts, store, target=settings.target, metric=settings.metric,
-                                threads=settings.threads, seed=settings.seed,
-                                keep_index=settings.keep_index, search_with=settings.search_with)  # fmt: skip
+            self._bench = bench(*self._parts, store, settings.terms)
         except SlimseekError as error:
             return str(error)
         return ""
@@ -273,7 +261,8 @@ class Cluster:
             settings = self._settings
             settings = msgspec.structs.replace(settings, folder=f"{settings.folder}-{machine.name[:12]}")
             worker = self._ray.remote(Worker).options(
-                num_cpus=min(settings.threads, machine.cores), scheduling_strategy=affinity(machine.name, soft=False)
+                num_cpus=min(settings.terms.threads, machine.cores),
+                scheduling_strategy=affinity(machine.name, soft=False),
             ).remote(*self._parts, settings)  # fmt: skip
             self._workers[machine] = worker
             self._pending[worker.ready.remote()] = machine, None
@@ -292,7 +281,7 @@ class Cluster:
 
     def _lost(self, asked: Round, number: int, reason: str) -> Trial:
         return Trial(number=number, plan=asked.plans[number], reached="size", figures=Figures(),
-                     seed=self._settings.seed, ended=f"its worker was lost {TRIES} times: {reason}")  # fmt: skip
+                     seed=self._settings.terms.seed, ended=f"its worker was lost {TRIES} times: {reason}")  # fmt: skip
 
 
 class _Queue:
@@ -354,9 +343,8 @@ def cluster(ray: Any, original: Model, collection: Collection, measured: Bench, 
         count: how many plans are asked for at once; 0 for as many as there are machines.
     """
     settings = Settings(
-        version=__version__, baseline=measured.baseline, target=measured.target, metric=measured.metric,
-        threads=measured.threads, torch_threads=plugins.require("torch").get_num_threads(), seed=measured.seed,
-        keep_index=measured.keep_index, search_with=measured.search_with, folder=f"slimseek-{uuid.uuid4().hex[:12]}",
+        version=__version__, baseline=measured.baseline, terms=measured.terms,
+        torch_threads=plugins.require("torch").get_num_threads(), folder=f"slimseek-{uuid.uuid4().hex[:12]}",
     )  # fmt: skip
     found = Cluster(ray, original, collection, settings, measured.prefixes, count)
     try:
