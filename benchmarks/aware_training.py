@@ -27,7 +27,9 @@ from slimseek.schema import Model, RecipeStep, Samples
 
 CALIBRATION = 256
 GROUPS = {"granularity": "group", "group_size": 32, "symmetric": False}
-ROUNDINGS = ("nearest", "compensated", "trained")
+ROUNDINGS = ("nearest", "compensated", "trained", "compensated-trained")
+START = {"trained": "nearest", "compensated-trained": "compensated"}
+"""Where a training begins."""
 BASELINE = "fp32"
 
 
@@ -85,10 +87,10 @@ def subject(
         given = {"bits": table, "layers": ["embedding"], **GROUPS}
         steps.append(RecipeStep(method="quantize.weights_int", parameters=given))
     given = {"bits": bits, "layers": list(last), **GROUPS}
-    if rounding == "trained":
+    if "trained" in rounding:
         name += f", {training['steps']} steps at {training['learning_rate']}"
         checkpoint = str(work / f"{name.replace(' ', '-').replace(',', '')}.safetensors")
-        given |= training | {"checkpoint": checkpoint}
+        given |= training | {"checkpoint": checkpoint, "rounding": START[rounding]}
         return name, [*steps, RecipeStep(method="quantize.aware_training", parameters=given)]
     given |= {"rounding": rounding, "correct_bias": rounding == "compensated"}
     return name, [*steps, RecipeStep(method="quantize.weights_int", parameters=given)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -52,18 +53,47 @@ def loss(model: Model, original: Model) -> float:
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_an_untrained_grid_is_that_of_quantize(spec: QuantSpec) -> None:
     weight = np.random.default_rng(0).normal(size=(6, 12)).astype(np.float32)
-    grid = Grid(weight, spec)
     expected = integers.quantize(weight, spec, "mse")
+    grid = Grid(expected)
     stored = grid.quantized(torch.from_numpy(weight))
     assert np.array_equal(stored.integers, expected.integers)
     assert np.array_equal(stored.scale, expected.scale)
     with torch.no_grad():
         assert np.allclose(grid(torch.from_numpy(weight)).numpy(), integers.dequantize(stored), atol=1e-6)
+        assert np.array_equal(grid.begun(torch.from_numpy(weight), expected).numpy(), weight)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_weight_moves_no_farther_than_into_the_cell_of_its_integer(spec: QuantSpec) -> None:
+    generator = np.random.default_rng(1)
+    weight = generator.normal(size=(6, 12)).astype(np.float32)
+    nearest = integers.quantize(weight, spec, "mse")
+    low, high = (-(2 ** (spec.bits - 1)) + 1, 2 ** (spec.bits - 1) - 1) if spec.symmetric else (0, 2**spec.bits - 1)
+    other = generator.integers(low, high + 1, weight.shape)
+    moved = np.where(generator.random(weight.shape) < 0.3, other, nearest.integers)
+    start = dataclasses.replace(nearest, integers=moved.astype(nearest.integers.dtype))
+    grid = Grid(start)
+    begun = grid.begun(torch.from_numpy(weight), start)
+    assert np.array_equal(grid.quantized(begun).integers, start.integers)
+    same = start.integers == nearest.integers
+    assert np.array_equal(begun.numpy()[same], weight[same])
+    assert (np.sign(begun.numpy() - weight) == np.sign(integers.dequantize(start) - weight))[~same].all()
+
+
+def test_training_can_begin_with_compensated_rounding(original: Model) -> None:
+    given = {"bits": 2, "granularity": "group", "group_size": 16, "symmetric": False, "rounding": "compensated"}
+    step = plugins.load("methods", "quantize.weights_int")(**given, correct_bias=True)
+    rounded = step.apply(original, SAMPLES)
+    untrained = trained(original, rounding="compensated", steps=1, learning_rate=1e-12)
+    for name, tensor in rounded.tensors.items():
+        assert np.array_equal(integers.dequantize(untrained.tensors[name]), integers.dequantize(tensor)), name
+    model = trained(original, rounding="compensated", learning_rate=3e-4)
+    assert loss(model, original) < 0.5 * loss(rounded, original)
 
 
 def test_gradients_pass_rounding_and_stop_at_the_ends_of_the_grid() -> None:
     spec = QuantSpec(bits=3, granularity="tensor", symmetric=True)
-    grid = Grid(np.array([[3.0, 1.0, 0.4]], np.float32), spec)
+    grid = Grid(integers.quantize(np.array([[3.0, 1.0, 0.4]], np.float32), spec, "mse"))
     with torch.no_grad():
         grid.step.fill_(1.0)
     weight = torch.tensor([[9.0, 1.3, -0.2]], requires_grad=True)

@@ -16,15 +16,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from slimseek import artifact, choose, compress, data, deploy, indexes, recipe, within
-from slimseek.budget import bench, space
+from slimseek import artifact, choose, compress, data, deploy, indexes, integers, recipe, within
+from slimseek.budget import bench, prefixes, space
 from slimseek.budget.limits import Limits
 from slimseek.budget.loop import Effort
 from slimseek.budget.store import Store, Terms
 from slimseek.errors import UsageError
 from slimseek.fingerprint import fingerprint
 from slimseek.prove import Options
-from slimseek.schema import Model, QuantizedTensor
+from slimseek.schema import Model, QuantizedTensor, Recipe, RecipeStep, Samples
 from slimseek.trial import Found, Trial
 from small import tiny_bert, tiny_collection
 
@@ -179,6 +179,22 @@ def test_a_fault_in_a_trial_is_kept_with_it_and_the_search_goes_on(home: Path, m
         ("4 bits, dynamic", "table of token vectors, 4 bits"), "a fault, ValueError: a runtime that fails"
     )
     assert found.met
+
+
+@pytest.mark.parametrize("dear", [False, True])
+def test_what_took_long_outlives_the_run_that_made_it(dear: bool, home: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(prefixes, "DEAR_SECONDS", 0.0 if dear else 3600.0)
+    original = choose.model(home / "model")
+    steps = Recipe(steps=(RecipeStep(method="quantize.weights_int", parameters={"bits": 4}),))
+    expected, records = prefixes.Prefixes(original, Samples(calibration=(), texts=()), tmp_path, 0).run(steps)
+    taken: list[object] = []
+    take = compress.take
+    monkeypatch.setattr(compress, "take", lambda *given: taken.append(given) or take(*given))
+    model, found = prefixes.Prefixes(original, Samples(calibration=(), texts=()), tmp_path, 0).run(steps)
+    assert len(taken) == (not dear)
+    assert (found[0].seconds == records[0].seconds) == dear
+    for name, tensor in model.tensors.items():
+        np.testing.assert_array_equal(integers.dequantize(tensor), integers.dequantize(expected.tensors[name]))
 
 
 def test_a_total_is_kept_by_model_and_index_together(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models after the first steps of recipes: trials that begin alike share the work, and trainings outlive a kill."""
+"""Models after the first steps of recipes: trials that begin alike share them, and what took long outlives a kill."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from slimseek.schema import Model, Recipe, RecipeStep, Samples
 from slimseek.value import Value
 
 KEPT_BYTES = 300_000_000
+DEAR_SECONDS = 60.0
+"""A step that takes so long is kept on disk as a training is: the proof, and the next run, go on with what it gave."""
 RECORDS, TEACHERS = "records.json", "teachers"
 """In the folder of a student, and of all teachers' vectors."""
 State = tuple[Model, tuple[StepRecord, ...]]
@@ -31,7 +33,7 @@ class _Records(Value, frozen=True):
 class Prefixes:
     """Runs recipes on one original, and keeps what their first steps gave.
 
-    In memory the models used last are kept, 300 MB in all; what was trained is kept on disk.
+    In memory the models used last are kept, 300 MB in all; what was trained or took long is kept on disk.
     """
 
     def __init__(self, original: Model, samples: Samples, folder: Path, seed: int) -> None:
@@ -55,10 +57,10 @@ class Prefixes:
             raise NoEffect(f"{wanted.name}: no step changes anything")
         return state
 
-    def students(self, wanted: Recipe) -> set[str]:
-        """Names of the folders that keep what the trainings of a recipe make, whether they are there or not."""
-        return {self._key(wanted.steps[:number]) for number, step in enumerate(wanted.steps, 1)
-                if recipe.build(step).trains}  # fmt: skip
+    def names(self, wanted: Recipe) -> dict[str, bool]:
+        """Names of the folders that keep what the steps of a recipe give, if they do, and whether that is trained."""
+        steps = wanted.steps
+        return {self._key(steps[:number]): recipe.build(step).trains for number, step in enumerate(steps, 1)}
 
     def _key(self, steps: Sequence[RecipeStep]) -> str:
         return hashlib.sha256(msgspec.json.encode((steps, self._seed))).hexdigest()
@@ -85,7 +87,7 @@ class Prefixes:
             return before
         record = msgspec.structs.replace(record, parameters=msgspec.to_builtins(built))
         found = model, (*before[1], record)
-        if built.trains:
+        if built.trains or record.seconds >= DEAR_SECONDS:
             self._write(key, found)
         return found
 

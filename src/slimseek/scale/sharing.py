@@ -1,4 +1,4 @@
-"""What trials keep for later ones, between machines: trained students, and the vectors of their teachers.
+"""What trials keep for later ones, between machines: students and what else took long, and the vectors of teachers.
 
 An entry of a search's cache bears the hash of all that it was made from, and never changes once it is there. So it is
 the same wherever it was made, and a machine that lacks one can take it from another in the place of hours of work.
@@ -17,9 +17,9 @@ Files = Mapping[str, bytes]
 
 
 def names(cache: Path) -> set[str]:
-    """Of all entries that can be shared: folders of students, and files of vectors."""
-    students = {path.parent.name for path in cache.glob(f"*/{RECORDS}")}
-    return students | {f"{TEACHERS}/{path.name}" for path in (cache / TEACHERS).glob("[!.]*.npy")}
+    """Of all entries that can be shared: folders of models, and files of vectors."""
+    models = {path.parent.name for path in cache.glob(f"*/{RECORDS}")}
+    return models | {f"{TEACHERS}/{path.name}" for path in (cache / TEACHERS).glob("[!.]*.npy")}
 
 
 def read(cache: Path, name: str) -> Files:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -182,7 +182,8 @@ class Cluster:
         Raises:
             SlimseekError: no machine is left that can work.
         """
-        students = {number: self._prefixes.students(plan.recipe) for number, plan in asked.plans.items()}
+        kept = {number: self._prefixes.names(plan.recipe) for number, plan in asked.plans.items()}
+        students = {number: {name for name, trained in names.items() if trained} for number, names in kept.items()}
         queue, known = _Queue(asked, students, self._prefixes.folder), self._ray.put(_lean(asked))
         try:
             while queue or self._tried():
@@ -191,7 +192,7 @@ class Cluster:
                 for machine in sorted(self._ready - busy, key=lambda machine: machine.name):
                     number = queue.next(machine, self._ready)
                     if number is not None:
-                        shared = self._share(students[number])
+                        shared = self._share(kept[number])
                         others = [self._workers[other] for other in self._ready - {machine}]
                         task = self._workers[machine].attempt
                         reference = task.remote(number, asked.plans[number], known, shared, others)
@@ -240,10 +241,10 @@ class Cluster:
             else:
                 self._ready.add(machine)
 
-    def _share(self, students: Set[str]) -> dict[str, Any]:
-        """References of what the search's folder keeps of these students, and of all vectors of teachers."""
+    def _share(self, names: Container[str]) -> dict[str, Any]:
+        """References of what the search's folder keeps by these names, and of all vectors of teachers."""
         there = sharing.names(self._prefixes.folder)
-        wanted = {name for name in there if name in students or name.startswith(TEACHERS)}
+        wanted = {name for name in there if name in names or name.startswith(TEACHERS)}
         for name in wanted - self._shared.keys():
             self._shared[name] = self._ray.put(sharing.read(self._prefixes.folder, name))
         return {name: self._shared[name] for name in wanted}

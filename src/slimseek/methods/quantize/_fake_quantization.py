@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from slimseek.integers import quantize
-from slimseek.schema import Array, QuantizedTensor, QuantSpec
+from slimseek.schema import QuantizedTensor
+
+INSIDE = 0.49
+"""Steps from a level within which a weight is surely rounded to it."""
 
 
 class Grid(nn.Module):
@@ -22,12 +24,11 @@ class Grid(nn.Module):
 
     zero_point: torch.Tensor
 
-    def __init__(self, weight: Array, spec: QuantSpec) -> None:
-        """Steps and zero points of the least squared error on the untrained weight."""
+    def __init__(self, start: QuantizedTensor) -> None:
+        """With the steps and zero points of ``start``."""
         super().__init__()
-        start = quantize(weight, spec, "mse")
-        self.spec = spec
-        self.shape = weight.shape
+        self.spec = start.spec
+        self.shape = start.integers.shape
         self.stores_halves = start.scale.dtype.itemsize == 2
         self.step = nn.Parameter(torch.from_numpy(start.scale.astype("float32")))
         zero = start.zero_point if start.zero_point is not None else start.scale * 0
@@ -50,6 +51,16 @@ class Grid(nn.Module):
             scale = step[..., 0].numpy().astype("float16" if self.stores_halves else "float32")
             zero = None if self.spec.symmetric else self.zero_point.numpy().astype("uint8")
         return QuantizedTensor(spec=self.spec, integers=integers, scale=scale, zero_point=zero)
+
+    def begun(self, weight: torch.Tensor, start: QuantizedTensor) -> torch.Tensor:
+        """The weight, moved as little as it takes for its integers to be those of ``start``."""
+        with torch.no_grad():
+            blocks, step = self._blocks(weight), self._stored_step()
+            wanted = self._blocks(torch.from_numpy(start.integers.astype("float32")))
+            if not self.spec.symmetric:
+                wanted = wanted - self.zero_point[..., None]
+            inside = (blocks / step).clamp(wanted - INSIDE, wanted + INSIDE) * step
+            return self._unblocks(torch.where(self._levels(blocks, step) == wanted, blocks, inside))
 
     def _levels(self, blocks: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """Whole numbers around zero: integer - zero_point."""
@@ -88,9 +99,9 @@ class Grid(nn.Module):
         return values.movedim(0, axis).contiguous()
 
 
-def fake_quantize(network: nn.Module, name: str, weight: Array, spec: QuantSpec) -> Callable[[], QuantizedTensor]:
-    """Put the weight that ``state_dict`` calls ``name`` on a trainable grid, in every module that has it; returns what
-    reads its integers off.
+def fake_quantize(network: nn.Module, name: str, start: QuantizedTensor) -> Callable[[], QuantizedTensor]:
+    """Put the weight that ``state_dict`` calls ``name`` on a trainable grid, in every module that has it, its integers
+    those of ``start``; returns what reads off what has become of them.
     """
     parameter = network.state_dict(keep_vars=True)[name]
     places = [
@@ -99,7 +110,8 @@ def fake_quantize(network: nn.Module, name: str, weight: Array, spec: QuantSpec)
         for attribute, own in module.named_parameters(recurse=False)
         if own is parameter
     ]
-    grid = Grid(weight, spec)
+    grid = Grid(start)
+    parameter.data.copy_(grid.begun(parameter.data, start))
     for module, attribute in places:
         parametrize.register_parametrization(module, attribute, grid)
     module, attribute = places[0]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Literal
 
 import msgspec
 
 from slimseek import choose, integers, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods._training import TrainingStep
-from slimseek.methods.quantize._outline import rounded
-from slimseek.schema import Granularity, Layer, LayerKind, Model, QuantizedTensor, QuantSpec, Samples
+from slimseek.schema import Granularity, Layer, LayerKind, Model, QuantizedTensor, Samples
 from slimseek.training import targets, train
 from slimseek.training.examples import Examples
 from slimseek.training.train import trained
@@ -31,6 +31,8 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
         granularity: what shares a scale: ``tensor``, ``channel`` or ``group``.
         group_size: values that share a scale when the granularity is ``group``.
         symmetric: signed integers without a zero point.
+        rounding: where training begins: the ``nearest`` levels, or those of ``compensated`` rounding with corrected
+            biases, on calibration texts.
         layers: kinds of layers to quantize.
         skip: layers whose name contains one of these stay as they are.
 
@@ -41,31 +43,27 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
     granularity: Granularity = "group"
     group_size: int = 64
     symmetric: bool = False
+    rounding: Literal["nearest", "compensated"] = "nearest"
     layers: tuple[LayerKind, ...] = ("linear", "embedding", "convolution", "recurrent")
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """The same limits as ``quantize.weights_int``, and at least one step of one text."""
-        plugins.load("methods", "quantize.weights_int")(
-            bits=self.bits, granularity=self.granularity, group_size=self.group_size
-        )
+        self._rounding()
         super().__post_init__()
 
     def apply(self, model: Model, samples: Samples) -> Model:
         """Train, and store the integers."""
         chosen = self._chosen(model)
         integers.check_finite(model, "trained")
-        network = choose.family(model).trainable(model)
+        start: Model = self._rounding().apply(model, samples)
+        floats = {weight: model.tensors[weight] for weight in chosen}
+        network = choose.family(model).trainable(dataclasses.replace(start, tensors=dict(start.tensors) | floats))
         fake = plugins.require("slimseek.methods.quantize._fake_quantization")
         for name, tensor in model.tensors.items():
             if isinstance(tensor, QuantizedTensor):
                 fake.freeze(network, name)  # integers of an earlier step stay as they are
-        quantized = {
-            layer.weight: fake.fake_quantize(
-                network, layer.weight, integers.dequantize(model.tensors[layer.weight]), self._spec(layer.axis)
-            )
-            for layer in chosen.values()
-        }
+        quantized = {weight: fake.fake_quantize(network, weight, start.tensors[weight]) for weight in chosen}
         # Bfloat16 would round what was rounded to the grid once more.
         settings = msgspec.structs.replace(self._training(), precision="float32")
         found, loss = self._taught(model, samples, settings)
@@ -87,7 +85,9 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
 
     def outline(self, model: Model, samples: Samples) -> Model:
         """As that of ``quantize.weights_int``."""
-        return rounded(model, {name: self._spec(layer.axis) for name, layer in self._chosen(model).items()})
+        self._chosen(model)
+        outlined: Model = self._rounding().outline(model, samples)
+        return outlined
 
     def _chosen(self, model: Model) -> dict[str, Layer]:
         """The float layers to quantize by the name of their weight."""
@@ -104,8 +104,9 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
             )
         return chosen
 
-    def _spec(self, axis: int) -> QuantSpec:
-        return QuantSpec(
-            bits=self.bits, granularity=self.granularity, symmetric=self.symmetric, axis=axis,
-            group_size=self.group_size if self.granularity == "group" else None,
+    def _rounding(self) -> Any:
+        """The step that gives the integers which training begins with."""
+        return plugins.load("methods", "quantize.weights_int")(
+            bits=self.bits, granularity=self.granularity, group_size=self.group_size, symmetric=self.symmetric,
+            rounding=self.rounding, correct_bias=self.rounding == "compensated", layers=self.layers, skip=self.skip,
         )  # fmt: skip
