@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,13 +17,14 @@ from hypothesis import strategies as st
 
 from slimseek import choose, compress, integers, recipe
 from slimseek.budget import sizes
-from slimseek.budget.plans import completed, index_size, key, plan, rescore_size
+from slimseek.budget.plans import completed, index_size, is_table, key, plan, rescore_size
 from slimseek.budget.proposals import Sampler, first_guesses
+from slimseek.budget.proposer import Proposer
 from slimseek.budget.space import BITS, Space, space, spread
 from slimseek.errors import UsageError
 from slimseek.measurement import Change
 from slimseek.methods import _blocks as blocks
-from slimseek.schema import Model, QuantizedTensor, Samples
+from slimseek.schema import Model, QuantizedTensor, Recipe, Samples
 from slimseek.trial import Budget, Figures, Plan, Trial
 from small import conv_network, many_texts, tiny_model
 
@@ -141,6 +143,10 @@ def test_a_table_in_the_networks_place_is_a_choice_where_it_may_be_the_answer(be
     exact = 4 * 100 * (64 * choose.family(bert).macs(bert, 128) * 2.2e-11 + 0.03)
     assert "network" in space(bert, SIZE, seconds=exact * 1.001).values
     assert "network" not in space(bert, SIZE, seconds=exact * 0.999).values
+    # Of few texts it is asked less: 200, of a sentence each.
+    few = exact * 400 / (300 * 64)
+    assert "network" in space(bert, SIZE, items(), seconds=few * 1.001).values
+    assert "network" not in space(bert, SIZE, items(), seconds=few * 0.999).values
 
 
 def test_a_table_is_made_of_the_tokens_that_stay_and_has_no_blocks(bert: Model) -> None:
@@ -531,6 +537,19 @@ def test_a_short_search_has_seen_every_level() -> None:
         whole = volume([point(found) for found in plans if (size_of(found) or 0) <= (budget.size or 0)], budget)
         guesses = first_guesses(KNOWN, budget, size_of)[:count]
         assert volume([point(found) for found in guesses], budget) > share * whole
+
+
+def test_a_table_is_next_once_half_of_the_time_is_used(bert: Model) -> None:
+    measured: Any = SimpleNamespace(prefixes=SimpleNamespace(samples=items()), documents=0, known=(),
+                                    baseline=SimpleNamespace(seconds_per_item=1e-3))  # fmt: skip
+    proposer = Proposer(bert, measured, Budget(max_loss=0.2), 600.0, 0)
+    tried = [Trial(number=0, plan=Plan(recipe=Recipe(steps=()), name="original"), reached="size", figures=Figures())]
+    tables = []
+    for seconds in (290.0, 20.0, 20.0, 20.0):
+        [found] = proposer.propose(tried, 1)
+        tables.append(is_table(found))
+        tried.append(Trial(number=len(tried), plan=found, reached="size", figures=Figures(), seconds=seconds))
+    assert tables == [False, False, True, True]
 
 
 def test_where_no_size_is_known_what_trains_stands_last(minilm: Space) -> None:

@@ -96,8 +96,8 @@ class Bench:
         Args:
             share: of the original's time that the chosen model takes.
         """
-        tested = self.examiner.tested
-        return (tested - len(self.vectors) + share * tested) * self.baseline.seconds_per_item + PACKED_SECONDS
+        original, chosen = self.examiner.tested
+        return (original - len(self.vectors) + share * chosen) * self.baseline.seconds_per_item + PACKED_SECONDS
 
     def original(self) -> Trial:
         """Trial 0: the original as it is."""

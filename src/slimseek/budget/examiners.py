@@ -43,8 +43,8 @@ class Examiner(Protocol):
         """Of how many queries the time is taken."""
 
     @property
-    def tested(self) -> int:
-        """How many the proof at the end encodes or hears."""
+    def tested(self) -> tuple[int, int]:
+        """How many the proof at the end encodes or hears, with the original and with the model that is chosen."""
 
     def open(self, place: Path) -> Any:
         """The package in this folder."""
@@ -80,7 +80,7 @@ class Finding:
     sets: Mapping[Reached, SearchSet]
     metric: str
     threads: int
-    tested: int
+    tested: tuple[int, int]
     keep_index: bool = False
     originals: dict[Reached, Quality] = field(default_factory=dict)
     timed: ClassVar[int] = 40
@@ -135,7 +135,7 @@ class Hearing:
     sets: Mapping[Reached, SearchSet]
     metric: str
     threads: int
-    tested: int
+    tested: tuple[int, int]
     searches: Mapping[Reached, spoken.Search | None]
     timed: ClassVar[int] = spoken.TIMED_RECORDINGS
 
@@ -178,7 +178,9 @@ def examiner(original: Model, collection: Collection, splits: data.Splits, terms
         terms: how they are judged.
     """
     if original.spec.output != "transcript":
-        tested = len(collection.items) + len(splits.test)
+        queries = len(splits.test)
+        both = len(collection.items) + queries
+        tested = both, queries if terms.keep_index else both
         return Finding(sets=_sets(collection, splits.dev, ASKED, terms.seed), metric=terms.metric,
                        threads=terms.threads, tested=tested, keep_index=terms.keep_index)  # fmt: skip
     dev, test = (spoken.with_transcript(qrels, collection.queries, collection.said)
@@ -187,7 +189,9 @@ def examiner(original: Model, collection: Collection, splits: data.Splits, terms
     finds = spoken.error_rate(terms.metric) is None
     searches = {name: spoken.search(one, terms.search_with, terms.threads) if finds else None
                 for name, one in sets.items()}  # fmt: skip
-    return Hearing(sets=sets, metric=terms.metric, threads=terms.threads, tested=len(test), searches=searches)
+    return Hearing(
+        sets=sets, metric=terms.metric, threads=terms.threads, tested=(len(test), len(test)), searches=searches
+    )
 
 
 def _sets(collection: Collection, dev: Qrels, asked: Amounts, seed: int) -> dict[Reached, SearchSet]:

@@ -76,6 +76,11 @@ def key(plan: Plan) -> bytes:
     return msgspec.json.encode((plan.recipe.steps, plan.precision))
 
 
+def is_table(plan: Plan) -> bool:
+    """Whether the plan puts a table of token vectors in the network's place."""
+    return plan.choices.get("network") == "table"
+
+
 def index_size(space: Space, choices: Mapping[str, Any]) -> int:
     """Bytes in memory of the vectors of all documents; 0 where their number is not known."""
     chosen = completed(space, choices)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from slimseek.budget import joint, sizes
 from slimseek.budget.bench import Bench
-from slimseek.budget.plans import key, plan
+from slimseek.budget.plans import is_table, key, plan
 from slimseek.budget.proposals import Sampler, first_guesses
 from slimseek.budget.space import Space, space
 from slimseek.errors import UsageError
@@ -28,6 +28,7 @@ class Proposer:
 
     def __init__(self, original: Model, bench: Bench, budget: Budget, seconds: float, seed: int) -> None:
         self._original, self._bench, self._budget, self._seed = original, bench, budget, seed
+        self._half = seconds / 2
         samples = bench.prefixes.samples
         self._space: Space = space(original, budget, samples, documents=bench.documents, seconds=seconds,
                                    pace=bench.baseline.seconds_per_item)  # fmt: skip
@@ -43,7 +44,10 @@ class Proposer:
         """At most so many plans that none of the trials tried."""
         tried = {key(trial.plan) for trial in trials}
         found: dict[bytes, Plan] = {}
-        for one in (*self._pairs(trials), *first_guesses(self._space, self._budget, self._size_of)):
+        guesses = first_guesses(self._space, self._budget, self._size_of)
+        if sum(trial.seconds for trial in trials) > self._half:
+            guesses = sorted(guesses, key=lambda one: not is_table(one))  # before the time is out
+        for one in (*self._pairs(trials), *guesses):
             if key(one) not in tried and len(found) < count:
                 found.setdefault(key(one), one)
         sampler = Sampler(self._space, self._budget, self._seed, self._size_of, trials)

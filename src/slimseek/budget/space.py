@@ -15,6 +15,7 @@ from typing import Any, get_args
 from slimseek import choose, integers, plugins
 from slimseek.budget.sizes import tried
 from slimseek.errors import NoEffect, UsageError
+from slimseek.inputs.unlabelled import SENTENCE
 from slimseek.schema import Gates, Model, OutputKind, Precision, QuantizedTensor, RecipeStep, Samples
 from slimseek.trial import Budget
 from slimseek.value import Value
@@ -249,7 +250,9 @@ def _tabled(model: Model, samples: Samples, budget: Budget, batches: float) -> b
     """Whether a table of token vectors is worth a try in the network's place."""
     if budget.keep_index or (budget.max_loss is not None and budget.max_loss < TABLE_LOSS):
         return False
-    if model.spec.output != "embedding" or batches < TABLE_BATCHES * TEACHERS_PASS:
+    # It is the teacher that takes the time, and it is asked once for each text and sentence.
+    there = sum(1 + len(SENTENCE.split(text)) for text in samples.texts) or TABLE_BATCHES * TEXTS
+    if model.spec.output != "embedding" or batches * TEXTS < min(there, TABLE_BATCHES * TEXTS) * TEACHERS_PASS:
         return False
     return tried(model, RecipeStep(method="distil.static", parameters={}), samples) is not None
 
