@@ -116,6 +116,12 @@ CLAIMS = (
         text="Given a minute each, {:.0f} of {:.0f} were met", figures=((("met",), 1), (("of",), 1)),
     ),
     Claim(
+        document="docs/budget.md", file="budget_mpnet.json",
+        text="Of the space the search's front holds {:.1f} %, what is made by hand {:.1f} %, and both together {:.1f} %. "
+             "Nothing by hand",
+        figures=tuple((("share", side), 100) for side in ("search", "by hand", "both")),
+    ),
+    Claim(
         document="docs/budget.md", file="budget_pictures.json",
         text="The search's front holds {:.1f} %, what is made by hand {:.1f} %, and both together {:.1f} %: 8 bits",
         figures=tuple((("share", side), 100) for side in ("search", "by hand", "both")),
