@@ -117,8 +117,8 @@ CLAIMS = (
     ),
     Claim(
         document="docs/budget.md", file="budget_mpnet.json",
-        text="Of the space the search's front holds {:.1f} %, what is made by hand {:.1f} %, and both together {:.1f} %. "
-             "Nothing by hand",
+        text="Of the space the search's front holds {:.1f} %, what is made by hand {:.1f} %, and both together "
+             "{:.1f} %. What is made",
         figures=tuple((("share", side), 100) for side in ("search", "by hand", "both")),
     ),
     Claim(
