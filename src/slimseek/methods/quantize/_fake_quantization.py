@@ -60,7 +60,7 @@ class Grid(nn.Module):
             if not self.spec.symmetric:
                 wanted = wanted - self.zero_point[..., None]
             inside = (blocks / step).clamp(wanted - INSIDE, wanted + INSIDE) * step
-            return self._unblocks(torch.where(self._levels(blocks, step) == wanted, blocks, inside))
+            return self._unblocks(torch.where(self._levels(blocks, step).round() == wanted, blocks, inside))
 
     def _levels(self, blocks: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """Whole numbers around zero: integer - zero_point."""
