@@ -87,7 +87,7 @@ def subject(
         given = {"bits": table, "layers": ["embedding"], **GROUPS}
         steps.append(RecipeStep(method="quantize.weights_int", parameters=given))
     given = {"bits": bits, "layers": list(last), **GROUPS}
-    if "trained" in rounding:
+    if rounding in START:
         name += f", {training['steps']} steps at {training['learning_rate']}"
         checkpoint = str(work / f"{name.replace(' ', '-').replace(',', '')}.safetensors")
         given |= training | {"checkpoint": checkpoint, "rounding": START[rounding]}

@@ -9,6 +9,7 @@ since the first and the last ones were worse.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, get_args
 
@@ -248,11 +249,15 @@ def _batches(model: Model, seconds: float | None, pace: float) -> float:
 
 def _tabled(model: Model, samples: Samples, budget: Budget, batches: float) -> bool:
     """Whether a table of token vectors is worth a try in the network's place."""
-    if budget.keep_index or (budget.max_loss is not None and budget.max_loss < TABLE_LOSS):
+    lossless = budget.max_loss is not None and budget.max_loss < TABLE_LOSS
+    if model.spec.output != "embedding" or budget.keep_index or lossless:
         return False
-    # It is the teacher that takes the time, and it is asked once for each text and sentence.
-    there = sum(1 + len(SENTENCE.split(text)) for text in samples.texts) or TABLE_BATCHES * TEXTS
-    if model.spec.output != "embedding" or batches * TEXTS < min(there, TABLE_BATCHES * TEXTS) * TEACHERS_PASS:
+    # It is the teacher that takes the time, and it is asked once for each text and sentence; no more are counted than
+    # so many batches hold.
+    most = TABLE_BATCHES * TEXTS
+    parts = (part for text in samples.texts for part in (text, *SENTENCE.split(text)))
+    asked = sum(1 for _ in itertools.islice(parts, most)) or most
+    if batches * TEXTS < asked * TEACHERS_PASS:
         return False
     return tried(model, RecipeStep(method="distil.static", parameters={}), samples) is not None
 

@@ -14,7 +14,6 @@ import numpy as np
 from slimseek import plugins
 from slimseek.schema import Array, Model
 from slimseek.training import teacher as teachers
-from slimseek.training.teacher import PART
 
 
 def asked_together(others: Sequence[Any], teacher: Model, items: Sequence[str]) -> Array:
@@ -33,7 +32,7 @@ def asked_together(others: Sequence[Any], teacher: Model, items: Sequence[str]) 
     """
     ray, encoder = plugins.require("ray"), teachers.encoder(teacher)
     vectors = np.empty((len(items), teacher.spec.dim), np.float32)
-    starts = deque(range(0, len(items), PART))
+    starts = deque(range(0, len(items), teachers.PART))
     missing = set(starts)
     others = others if len(starts) > 1 else ()
     sent = ray.put(teacher) if others else None
@@ -46,13 +45,13 @@ def asked_together(others: Sequence[Any], teacher: Model, items: Sequence[str]) 
             except ray.exceptions.RayError:  # lost, or it refuses; what is wrong with an item is told here too
                 continue
             if start is not None:
-                vectors[start : start + PART] = found
+                vectors[start : start + teachers.PART] = found
                 missing.discard(start)
             if starts:
                 start = starts.pop()
-                asked[other.teach.remote(sent, items[start : start + PART])] = other, start
+                asked[other.teach.remote(sent, items[start : start + teachers.PART])] = other, start
         start = starts.popleft() if starts else min(missing, default=None)
         if start is not None:
-            vectors[start : start + PART] = encoder.documents(items[start : start + PART])
+            vectors[start : start + teachers.PART] = encoder.documents(items[start : start + teachers.PART])
             missing.discard(start)
     return vectors

@@ -10,7 +10,7 @@ import msgspec
 from slimseek import choose, integers, plugins
 from slimseek.errors import NoEffect, UsageError
 from slimseek.methods._training import TrainingStep
-from slimseek.schema import Granularity, Layer, LayerKind, Model, QuantizedTensor, Samples
+from slimseek.schema import Granularity, LayerKind, Model, QuantizedTensor, Samples
 from slimseek.training import targets, train
 from slimseek.training.examples import Examples
 from slimseek.training.train import trained
@@ -89,20 +89,20 @@ class AwareTraining(TrainingStep, frozen=True, kw_only=True):
         outlined: Model = self._rounding().outline(model, samples)
         return outlined
 
-    def _chosen(self, model: Model) -> dict[str, Layer]:
-        """The float layers to quantize by the name of their weight."""
+    def _chosen(self, model: Model) -> list[str]:
+        """The weights of the float layers to quantize."""
         if model.smoothing:
             raise UsageError("quantize.aware_training: the model is smoothed; train before smoothing")
-        chosen = {
-            layer.weight: layer for layer in model.layers
+        chosen = [
+            layer.weight for layer in model.layers
             if layer.kind in self.layers and not any(part in layer.name for part in self.skip)
             and not isinstance(model.tensors[layer.weight], QuantizedTensor)
-        }  # fmt: skip
+        ]  # fmt: skip
         if not chosen:
             raise NoEffect(
                 f"quantize.aware_training: none of {len(model.layers)} layers is a float layer of {self.layers}"
             )
-        return chosen
+        return list(dict.fromkeys(chosen))
 
     def _rounding(self) -> Any:
         """The step that gives the integers which training begins with."""
