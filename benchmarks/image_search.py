@@ -7,11 +7,12 @@
 
 Photographs of products (grocery128): a photograph of the test split is to find photographs of the same product in the
 train split. Everything is trained on the train split alone, and chosen by the val split. The original is
-EfficientNet-Lite2 with ImageNet weights, fine-tuned by the labels. The student is EfficientNet-Lite0, fine-tuned
-longer for smaller pictures; it loses channels in rounds and is taught its own whole vectors of random views of the
-train pictures after each. Convolutions of single channels, few weights that bear few bits ill, are rounded to eight
-bits, all others to four while they are taught; inputs are rounded to eight. Trainings run on the accelerator where
-PyTorch finds one. Every stage is resumable and lies in --work.
+EfficientNet-Lite2 with ImageNet weights, fine-tuned by the labels. The student is EfficientNet-Lite0 without its last
+layer of 1,280 channels. It is taught the original's vectors, loses channels in rounds and is taught what it gave whole
+after each, and is rounded to four bits while it is taught just that; convolutions of single channels, few weights that
+bear few bits ill, are rounded to eight, and so are the inputs. All teaching is by views of the train pictures, blended
+by two, of each of which the teacher is asked as well. Trainings run on the accelerator where PyTorch finds one. Every
+stage is resumable and lies in --work.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ from rich.console import Console
 from slimseek import artifact, choose, data, deploy, evaluate, plugins, similar, timing
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically, writing
-from slimseek.inputs.augmentation import view
-from slimseek.preprocess import PicturePreprocess
 from slimseek.progress import say, shown_on
 from slimseek.schema import Model, Samples
 from slimseek.training import finetune
@@ -46,11 +45,11 @@ METRICS = ("hit@1", "hit@5", "map_r")
 ORIGINAL, STUDENT = "Lite2 fp32", "student"
 SIDES = {2: 128, 0: 112}
 """Of the pictures that each network takes; the photographs have 128 pixels a side."""
-VIEWS = {2: 96, 0: 96}
-"""Side of the views that each is trained on."""
+VIEWS = 96
+"""Side of the views that both are trained on."""
 ROUNDS = 3
-COPIES = 4
-"""Views of each train picture that the student learns its own vectors by, beside the picture itself."""
+TAUGHT_AT_ONCE, ROUNDED_AT_ONCE = 128, 64
+"""Views in a batch of the student's, before it is rounded and while it is."""
 CALIBRATION = 256
 IMAGE = {"do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1.0, "do_normalize": True,
          "image_mean": [127.0] * 3, "image_std": [128.0] * 3}  # fmt: skip
@@ -63,6 +62,9 @@ def main() -> None:
         arguments.work.mkdir(parents=True, exist_ok=True)
         bench = Bench(arguments)
         results = json.loads(arguments.out.read_bytes()) if arguments.out.is_file() else {}
+        if arguments.stage:
+            STAGES[arguments.stage](bench)
+            return
         if arguments.time:
             results["time"] = bench.times()
         else:
@@ -77,11 +79,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/image_search"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/image_search.json"))
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
-    parser.add_argument("--tuning-steps", type=int, nargs=2, default=[900, 3000], metavar=("LITE2", "LITE0"),
-                        help="of the networks by labels, batches of 32")  # fmt: skip
-    parser.add_argument("--recovery-steps", type=int, default=400, help="after each of three rounds of pruning")
-    parser.add_argument("--rounding-steps", type=int, default=900, help="of the student at four bits, batches of 32")
-    parser.add_argument("--amount", type=float, default=0.53, help="share of EfficientNet-Lite0's parameters to remove")
+    parser.add_argument("--stage", choices=list(STAGES), help="make this and what it needs, and measure nothing: for a "
+                        "machine with an accelerator")  # fmt: skip
+    parser.add_argument("--tuning-steps", type=int, default=900, help="of Lite2 by labels, batches of 32")
+    parser.add_argument("--taught-steps", type=int, default=1500, help="of Lite0 by the original, batches of 128")
+    parser.add_argument("--recovery-steps", type=int, default=250, help="after each of three rounds of pruning")
+    parser.add_argument("--rounding-steps", type=int, default=1500, help="of the student at few bits, batches of 64")
+    parser.add_argument("--bits", type=int, default=4, help="of convolutions of more than three channels")
+    parser.add_argument("--amount", type=float, default=0.465, help="share of the student's parameters to remove")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--time", action="store_true", help="only time, of packages made before")
     return parser.parse_args()
@@ -100,9 +105,9 @@ class Bench:
 
     def settings(self) -> dict[str, object]:
         """What the stages were run with."""
-        names = ("tuning_steps", "recovery_steps", "rounding_steps", "amount")
+        names = ("tuning_steps", "taught_steps", "recovery_steps", "rounding_steps", "bits", "amount")
         asked = {name: getattr(self.arguments, name) for name in names}
-        return asked | {"sides": SIDES, "views": VIEWS, "copies": COPIES, "rounds": ROUNDS}
+        return asked | {"sides": SIDES, "views": VIEWS, "rounds": ROUNDS, "batch": TAUGHT_AT_ONCE}
 
     # ------------------------------------------------------------ the original
 
@@ -118,72 +123,61 @@ class Bench:
 
     def original(self) -> Model:
         """EfficientNet-Lite2, trained so that photographs of a product are near to each other."""
-        return self._tuned("original", 2, self.arguments.tuning_steps[0])
-
-    def _tuned(self, name: str, number: int, steps: int) -> Model:
-        place = self.place / name
+        place = self.place / "original"
         if not artifact.is_artifact(place):
-            training = Training(steps=steps, batch_size=32, learning_rate=5e-4)
-            settings = Settings(loss="normalised_softmax", views=VIEWS[number], metric="map_r", training=training)
-            finetune.finetune(self.network(number), self.arguments.data / "grocery128", place, settings,
+            training = Training(steps=self.arguments.tuning_steps, batch_size=32, learning_rate=5e-4, views=VIEWS)
+            settings = Settings(loss="normalised_softmax", metric="map_r", training=training)
+            finetune.finetune(self.network(2), self.arguments.data / "grocery128", place, settings,
                               threads=self.arguments.threads)  # fmt: skip
         return artifact.read(place)[1]
 
     # ------------------------------------------------------------ the student
 
-    def tuned(self) -> Model:
-        """EfficientNet-Lite0, trained by the labels as the original was, for smaller pictures."""
-        return self._tuned("tuned", 0, self.arguments.tuning_steps[1])
-
-    def samples(self, whole: Model) -> Samples:
-        """Train pictures alone, and views of them; what is learned are a whole network's own vectors."""
+    def samples(self, original: Model) -> Samples:
+        """Train pictures alone; what is learned is what a network gives of views of them, and no label."""
         some = self.train[:: -(-len(self.train) // CALIBRATION)]
-        return Samples(calibration=some, texts=[*self.train, *self.views()], original=whole)
+        return Samples(calibration=some, texts=self.train, original=original)
 
-    def views(self) -> list[str]:
-        """Files of random views of the train pictures, the same whenever they are made."""
-        from PIL import Image
-
-        folder, how = self.place / "views", PicturePreprocess(height=128, width=128)
-        folder.mkdir(exist_ok=True)
-        found = []
-        for number, item in enumerate(self.train):
-            for copy in range(COPIES):
-                file = folder / f"{Path(item).stem}-{copy}.png"
-                if not file.is_file():
-                    with Image.open(item) as picture:
-                        seen = view(picture.convert("RGB"), how, np.random.default_rng([0, number, copy]))
-                    seen.save(file)
-                found.append(str(file))
-        return found
+    def taught(self) -> Model:
+        """EfficientNet-Lite0 for smaller pictures, which learns the original's vectors, cut to its own width."""
+        step = plugins.load("methods", "distil.embedding")(
+            projection="pca", views=VIEWS, steps=self.arguments.taught_steps, batch_size=TAUGHT_AT_ONCE,
+            learning_rate=1e-3, checkpoint=str(self.place / "taught.safetensors"),
+        )  # fmt: skip
+        return self._made("taught", lambda: step.apply(choose.model(self.network(0)), self.samples(self.original())))
 
     def narrowed(self) -> Model:
         """The student without the channels that matter least, a part at a time, trained after each."""
-        recovery = Training(steps=self.arguments.recovery_steps, batch_size=32, learning_rate=1e-3)
+        recovery = Training(
+            steps=self.arguments.recovery_steps, batch_size=TAUGHT_AT_ONCE, learning_rate=1e-3, views=VIEWS,
+            checkpoint=str(self.place / "recovery.safetensors"),
+        )  # fmt: skip
         step = plugins.load("methods", "prune.channels")(
             amount=self.arguments.amount, of="parameters", strategy="importance", importance="taylor",
             rounds=ROUNDS, recovery=recovery,
         )  # fmt: skip
-        return self._made("narrowed", lambda: step.apply(self.tuned(), self.samples(self.tuned())))
+        whole = self.taught()
+        return self._made("narrowed", lambda: step.apply(whole, self.samples(whole)))
 
     def rounded(self) -> Model:
-        """The narrow student at eight and four bits, taught what it gave before."""
+        """The narrow student at eight and few bits, taught what it gave whole."""
         narrow = self.narrowed()
         wide = {layer.name for layer in narrow.layers if narrow.tensors[layer.weight].shape[1] > 3}
         eight = plugins.load("methods", "quantize.weights_int")(
             bits=8, granularity="channel", symmetric=True, skip=tuple(sorted(wide))
         )
         four = plugins.load("methods", "quantize.aware_training")(
-            bits=4, granularity="channel", symmetric=True, steps=self.arguments.rounding_steps, batch_size=32,
-            learning_rate=3e-4, checkpoint=str(self.place / "rounded.safetensors"),
+            bits=self.arguments.bits, granularity="channel", symmetric=True, steps=self.arguments.rounding_steps,
+            teacher="original", batch_size=ROUNDED_AT_ONCE, views=VIEWS, learning_rate=5e-4,
+            checkpoint=str(self.place / "rounded.safetensors"),
         )  # fmt: skip
-        samples = self.samples(narrow)
+        samples = self.samples(self.taught())
         return self._made("rounded", lambda: four.apply(eight.apply(narrow, samples), samples))
 
     def student(self) -> Model:
         """The student with inputs of eight bits."""
         step = plugins.load("methods", "quantize.activations_int")()
-        return self._made("student", lambda: step.apply(self.rounded(), self.samples(self.narrowed())))
+        return self._made("student", lambda: step.apply(self.rounded(), self.samples(self.taught())))
 
     def eight_bits(self, whole: Model) -> Model:
         """A whole network as int8."""
@@ -263,9 +257,12 @@ SUBJECTS: Mapping[str, Callable[[Bench], Model]] = {
     "student, few bits, float inputs": Bench.rounded,
     "student, fp32": Bench.narrowed,
     "Lite2 int8": lambda bench: bench.eight_bits(bench.original()),
-    "Lite0 fp32": Bench.tuned,
-    "Lite0 int8": lambda bench: bench.eight_bits(bench.tuned()),
+    "Lite0 fp32": Bench.taught,
+    "Lite0 int8": lambda bench: bench.eight_bits(bench.taught()),
 }
+STAGES: Mapping[str, Callable[[Bench], Model]] = {
+    "original": Bench.original, "taught": Bench.taught, "narrowed": Bench.narrowed, "rounded": Bench.rounded,
+}  # fmt: skip
 
 
 def changed(before: evaluate.Measurement, after: evaluate.Measurement) -> dict[str, Any]:
@@ -276,7 +273,9 @@ def changed(before: evaluate.Measurement, after: evaluate.Measurement) -> dict[s
 
 
 def features(number: int) -> nn.Module:
-    """The package's own network with ImageNet weights, up to the mean of its last features."""
+    """The package's own network with ImageNet weights, up to the mean of its last features: of Lite0 of the last
+    block's 320, whose layer of 1,280 is an eighth of its weights.
+    """
     import torch
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -289,7 +288,12 @@ def features(number: int) -> nn.Module:
             self.network.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return self.network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
+            if number:
+                return self.network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
+            found = self.network._swish(self.network._bn0(self.network._conv_stem(pixels)))
+            for block in self.network._blocks:
+                found = block(found)
+            return found.mean((2, 3))  # type: ignore[no-any-return]
 
     return Features().eval()
 

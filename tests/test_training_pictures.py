@@ -1,10 +1,11 @@
-"""Vectors trained by labels: the loss, random views, pictures that find their kind, and what is refused."""
+"""Pictures in training, by labels and by a teacher: random views, pictures that find their kind, what is refused."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from slimseek import artifact, choose, data, plugins, similar
+from slimseek import artifact, choose, data, evaluate, plugins, similar
 from slimseek.errors import UsageError
 from slimseek.inputs import augmentation
+from slimseek.inputs.reader import reader
 from slimseek.preprocess import PicturePreprocess
-from slimseek.training import finetune, tasks, train
+from slimseek.schema import Array, Model, Samples
+from slimseek.training import examples, finetune, targets, tasks, train
 from slimseek.training.settings import Settings
 from slimseek.training.train import Training
 from small import tiny_bert
@@ -112,7 +115,7 @@ def test_pictures_learn_to_find_their_kind_and_a_killed_run_goes_on(
     shop: Path, network: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Views of 12 pixels train a network of 16; the centres do not stay in it."""
-    settings = Settings(views=12, metric="map_r", training=QUICK)
+    settings = Settings(metric="map_r", training=msgspec.structs.replace(QUICK, views=12))
     found = finetune.finetune(network, shop, tmp_path / "whole", settings, threads=1)
     assert (found.loss, found.items, found.collection) == ("normalised_softmax", 54, "shop, dev")
     assert found.after.value > found.before.value + 0.1
@@ -145,7 +148,7 @@ def test_no_picture_of_dev_or_test_is_trained_on_and_views_differ_from_batch_to_
 ) -> None:
     model, found = choose.model(network), data.load(str(shop))
     splits = data.split(similar.similar(found))
-    settings = Settings(views=SIDE, training=QUICK)
+    settings = Settings(training=msgspec.structs.replace(QUICK, views=SIDE))
     assert tasks.fitting(model, found, settings) == "normalised_softmax"
     assert all("train-" in found.queries[name] for name in tasks.trainable(found, splits))
     task = tasks.task(model, found, splits, settings, 1)
@@ -154,7 +157,7 @@ def test_no_picture_of_dev_or_test_is_trained_on_and_views_differ_from_batch_to_
     assert labels.shape == (12,)
     np.testing.assert_array_equal(task.examples.train[0][0]["pixels"], first["pixels"])
     assert not np.array_equal(first["pixels"], second["pixels"])
-    plain = tasks.task(model, found, splits, msgspec.structs.replace(settings, views=0), 1)
+    plain = tasks.task(model, found, splits, Settings(training=QUICK), 1)
     read = choose.encoder(model, "network", 1).input
     chosen = plain.examples.train[0][0]["pixels"]
     own = read([found.queries[name] for name in tasks.trainable(found, splits)])["pixels"]
@@ -165,12 +168,174 @@ def test_what_does_not_fit_is_refused(shop: Path, network: Path, tmp_path: Path)
     found = data.load(str(shop))
     model = choose.model(network)
     with pytest.raises(UsageError, match="views is -1; a side in pixels, or 0, is allowed"):
-        Settings(views=-1)
+        Training(views=-1)
     with pytest.raises(UsageError, match="loss is contrastive, and shop has labels; cross_entropy, normalised_softmax"):
         tasks.fitting(model, found, Settings(loss="contrastive"))
     tiny_bert(tmp_path / "tiny")
     with pytest.raises(UsageError, match="views is 8, and this model or collection has other items than labelled pic"):
-        tasks.fitting(choose.model(tmp_path / "tiny"), found, Settings(views=8))
+        tasks.fitting(choose.model(tmp_path / "tiny"), found, Settings(training=Training(views=8)))
     classifier = dataclasses.replace(model, spec=msgspec.structs.replace(model.spec, output="class_logits"))
     with pytest.raises(UsageError, match="the model is a classifier, and the loss normalised_softmax is for vectors"):
         tasks.fitting(classifier, found, Settings(loss="normalised_softmax"))
+
+
+# ---------------------------------------------------------------- by a teacher
+
+
+@pytest.fixture(scope="module")
+def worn(network: Path) -> Model:
+    """The network, its first layer's weights half noise."""
+    model = choose.model(network)
+    name = model.layers[0].weight
+    weight = np.asarray(model.tensors[name])
+    noise = np.random.default_rng(3).normal(0, float(weight.std()), weight.shape).astype(np.float32)
+    return dataclasses.replace(model, tensors=dict(model.tensors) | {name: weight + noise})
+
+
+def shown(shop: Path, split: str) -> list[str]:
+    return [str(path) for path in sorted((shop / "img").glob(f"{split}-*"))]
+
+
+def apart(model: Model, other: Model, items: list[str]) -> float:
+    """Mean 1 - cosine."""
+    one, two = (choose.encoder(each, "network", 1).documents(items) for each in (model, other))
+    return float((1 - evaluate.cosines(one, two)).mean())
+
+
+def test_views_are_blended_with_the_next_one_by_shares_of_their_own(shop: Path, network: Path) -> None:
+    model, items = choose.model(network), shown(shop, "train")[:5]
+    read: Any = reader(model.spec, model.files)
+    rows = read.rows(items)
+    plain = examples.viewed(read, rows, SIDE, (7, 2))["pixels"]
+    mixed = examples.viewed(read, rows, SIDE, (7, 2), mixed=True)["pixels"]
+    shares = []
+    for place, blended in enumerate(mixed):
+        own, following = plain[place], plain[(place + 1) % 5]
+        share = float(((blended - following) * (own - following)).sum() / ((own - following) ** 2).sum())
+        np.testing.assert_allclose(blended, share * own + (1 - share) * following, atol=1e-5)
+        shares.append(share)
+    assert all(0 <= share <= 1 for share in shares)
+    assert len({round(share, 4) for share in shares}) == 5
+    assert plain.dtype == mixed.dtype == np.float32
+
+
+def test_a_teacher_is_asked_of_the_very_view_that_its_student_sees(shop: Path, network: Path, worn: Model) -> None:
+    """What ONNX Runtime gives for the batch is what the student shall give; whole pictures are held out."""
+    teacher, items = choose.model(network), shown(shop, "train")
+    settings = Training(steps=3, batch_size=6, views=SIDE)
+    student = choose.family(worn).trainable(worn)
+    loss = plugins.load("losses", "cosine")()
+    columns = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0].astype(np.float32)
+    learner, found, of_both = targets.taught(student, worn, teacher, items, settings, loss, columns=columns)
+    torch = plugins.require("torch")
+    for inputs, target in (found.train[0], found.train[1], found.held_out[0]):
+        given = learner(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        expected = choose.family(teacher).run(teacher, 1)(inputs) @ columns
+        np.testing.assert_allclose(given["teacher"], expected, atol=1e-5)
+        own = choose.family(worn).run(worn, 1)(inputs)
+        np.testing.assert_allclose(given["student"].detach(), own, atol=1e-5)
+        by_hand = 1 - (own * expected).sum(1) / np.linalg.norm(own, axis=1) / np.linalg.norm(expected, axis=1)
+        np.testing.assert_allclose(of_both(given, torch.from_numpy(target), 0.0).detach(), by_hand, atol=1e-5)
+    assert not any("teacher" in name for name, _ in learner.named_parameters()), "it is neither trained nor saved"
+    whole = choose.encoder(worn, "network", 1).input(items)["pixels"]
+    assert all((whole == row).all((1, 2, 3)).any() for row in found.held_out[0][0]["pixels"])
+    assert not any((whole == row).all((1, 2, 3)).any() for row in found.train[0][0]["pixels"])
+
+
+@pytest.mark.parametrize("projection", ["none", "pca"])
+def test_a_student_learns_from_views_what_holds_for_pictures_it_never_saw(
+    shop: Path, network: Path, worn: Model, tmp_path: Path, projection: str
+) -> None:
+    teacher = choose.model(network)
+    step = plugins.load("methods", "distil.embedding")(
+        views=SIDE, projection=projection, steps=100, batch_size=12, learning_rate=3e-3, cache=str(tmp_path)
+    )
+    learned = step.apply(worn, Samples(calibration=(), texts=shown(shop, "train"), original=teacher))
+    test = shown(shop, "test")
+    before, after = (products(teacher, one, test) for one in (worn, learned))
+    assert after < before / 3
+
+
+def products(model: Model, other: Model, items: list[str]) -> float:
+    """Mean absolute difference of inner products, which turning does not change."""
+    one, two = (choose.encoder(each, "network", 1).documents(items) for each in (model, other))
+    return float(np.abs(one @ one.T - two @ two.T).mean())
+
+
+def test_pruned_networks_recover_by_views(shop: Path, network: Path) -> None:
+    model = choose.model(network)
+    samples = Samples(calibration=shown(shop, "train"), texts=shown(shop, "train"), original=model)
+
+    def pruned(recovery: Training | None) -> Model:
+        step = plugins.load("methods", "prune.channels")(amount=0.3, multiple_of=1, recovery=recovery)
+        found: Model = step.apply(model, samples)
+        return found
+
+    without, recovered = pruned(None), pruned(Training(steps=60, batch_size=12, learning_rate=3e-3, views=SIDE))
+    test = shown(shop, "test")
+    assert apart(model, recovered, test) < apart(model, without, test) / 2
+
+
+def test_rounding_learns_from_the_original_what_was_lost_before(shop: Path, network: Path, worn: Model) -> None:
+    original, test = choose.model(network), shown(shop, "test")
+    samples = Samples(calibration=(), texts=shown(shop, "train"), original=original)
+
+    def rounded(**chosen: Any) -> Model:
+        step = plugins.load("methods", "quantize.aware_training")(
+            bits=4, granularity="channel", steps=100, batch_size=12, learning_rate=3e-3, views=SIDE, **chosen
+        )
+        found: Model = step.apply(worn, samples)
+        return found
+
+    itself, taught = rounded(), rounded(teacher="original")
+    assert apart(worn, itself, test) < apart(worn, taught, test)
+    assert apart(original, taught, test) < apart(original, itself, test) / 2
+    assert apart(original, taught, test) < apart(original, worn, test)
+
+
+def test_heavy_batches_are_made_by_processes_and_are_the_same(shop: Path, network: Path, tmp_path: Path) -> None:
+    """Each comes from a process that is not this one; what it raises is raised here."""
+    model, items = choose.model(network), shown(shop, "train")
+    found = targets.examples(model, items, targets.nothing, Training(steps=7, batch_size=4, views=SIDE)).train
+    alone = list(examples.ahead(found, 2, 1))
+    together = list(examples.ahead(found, 2, 3))
+    assert len(alone) == len(together) == 5
+    for (one, _), (other, _) in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one["pixels"], other["pixels"])
+
+    def where(number: int) -> tuple[dict[str, Array], Array]:
+        if number == 4:
+            raise UsageError("the fifth is broken")
+        return {"process": np.array([os.getpid()])}, np.zeros(1)
+
+    made = examples.ahead(examples.Lazy(4, where, heavy=True), 0, 3)
+    assert all(batch["process"][0] != os.getpid() for batch, _ in made)
+    with pytest.raises(UsageError, match="the fifth is broken"):
+        list(examples.ahead(examples.Lazy(5, where, heavy=True), 0, 3))
+    assert all(batch["process"][0] == os.getpid() for batch, _ in examples.ahead(examples.Lazy(4, where), 0, 3))
+
+
+def test_views_of_what_is_no_picture_or_by_another_teacher_are_refused(
+    shop: Path, network: Path, worn: Model, tmp_path: Path
+) -> None:
+    distil = plugins.load("methods", "distil.embedding")
+    aware = plugins.load("methods", "quantize.aware_training")
+    with pytest.raises(UsageError, match=r"distil.embedding: views is -3; a side in pixels, or 0, is allowed"):
+        distil(views=-3)
+    with pytest.raises(UsageError, match=r"distil.embedding: views is 8, and projection is learned; none or pca is al"):
+        distil(views=8, projection="learned")
+    tiny_bert(tmp_path / "tiny")
+    text = choose.model(tmp_path / "tiny")
+    with pytest.raises(UsageError, match="views is 8, and the items of this model are no pictures; 0 is allowed"):
+        aware(views=8).apply(text, Samples(calibration=(), texts=["a b", "c d", "e f", "g h"]))
+    pictures = Samples(calibration=(), texts=shown(shop, "train"))
+    with pytest.raises(UsageError, match="teacher is original, and none is given"):
+        aware(teacher="original").apply(worn, pictures)
+    with pytest.raises(UsageError, match="the model's vectors have 16 elements, its original's 32; teacher itself is"):
+        aware(teacher="original").apply(worn, dataclasses.replace(pictures, original=text))
+    other = choose.model(network)
+    assert other.spec.picture
+    paler = msgspec.structs.replace(other.spec.picture, mean=(0.4, 0.4, 0.4))
+    other = dataclasses.replace(other, spec=msgspec.structs.replace(other.spec, picture=paler))
+    with pytest.raises(UsageError, match="the teacher takes pictures of other numbers than the model"):
+        distil(views=8).apply(worn, dataclasses.replace(pictures, original=other))

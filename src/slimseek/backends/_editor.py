@@ -40,7 +40,7 @@ class Editor:
         if not output and key in self._made:
             return self._made[key]
         result = output or self._fresh(kind)
-        self.nodes.append(helper.make_node(kind, inputs, [result], name=f"node_{result}", domain=domain, **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, [result], domain=domain, **attributes))
         if not output:
             self._made[key] = result
         return result
@@ -73,7 +73,9 @@ def scale_constant(editor: Editor, name: str, scale: Array) -> str:
 
 
 def finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
-    """The new model; nodes and constants that nothing uses are left out."""
+    """The new model; nodes and constants that nothing uses are left out, and so are names of nodes, which repeat those
+    of what they give.
+    """
     used = {output.name for output in graph.graph.output}
     nodes = []
     for node in reversed(editor.nodes):
@@ -92,7 +94,8 @@ def finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
     del lowered.metadata_props[:]
     for node in lowered.graph.node:
         del node.metadata_props[:]
-        node.doc_string = ""
+        node.ClearField("doc_string")
+        node.ClearField("name")
     return lowered
 
 

@@ -203,11 +203,11 @@ def train(
         wanted, train = (plugins.require(f"slimseek.training.{name}") for name in ("settings", "train"))
         training = train.Training(
             steps=steps, batch_size=batch_size, accumulate=accumulate, learning_rate=learning_rate,
-            max_tokens=max_tokens, patience=patience, precision=precision, seed=seed,
+            max_tokens=max_tokens, patience=patience, precision=precision, seed=seed, views=views,
         )  # fmt: skip
         settings = wanted.Settings(
             loss=loss, teacher=teacher, hard_negatives=hard_negatives, max_documents=max_documents, metric=metric,
-            training=training, views=views,
+            training=training,
         )  # fmt: skip
         found = tune(model, data, out, settings, threads=threads, force=force)
         run.answer(found, lambda console: show.tuning(found, console, out))

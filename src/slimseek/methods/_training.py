@@ -11,7 +11,7 @@ from slimseek.bases import Step
 from slimseek.errors import UsageError
 from slimseek.inputs.unlabelled import SENTENCE
 from slimseek.schema import Model
-from slimseek.training.targets import examples, vectors_of
+from slimseek.training.targets import taught
 from slimseek.training.train import Fitted, Loss, Training, fit, trained
 
 
@@ -78,6 +78,6 @@ def distilled(
         label: for the progress bar.
     """
     network = choose.family(model).trainable(model)
-    found = examples(model, items, vectors_of(teacher, settings.max_tokens), settings)
-    fitted = fit(network, found, loss, settings, label=label)
+    learner, found, of_learner = taught(network, model, teacher, items, settings, loss)
+    fitted = fit(learner, found, of_learner, settings, label=label)
     return dataclasses.replace(model, tensors=trained(model, network)), fitted

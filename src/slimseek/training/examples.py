@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import random
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -28,9 +29,15 @@ Width = tuple[Any, ...]
 class Lazy(Sequence[Example]):
     """Batches that are made when they are asked for, and not kept."""
 
-    def __init__(self, count: int, make: Callable[[int], Example]) -> None:
-        """So many batches; ``make`` is given a number from 0 and must give the same batch whenever it is asked."""
-        self._numbers, self._make = range(count), make
+    def __init__(self, count: int, make: Callable[[int], Example], heavy: bool = False) -> None:
+        """So many batches.
+
+        Args:
+            count: how many.
+            make: is given a number from 0 and must give the same batch whenever it is asked.
+            heavy: whether that takes long and keeps Python's lock, as views of pictures do.
+        """
+        self._numbers, self._make, self.heavy = range(count), make, heavy
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -42,23 +49,28 @@ class Lazy(Sequence[Example]):
     def __getitem__(self, number: int | slice) -> Example | Sequence[Example]:
         if isinstance(number, slice):
             chosen = self._numbers[number]
-            return Lazy(len(chosen), lambda place: self._make(chosen[place]))
+            return Lazy(len(chosen), lambda place: self._make(chosen[place]), self.heavy)
         return self._make(self._numbers[number])
 
 
 def ahead(examples: Sequence[Example], start: int, workers: int) -> Generator[Example, None, None]:
-    """The batches from ``start`` on, in order; the next ones are made in threads while one is in use.
+    """The batches from ``start`` on, in order; the next ones are made while one is in use.
+
+    Threads make them; heavy ones processes, where three or more may run and the system can fork: sixteen threads make
+    no more views of pictures a second than one.
 
     Args:
         examples: batches; any may be asked for by any thread.
         start: number of the first.
-        workers: threads; twice as many batches wait at most.
+        workers: threads or processes; twice as many batches wait at most.
     """
-    with ThreadPoolExecutor(workers, "examples") as pool:
+    apart = workers > 2 and getattr(examples, "heavy", False) and "fork" in multiprocessing.get_all_start_methods()
+    make = _made_apart if apart else examples.__getitem__
+    with _processes(examples, workers) if apart else ThreadPoolExecutor(workers, "examples") as pool:
         waiting: deque[Future[Example]] = deque()
         try:
             for number in range(start, len(examples)):
-                waiting.append(pool.submit(examples.__getitem__, number))
+                waiting.append(pool.submit(make, number))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -66,6 +78,24 @@ def ahead(examples: Sequence[Example], start: int, workers: int) -> Generator[Ex
         finally:
             for one in waiting:
                 one.cancel()
+
+
+_held: list[Sequence[Example]] = []
+"""What a process of :func:`_processes` makes batches of."""
+
+
+def _processes(examples: Sequence[Example], workers: int) -> Executor:
+    """Processes that are given the examples by being forked, since they hold functions, which cannot be sent."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _hold, (examples,))
+
+
+def _hold(examples: Sequence[Example]) -> None:
+    _held[:] = [examples]
+
+
+def _made_apart(number: int) -> Example:
+    [examples] = _held
+    return examples[number]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,6 +195,25 @@ def planned(
         generator.shuffle(some)
         train += some
     return train[:count]
+
+
+def viewed(read: Any, rows: Sequence[Any], side: int, seed: tuple[int, int], mixed: bool = False) -> Batch:
+    """Random views of some pictures, which hang on the seed and the place in the batch alone.
+
+    Args:
+        read: the reader of the model's items.
+        rows: of the pictures, as it gives them.
+        side: of the views in pixels.
+        seed: of the training, and the number of the batch.
+        mixed: each view is blended with the next one, by a share of its own that is spread evenly over 0 to 1 (Zhang
+            et al., mixup, 2018): more pictures than there are, for who can tell what each of them should give.
+    """
+    generators = [np.random.default_rng([*seed, place]) for place in range(len(rows))]
+    batch: Batch = read.views(rows, generators, side)
+    if not mixed:
+        return batch
+    shares = np.array([generator.random() for generator in generators], np.float32).reshape(-1, 1, 1, 1)
+    return {name: seen * shares + np.roll(seen, -1, 0) * (1 - shares) for name, seen in batch.items()}
 
 
 def transcribed(

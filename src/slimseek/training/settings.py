@@ -27,10 +27,7 @@ class Settings(Value, frozen=True):
         temperature: of ``contrastive``; 1 is taken for models whose vectors are not of length one.
         metric: what the best state is kept by; empty for nDCG@10, or accuracy.
         max_documents: of the collection, from which hard negatives are taken, all judged ones among them.
-        views: side in pixels of random views of labelled pictures (crops, mirrored ones, in other light) that stand in
-            their place; 0 for the pictures as they are. Views smaller than what the network takes cost less, and bring
-            things to the size that they have in whole pictures (Touvron et al., 2019).
-        training: steps, rate, seed.
+        training: steps, rate, seed, views of pictures.
     """
 
     loss: str = ""
@@ -39,7 +36,6 @@ class Settings(Value, frozen=True):
     temperature: float = 0.05
     metric: str = ""
     max_documents: int = 20_000
-    views: int = 0
     training: Training = Training(learning_rate=5e-5)
 
     def __post_init__(self) -> None:
@@ -51,8 +47,6 @@ class Settings(Value, frozen=True):
         if self.hard_negatives < 0 or self.max_documents < 1:
             raise UsageError(f"train: hard_negatives is {self.hard_negatives} and max_documents {self.max_documents}; "
                              f"0 or more and 1 or more are allowed")  # fmt: skip
-        if self.views < 0:
-            raise UsageError(f"train: views is {self.views}; a side in pixels, or 0, is allowed")
         if self.loss == "margin_mse" and not self.hard_negatives:
             raise UsageError("train: the loss margin_mse needs hard_negatives of 1 or more")
         if self.hard_negatives == 0 and self.training.batch_size == 1:

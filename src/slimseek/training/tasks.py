@@ -22,6 +22,7 @@ from slimseek.training import pairs, transcripts
 from slimseek.training.examples import Example, Examples, Lazy
 from slimseek.training.settings import Settings, Task
 from slimseek.training.targets import shortened
+from slimseek.training.train import Training
 
 OF_LABELS = ("cross_entropy", "normalised_softmax")
 HEAD_SHARE = 10.0
@@ -63,8 +64,9 @@ def fitting(model: Model, found: Collection, settings: Settings) -> str:
     if model.spec.output == "class_logits" and name == "normalised_softmax":
         raise UsageError("train: the model is a classifier, and the loss normalised_softmax is for vectors; "
                          "cross_entropy is allowed")  # fmt: skip
-    if settings.views and not (model.spec.picture and found.labelled):
-        raise UsageError(f"train: views is {settings.views}, and this model or collection has other items than "
+    views = settings.training.views
+    if views and not (model.spec.picture and found.labelled):
+        raise UsageError(f"train: views is {views}, and this model or collection has other items than "
                          f"labelled pictures; 0 is allowed")  # fmt: skip
     return name
 
@@ -174,7 +176,7 @@ def _classification(model: Model, found: Collection, qrels: Qrels, settings: Set
     new = [CENTRES] if name == "normalised_softmax" else sorted(headed.tensors.keys() - model.tensors.keys())
     return Task(
         model=headed, name=name, loss=plugins.load("losses", name)(), items=len(rows),
-        examples=_seen(read, rows, _numbers(found, qrels), plan, settings), shares=dict.fromkeys(new, HEAD_SHARE),
+        examples=_seen(read, rows, _numbers(found, qrels), plan, training), shares=dict.fromkeys(new, HEAD_SHARE),
         centres=len(found.corpus) if name == "normalised_softmax" else 0,
     )  # fmt: skip
 
@@ -186,15 +188,14 @@ def _numbers(found: Collection, qrels: Qrels) -> Array:
 
 
 def _seen(
-    read: Any, rows: Sequence[feeding.Row], labels: Array, plan: Sequence[list[int]], settings: Settings
+    read: Any, rows: Sequence[feeding.Row], labels: Array, plan: Sequence[list[int]], training: Training
 ) -> Examples:
-    """The batches of a plan as they are, or views of them that hang on the seed, the batch and the place in it."""
+    """The batches of a plan as they are, or views of them."""
 
     def make(number: int) -> Example:
         chosen = [rows[place].read() for place in plan[number]]
-        if not settings.views:
+        if not training.views:
             return read.batch(chosen), labels[plan[number]]
-        seeds = [np.random.default_rng([settings.training.seed, number, place]) for place in range(len(chosen))]
-        return read.views(chosen, seeds, settings.views), labels[plan[number]]
+        return feeding.viewed(read, chosen, training.views, (training.seed, number)), labels[plan[number]]
 
-    return Examples(train=Lazy(len(plan), make), held_out=())
+    return Examples(train=Lazy(len(plan), make, heavy=training.views > 0), held_out=())

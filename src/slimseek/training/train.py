@@ -52,6 +52,9 @@ class Training(Value, frozen=True):
         patience: checks in a row without a better state after which it stops; 0 for never.
         precision: of the products: ``float32``, ``bfloat16`` (weights, loss and checks stay float32), or ``auto``:
             bfloat16 on an accelerator and float32 on a CPU.
+        views: side in pixels of random views of pictures (crops, mirrored ones, in other light) that stand in their
+            place; 0 for the pictures as they are. Views smaller than what the network takes cost less, and bring
+            things to the size that they have in whole pictures (Touvron et al., 2019).
     """
 
     steps: int = 300
@@ -64,6 +67,7 @@ class Training(Value, frozen=True):
     accumulate: int = 1
     patience: int = 0
     precision: Precision = "auto"
+    views: int = 0
 
     def __post_init__(self) -> None:
         """At least one step of one item."""
@@ -76,6 +80,8 @@ class Training(Value, frozen=True):
             raise UsageError(f"warm_up is {self.warm_up}; 0 to 1 is allowed")
         if self.patience < 0:
             raise UsageError(f"patience is {self.patience}; 0 or more is allowed")
+        if self.views < 0:
+            raise UsageError(f"views is {self.views}; a side in pixels, or 0, is allowed")
         if self.precision not in get_args(Precision):
             raise UsageError(f"precision is {self.precision!r}; {', '.join(get_args(Precision))} are allowed")
 

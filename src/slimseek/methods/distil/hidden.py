@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from slimseek import choose, plugins
 from slimseek.errors import UsageError
 from slimseek.methods.distil._layers import layer_map, shared_tokens
 from slimseek.methods.distil._step import DistillationStep
-from slimseek.schema import Array, Model, Samples
-from slimseek.training.targets import examples
+from slimseek.schema import Model, Samples
+from slimseek.training.targets import examples, nothing
 from slimseek.training.train import fit, trained
 
 
@@ -76,7 +73,7 @@ class HiddenDistillation(DistillationStep, frozen=True, kw_only=True):
         def loss(output: Any, target: Any, progress: float) -> Any:
             return pairs.pair_loss(output, self.hidden, self.attention, self.embedding)
 
-        found = examples(cut, items, _nothing, settings)
+        found = examples(cut, items, nothing, settings)
         pair.fit_projections_(found)
         self._check_fitted(fit(pair, found, loss, settings, label="distillation of layers"))
         said = ", ".join(f"{place} <- {source}" for place, source in layers.items())
@@ -90,8 +87,3 @@ class HiddenDistillation(DistillationStep, frozen=True, kw_only=True):
             f"states of {self._whose}",
             f"blocks (student <- teacher): {', '.join(after.said)}",
         )
-
-
-def _nothing(items: Sequence[str]) -> Array:
-    """What the teacher gives is computed in the step."""
-    return np.zeros((len(items), 1), np.float32)
