@@ -18,6 +18,7 @@ stage is resumable and lies in --work.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -29,11 +30,11 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from slimseek import artifact, choose, data, deploy, evaluate, plugins, similar, timing
+from slimseek import artifact, choose, data, deploy, evaluate, integers, plugins, similar, timing
 from slimseek.encoder import Encoder
 from slimseek.folder import write_atomically, writing
 from slimseek.progress import say, shown_on
-from slimseek.schema import Model, Samples
+from slimseek.schema import Model, QuantizedTensor, Samples
 from slimseek.training import finetune
 from slimseek.training.settings import Settings
 from slimseek.training.train import Training
@@ -84,7 +85,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tuning-steps", type=int, default=900, help="of Lite2 by labels, batches of 32")
     parser.add_argument("--taught-steps", type=int, default=1500, help="of Lite0 by the original, batches of 128")
     parser.add_argument("--recovery-steps", type=int, default=250, help="after each of three rounds of pruning")
-    parser.add_argument("--rounding-steps", type=int, default=1500, help="of the student at few bits, batches of 64")
+    parser.add_argument("--rounding-steps", type=int, nargs=2, default=[1800, 700], metavar=("FIRST", "AGAIN"),
+                        help=f"of the student at few bits, batches of {ROUNDED_AT_ONCE}")  # fmt: skip
     parser.add_argument("--bits", type=int, default=4, help="of convolutions of more than three channels")
     parser.add_argument("--amount", type=float, default=0.465, help="share of the student's parameters to remove")
     parser.add_argument("--threads", type=int, default=1)
@@ -107,7 +109,7 @@ class Bench:
         """What the stages were run with."""
         names = ("tuning_steps", "taught_steps", "recovery_steps", "rounding_steps", "bits", "amount")
         asked = {name: getattr(self.arguments, name) for name in names}
-        return asked | {"sides": SIDES, "views": VIEWS, "rounds": ROUNDS, "batch": TAUGHT_AT_ONCE}
+        return asked | {"sides": SIDES, "views": VIEWS, "rounds": ROUNDS, "batch": [TAUGHT_AT_ONCE, ROUNDED_AT_ONCE]}
 
     # ------------------------------------------------------------ the original
 
@@ -160,23 +162,33 @@ class Bench:
         return self._made("narrowed", lambda: step.apply(whole, self.samples(whole)))
 
     def rounded(self) -> Model:
-        """The narrow student at eight and few bits, taught what it gave whole."""
+        """The narrow student at eight and few bits, taught what it gave whole, and taught again from there."""
         narrow = self.narrowed()
         wide = {layer.name for layer in narrow.layers if narrow.tensors[layer.weight].shape[1] > 3}
         eight = plugins.load("methods", "quantize.weights_int")(
             bits=8, granularity="channel", symmetric=True, skip=tuple(sorted(wide))
         )
-        four = plugins.load("methods", "quantize.aware_training")(
-            bits=self.arguments.bits, granularity="channel", symmetric=True, steps=self.arguments.rounding_steps,
-            teacher="original", batch_size=ROUNDED_AT_ONCE, views=VIEWS, learning_rate=5e-4,
-            checkpoint=str(self.place / "rounded.safetensors"),
+        once = self._made("rounded-once", lambda: self._few_bits(eight.apply(narrow, self.samples(narrow)), 0))
+        values = dict(once.tensors)
+        for layer in once.layers:
+            tensor = once.tensors[layer.weight]
+            if layer.name in wide and isinstance(tensor, QuantizedTensor):
+                values[layer.weight] = integers.dequantize(tensor)
+        return self._made("rounded", lambda: self._few_bits(dataclasses.replace(once, tensors=values), 1))
+
+    def _few_bits(self, model: Model, time: int) -> Model:
+        """Its float weights rounded to few bits and trained on their grid; slower the second time."""
+        step = plugins.load("methods", "quantize.aware_training")(
+            bits=self.arguments.bits, granularity="channel", symmetric=True, steps=self.arguments.rounding_steps[time],
+            teacher="original", batch_size=ROUNDED_AT_ONCE, views=VIEWS, learning_rate=(5e-4, 2e-4)[time],
+            checkpoint=str(self.place / f"rounded-{time}.safetensors"),
         )  # fmt: skip
-        samples = self.samples(self.taught())
-        return self._made("rounded", lambda: four.apply(eight.apply(narrow, samples), samples))
+        rounded: Model = step.apply(model, self.samples(self.taught()))
+        return rounded
 
     def student(self) -> Model:
         """The student with inputs of eight bits."""
-        step = plugins.load("methods", "quantize.activations_int")()
+        step = plugins.load("methods", "quantize.activations_int")(estimator="percentile")
         return self._made("student", lambda: step.apply(self.rounded(), self.samples(self.taught())))
 
     def eight_bits(self, whole: Model) -> Model:
