@@ -73,8 +73,8 @@ def scale_constant(editor: Editor, name: str, scale: Array) -> str:
 
 
 def finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
-    """The new model; nodes and constants that nothing uses are left out, and so are names of nodes, which repeat those
-    of what they give.
+    """The new model; nodes and constants that nothing uses are left out. Nodes are called by numbers: their names would
+    repeat those of what they give, and without any ONNX Runtime gives the copies that it makes of two nodes one name.
     """
     used = {output.name for output in graph.graph.output}
     nodes = []
@@ -92,10 +92,10 @@ def finish(graph: onnx.ModelProto, editor: Editor) -> onnx.ModelProto:
     if MICROSOFT in {node.domain for node in nodes} - {opset.domain for opset in lowered.opset_import}:
         lowered.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     del lowered.metadata_props[:]
-    for node in lowered.graph.node:
+    for number, node in enumerate(lowered.graph.node):
         del node.metadata_props[:]
         node.ClearField("doc_string")
-        node.ClearField("name")
+        node.name = str(number)
     return lowered
 
 
