@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--collections", nargs="+", default=[TRAINED_ON, UNSEEN], choices=[TRAINED_ON, UNSEEN])
     parser.add_argument("--time", action="store_true", help="only time, of short trainings")
     arguments = parser.parse_args()
     require("torch").set_num_threads(arguments.threads)
@@ -87,7 +88,7 @@ def main() -> None:
 def quality(arguments: argparse.Namespace, samples: Samples) -> dict[str, Any]:
     """What each student keeps of MiniLM's nDCG@10, by collection."""
     students, results = taught(arguments, samples), {}
-    for name in (TRAINED_ON, UNSEEN):
+    for name in arguments.collections:
         collection, place = data.load(str(arguments.data / name)), arguments.work / name
         place.mkdir(parents=True, exist_ok=True)
         found: dict[str, Callable[[], Encoder]] = {}
@@ -178,10 +179,12 @@ def sentence_transformers(texts: Sequence[str], steps: int, batch_size: int) -> 
 
 def print_markdown(results: dict[str, Any]) -> None:
     """The table as it stands in docs/distillation.md."""
-    print(f"| | {TRAINED_ON}, kept (95 %) | {UNSEEN}, kept (95 %) | seconds a batch |\n|---|---|---|---|")
-    for name in results.get("collections", {}).get(TRAINED_ON, {}):
+    collections = results.get("collections", {})
+    print(f"| {' | '.join(['', *(f'{name}, kept (95 %)' for name in collections), 'seconds a batch'])} |")
+    print("|---" * (len(collections) + 2) + "|")
+    for name in next(iter(collections.values()), {}):
         cells = [name]
-        for rows in results["collections"].values():
+        for rows in collections.values():
             low, high = rows[name]["kept_interval"]
             cells.append(f"{rows[name]['kept']:.1%} ({low:.1%} to {high:.1%})")
         took = results.get("seconds_per_batch", {}).get(name)
