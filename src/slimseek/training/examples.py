@@ -198,19 +198,19 @@ def planned(
 
 
 def viewed(read: Any, rows: Sequence[Any], side: int, seed: tuple[int, int], mixed: bool = False) -> Batch:
-    """Random views of some pictures, which hang on the seed and the place in the batch alone.
+    """Some items as they are, or random views of pictures, which hang on the seed and the place in the batch alone.
 
     Args:
         read: the reader of the model's items.
-        rows: of the pictures, as it gives them.
-        side: of the views in pixels.
+        rows: of the items, as it gives them.
+        side: of the views in pixels; 0 for the items as they are.
         seed: of the training, and the number of the batch.
         mixed: each view is blended with the next one, by a share of its own that is spread evenly over 0 to 1 (Zhang
             et al., mixup, 2018): more pictures than there are, for who can tell what each of them should give.
     """
-    generators = [np.random.default_rng([*seed, place]) for place in range(len(rows))]
-    batch: Batch = read.views(rows, generators, side)
-    if not mixed:
+    generators = [np.random.default_rng([*seed, place]) for place in range(len(rows) if side else 0)]
+    batch: Batch = read.views(rows, generators, side) if side else read.batch(rows)
+    if not (side and mixed):
         return batch
     shares = np.array([generator.random() for generator in generators], np.float32).reshape(-1, 1, 1, 1)
     return {name: seen * shares + np.roll(seen, -1, 0) * (1 - shares) for name, seen in batch.items()}

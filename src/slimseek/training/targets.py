@@ -59,8 +59,7 @@ def examples(
     def batches(chosen: Sequence[list[int]], views: int) -> Lazy:
         def make(number: int) -> Example:
             some = [rows[position].read() for position in chosen[number]]
-            batch = viewed(read, some, views, (settings.seed, number), mixed=True) if views else read.batch(some)
-            return batch, taken(targets, chosen[number])
+            return viewed(read, some, views, (settings.seed, number), mixed=True), taken(targets, chosen[number])
 
         return Lazy(len(chosen), make, heavy=views > 0)
 

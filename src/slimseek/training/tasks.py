@@ -194,8 +194,6 @@ def _seen(
 
     def make(number: int) -> Example:
         chosen = [rows[place].read() for place in plan[number]]
-        if not training.views:
-            return read.batch(chosen), labels[plan[number]]
         return feeding.viewed(read, chosen, training.views, (training.seed, number)), labels[plan[number]]
 
     return Examples(train=Lazy(len(plan), make, heavy=training.views > 0), held_out=())
